@@ -59,17 +59,19 @@ class TrainingLoop(QuickEngine):
 
     The methods that follow the drawing in ``events.py`` are, from the outside in, ``_run_loop``,
     ``_loop``, ``_epochs`` and ``_iterations``. All four are generators, so that ``interrupt()`` can
-    suspend a run with its scopes open.
+    suspend a run with its scopes open. Scopes are context managers around a part of the loop; the
+    contexts on channels are scopes.
 
-    However a run ends, ``_roll_back_to_boundary`` is called: the open window is dropped, the loader
-    is no longer Accelerate's active one, and counters and data return to the last step boundary,
-    where the next run continues.
+    However a run ends, ``_roll_back_to_boundary`` is called. It drops the open window, deactivates
+    the loader in Accelerate, and returns counters and data to the last step boundary (a place
+    between two windows). The next run continues from there.
 
-    The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) where Ignite
-    does: after the events whose handlers can make one. It first leaves the scopes that are open
-    within the loop or the epoch, and then raises ``RunTerminated`` or ``EpochTerminated`` to get
-    out of the generators. A subclass must not replace the three flags: the loop reads only the
-    dictionary that their descriptors write to.
+    The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) at the same
+    places as Ignite: after the events whose handlers can make a request. To end the run or the
+    epoch, the loop first leaves the scopes that are open within on_loop or on_epoch. Then it raises
+    ``RunTerminated`` or ``EpochTerminated`` to get out of the generators. A subclass must not
+    replace the three flags (``should_terminate`` and so on): the loop reads only the dictionary
+    that their descriptors write to.
 
     With several processes all ranks obey a request of one rank at the same step boundary
     (``Decisions``): at most ``agree_every`` + 1 windows later, or at the end of the epoch.
@@ -96,31 +98,35 @@ class TrainingLoop(QuickEngine):
         self._is_end_noted = False  # once set, no further request changes ``ended_by``
         self._running_metrics = RunningMetrics(self._metrics, optimizer_step.signals)
         self._position = RunPosition(optimizer_step)
-        super().__init__(process_function)  # type: ignore[arg-type]  # called with no other
-        # To notice a state that a user has put in the place of this one.
+        # The engine calls its process function only with itself, so a narrower type is safe.
+        super().__init__(process_function)  # type: ignore[arg-type]
+        # Kept to notice when a user replaces ``state`` by another object.
         self._own_state = self.state
         self._position.uncompleted_epoch = self.list_cleared_at(Events.EPOCH_COMPLETED)
         self._changes = UndoStack()
-        self._outer_changes: tuple[Callable[[], None], ...] = ()  # made by scopes around the run
-        self._is_rolled_back = True  # at a step boundary, with nothing left to undo
-        # The request to terminate the epoch of a run that failed before it could do so.
+        # The changes that were pending before the run; the scopes around ``run`` undo these.
+        self._outer_changes: tuple[Callable[[], None], ...] = ()
+        # Whether the position is at a step boundary and no change is left to undo.
+        self._is_rolled_back = True
+        # The value of a ``terminate_epoch()`` that a failed run did not obey any more.
         self._pending_epoch_termination: Any = False
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
         self._optimizer_step = optimizer_step
         self._due = DueList()
         self._end_callbacks: list[Callable[[], None]] = []
-        self._after_first_step: list[Callable[[], None]] = []  # of each run; called once
+        # Callbacks that are called once in each run, after its first step.
+        self._after_first_step: list[Callable[[], None]] = []
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
-        # The numbers of scopes that are open just within on_loop and on_epoch.
+        # How many scopes are open directly within on_loop, and directly within on_epoch.
         self._loop_depth = self._epoch_depth = 0
         self._started = 0.0
 
     # The loop
 
     def _run_loop(self) -> Generator[State, None, State]:
-        """Runs from before STARTED to after COMPLETED, and unwinds; yields when interrupted."""
+        """Runs everything from STARTED to COMPLETED, and rolls back; yields when interrupted."""
         self.stop_reason = None
         self._requests.clear()
         if self._decisions is not None:
@@ -128,7 +134,7 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
-        # Scopes around ``run`` undo their own changes, after the run.
+        # These changes are undone after the run, by the scopes around ``run`` that made them.
         self._outer_changes = self._changes.pending
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
@@ -136,7 +142,7 @@ class TrainingLoop(QuickEngine):
             scopes.enter(_Unwinding(self))
             try:
                 yield from self._loop()
-            except GeneratorExit:  # the run was interrupted and is never continued: not a failure
+            except GeneratorExit:  # no failure: the run was interrupted and will not continue
                 raise
             except BaseException as error:
                 if not self._handle_failure(error):
@@ -147,7 +153,8 @@ class TrainingLoop(QuickEngine):
         """Runs from STARTED to COMPLETED, within on_loop, as in the drawing."""
         self._clear_times()
         self._started = time.time()
-        self._loop_depth = self._epoch_depth = 0  # a failure to enter on_loop fires no TERMINATE
+        # While this is 0, STARTED was not fired, so a failure fires no TERMINATE.
+        self._loop_depth = self._epoch_depth = 0
         with self.hook_channels.on_loop:
             self._loop_depth = self._epoch_depth = len(self.hook_channels.scopes.open)
             try:
@@ -158,26 +165,26 @@ class TrainingLoop(QuickEngine):
                 self._end_terminated_run(self.stop_reason or self._requests.stop.reason)
             except EpochTerminated:
                 raise RuntimeError(
-                    "terminate_epoch() must be called within an epoch, it was called at STARTED or "
-                    "EPOCH_STARTED: call it at ITERATION_STARTED"
+                    "terminate_epoch() must be called within an epoch, and was called at STARTED "
+                    "or EPOCH_STARTED: call it at ITERATION_STARTED"
                 ) from None
             self._complete_run()
 
     def _epochs(self) -> Generator[State, None, None]:
-        """Fires STARTED, and then runs one epoch in each turn of its loop, as in the drawing.
+        """Fires STARTED and runs the epochs, as in the drawing.
 
-        Before the first epoch a run completes what the run before it left undone.
+        Before the first epoch, the run completes the work that the previous run left undone.
         """
         position = self._position
-        # Ignite's profilers write to the table of handlers, past every method: when they are
-        # attached, and at STARTED.
+        # Ignite's profilers write to the table of handlers without calling a method, when they are
+        # attached and at STARTED. So the handlers are looked up again here and at STARTED.
         self._update_handlers()
         self._fire_from_table(Events.STARTED)
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
             self._decisions.exchange_now()
         self._check_limits()
-        # At a limit a validation that a stop broke off is still to be made up.
+        # If a stop broke off a validation, this validation is made up first, even at a limit.
         if not (self.is_broken_off and self._requests.terminate_flag == AT_LIMIT):
             yield from self._handle_requests()
         self._finish_previous_step()
@@ -204,17 +211,17 @@ class TrainingLoop(QuickEngine):
                         if position.limit_reached is not None:
                             self._stop_at_limit(position.limit_reached)
                         yield from self._handle_requests()
-                        # The error for a terminate_epoch() at EPOCH_STARTED cannot wait until
-                        # other ranks know of the request.
+                        # A ``terminate_epoch()`` at EPOCH_STARTED is an error, which is raised at
+                        # once, and not when all ranks know of the request.
                         if TERMINATE_EPOCH in self._requests.requested_flags:
                             raise EpochTerminated
-                # Handlers of EPOCH_STARTED draw random numbers and reset metrics; in the middle of
-                # an epoch the run that is resumed has not called them.
+                # Handlers of EPOCH_STARTED draw random numbers and reset metrics. A run that is
+                # resumed in the middle of an epoch had not called them at this place.
                 position.restore_random_state(is_last_time=True)
                 self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
-                # Ignite sets the time before EPOCH_COMPLETED, for its handlers, and again after
-                # them.
+                # Ignite sets the time twice: before EPOCH_COMPLETED, so that its handlers can read
+                # the time, and after these handlers.
                 self.state.times[Events.EPOCH_COMPLETED.name] = time.time() - started
                 self._complete_epoch()
             self._requests.withdraw_flag(TERMINATE_EPOCH)
@@ -224,9 +231,10 @@ class TrainingLoop(QuickEngine):
             self._check_limits()  # a user may have written limits while the run was interrupted
 
     def _finish_previous_step(self) -> None:
-        """Completes the last step if the run before failed after it; validates at the start.
+        """Does the work after the last step if the previous run failed during this work.
 
-        If that step was the last of an epoch, validation and save wait for the epoch to complete.
+        Also calls what handlers of STARTED have deferred, such as ``Validation(at_start)``. If the
+        last step was the last of an epoch, all of this waits for the epoch to complete.
         """
         position = self._position
         if self._pending_epoch_termination and not position.place.progress.is_full:
@@ -238,19 +246,19 @@ class TrainingLoop(QuickEngine):
         self._check_limits()
         if not position.place.progress.is_full:
             self._call_deferred()
-            # At a limit no epoch follows in which the callbacks could be called.
+            # At a limit the callbacks are called here, because no epoch follows.
             if self._due.on_resume and self._requests.terminate_flag == AT_LIMIT:
                 position.restore_random_state(is_last_time=True)
-                # Within an epoch the state shows the number of this epoch, not of the last complete
-                # one.
+                # Within an epoch the state shows the number of this epoch.
                 if position.place.progress.batches:
                     self.state.epoch = position.place.progress.epochs + 1
                 self._call_deferred_on_resume()
 
     def _call_deferred_on_resume(self) -> None:
-        """Calls what a stop broke off in the run that is resumed, once everything is restored.
+        """Calls the callbacks that a stop broke off in the run that is resumed.
 
-        If the stop came at the last batch of an epoch, the calls wait for the epoch to complete.
+        This is done once everything is restored. If the stop came at the last batch of an epoch,
+        the callbacks wait for the epoch to complete.
         """
         if self._due.on_resume and self._position.is_restored:
             make_due(self, self._due.on_resume)
@@ -259,17 +267,17 @@ class TrainingLoop(QuickEngine):
                 self._call_deferred()
 
     def _iterations(self) -> Generator[State, None, None]:
-        """Runs one batch in each turn of its loop, up to EPOCH_COMPLETED, as in the drawing.
+        """Runs the iterations of an epoch, up to EPOCH_COMPLETED, as in the drawing.
 
-        This is the hot path. Attributes are looked up once, and requests are tested before a
-        generator is made to handle them.
+        This is the hot path. Attributes are looked up once, and ``_handle_requests`` is called only
+        if there are requests.
         """
         state, fire, channels = self.state, self._fire, self.hook_channels
         position, optimizer_step = self._position, self._optimizer_step
         requests, decisions = self._requests.active_flags, self._decisions
         window = optimizer_step.window
         fire_data_event = fire if self._has_data else _fire_nothing
-        # The first batch starts the workers of a loader, and torch sets a handler of SIGCHLD then.
+        # When the first batch starts the workers of a loader, torch installs a SIGCHLD handler.
         optimizer_step.signals.must_wrap_handlers = True
         try:
             if self._due.on_resume:
@@ -277,8 +285,8 @@ class TrainingLoop(QuickEngine):
                 if not position.place.progress.is_full:
                     yield from self._handle_requests()
             while not position.place.progress.is_full:
-                # GET_BATCH_STARTED … GET_BATCH_COMPLETED. Both come before on_step, so that a
-                # context on this channel does not measure the wait for data.
+                # GET_BATCH_STARTED … GET_BATCH_COMPLETED. Both events come before on_step opens, so
+                # that a context on on_step does not measure the wait for data.
                 state.batch = state.model_outputs = state.loss = None
                 state.step_committed = False
                 fire_data_event(Events.GET_BATCH_STARTED)
@@ -301,11 +309,11 @@ class TrainingLoop(QuickEngine):
                 progress = position.count_batch()
                 state.iteration = progress.iteration
                 if progress.batches == 1:
-                    # With the first batch of a pass its length may have become known.
+                    # The length of a pass may become known with its first batch.
                     self._show_lengths()
                 optimizer_step.take_batch(self._count_batches_left)
-                # A window of one batch is not noted: if it is dropped, no metric has seen its
-                # batch.
+                # Metrics are copied before a window of several batches only: if a window of one
+                # batch is dropped, no metric has seen its batch.
                 if window.count == 1 < window.size:
                     self._running_metrics.open_window(progress.iteration - 1)
                 is_closing = window.is_closing
@@ -334,8 +342,8 @@ class TrainingLoop(QuickEngine):
                     # At the last batch of an epoch the deferred callbacks wait for EPOCH_COMPLETED.
                     if is_due and not (is_last or self.is_leaving_epoch):
                         self._call_deferred()
-                    # The exchange runs beside the next window. At the end of an epoch it is
-                    # blocking instead.
+                    # The ranks exchange requests while the next window runs. At the end of an epoch
+                    # ``_complete_epoch`` makes a blocking exchange instead.
                     if is_closing and decisions is not None and not (is_last or requests):
                         decisions.begin_exchange()
                 if is_last and self._requests.terminate_flag:
@@ -347,7 +355,7 @@ class TrainingLoop(QuickEngine):
             self._end_terminated_epoch()
 
     def _end_terminated_epoch(self) -> None:
-        """Drops the open window and the rest of the pass; the epoch completes without them."""
+        """Drops the open window and the rest of the pass, so that the epoch can complete."""
         batches = self._position.place.progress.batches
         self._optimizer_step.drop_window()
         self._present_feed.next_pass()
@@ -356,23 +364,22 @@ class TrainingLoop(QuickEngine):
         self._fire(Events.TERMINATE_SINGLE_EPOCH, iter_counter=batches)
 
     def _enter_next_pass(self, fire: Callable[[Any], None]) -> Generator[State, None, None]:
-        """Gets the first batch of the next pass over the data, when a pass has ended."""
+        """Gets the first batch of the next pass over the data, after the end of a pass."""
         ended = self._batches
         fire(Events.DATALOADER_STOP_ITERATION)
         self._switch_data()
         yield from self._handle_requests()
         if self._batches is ended:  # unless a handler has set other data
             self._batches = iter(self._present_feed)
-        self._optimizer_step.signals.must_wrap_handlers = (
-            True  # workers may start, as at the first pass
-        )
+        # The next pass may start workers, and torch then installs a SIGCHLD handler.
+        self._optimizer_step.signals.must_wrap_handlers = True
         self.state.batch = next(self._batches)
 
     def _complete_epoch(self) -> None:
         """Fires EPOCH_COMPLETED, and then calls the deferred callbacks, as in the drawing.
 
         With several processes the ranks exchange their requests here and wait for the result, so
-        that no stop leaks into the next epoch.
+        that a stop that was requested in this epoch ends the run before the next epoch begins.
         """
         self._present_feed.finish()
         progress = self._position.place.progress
@@ -383,7 +390,8 @@ class TrainingLoop(QuickEngine):
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._fire_epoch_completed()
-        self._position.uncompleted_epoch.clear()  # the first handler has done so, if there is one
+        # With handlers of EPOCH_COMPLETED, the list was cleared when the first was called.
+        self._position.uncompleted_epoch.clear()
         if self._decisions is None:
             self._call_deferred()
             return
@@ -399,11 +407,12 @@ class TrainingLoop(QuickEngine):
     def _fire_epoch_completed(self) -> None:
         """Fires EPOCH_COMPLETED; the epoch stays incomplete if a stop breaks off its validation.
 
-        The other handlers, which see the results, are then called in the next run, after the
-        validation.
+        In this case the next run fires EPOCH_COMPLETED again: it repeats the validation and then
+        calls the other handlers, which see its results.
         """
         (before,) = self._position.uncompleted_epoch
-        # Ignite's metrics compute before the validation, and will compute again in the next run.
+        # Ignite's metrics compute before the validation, and compute again in the next run. So they
+        # are restored if the validation is broken off.
         restore_metrics = self._running_metrics.snapshot() if stop_monitors(self) else _do_nothing
         try:
             self._fire(Events.EPOCH_COMPLETED)
@@ -411,13 +420,14 @@ class TrainingLoop(QuickEngine):
         except ValidationStopped:
             self._position.reopen_epoch(before)
         restore_metrics()
-        self._requests.withdraw_flag(TERMINATE_EPOCH)  # the position keeps the request
+        # The position keeps the request to terminate the epoch.
+        self._requests.withdraw_flag(TERMINATE_EPOCH)
         self._stop_broken_off()
         self.hook_channels.scopes.leave(self._loop_depth)
         raise RunTerminated
 
     def _move_scheduler(self) -> None:
-        """Moves a scheduler that waits for a validation or for the end of an epoch."""
+        """Moves a scheduler that is due after a validation or at the end of an epoch."""
         self._optimizer_step.scheduler.move_after_validation(self)
         self._optimizer_step.scheduler.move_after_epoch(self)
 
@@ -426,12 +436,13 @@ class TrainingLoop(QuickEngine):
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self._requests.terminate_flag != "skip_completed":
-            self._fire_from_table(Events.COMPLETED)  # they remove what they wrote at STARTED
+            # From the table again: Ignite's profilers remove here what they wrote at STARTED.
+            self._fire_from_table(Events.COMPLETED)
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
     def _note_frozen_modules(self) -> None:
-        """Is called after the handlers of EPOCH_STARTED; ``Trainer`` overrides this."""
+        """Does nothing here. ``Trainer`` overrides this; it is called after EPOCH_STARTED."""
 
     # Limits and lengths, which handlers read and write on the state
 
@@ -444,8 +455,8 @@ class TrainingLoop(QuickEngine):
         state, position = self.state, self._position
         if state is not self._own_state:
             raise RuntimeError(
-                "`trainer.state` must stay the object that it is while the trainer runs, and it "
-                "was replaced: write to its attributes, or replace it between two runs"
+                "`trainer.state` must stay the same object while the trainer runs, and it was "
+                "replaced: write to its attributes, or replace it between two runs"
             )
         now = (state.max_epochs, state.max_iters, state.max_steps, state.epoch_length)
         if now != position.shown:
@@ -453,8 +464,8 @@ class TrainingLoop(QuickEngine):
         limit = position.limit_reached
         if limit is not None:
             progress = position.place.progress
-            # At the end of an epoch `max_epochs` and `max_iters` are the regular end of a run, with
-            # COMPLETED alone. `max_steps` fires TERMINATE there too.
+            # If ``max_epochs`` or ``max_iters`` is reached at the end of an epoch, the run ends
+            # normally, without TERMINATE. ``max_steps`` fires TERMINATE even there.
             if progress.batches and (limit == "max_steps" or not progress.is_full):
                 self._stop_at_limit(limit)
         elif self._requests.active_flags and self.stop_reason in vars(position.limits):
@@ -463,7 +474,7 @@ class TrainingLoop(QuickEngine):
                 self._requests.withdraw_flag(TERMINATE_RUN)
 
     def _adopt_limits(self) -> None:
-        """Adopts what was written to the state; drops a window that the new limits leave open."""
+        """Adopts limits that were written to the state; drops a window that they leave open."""
         position, optimizer_step = self._position, self._optimizer_step
         now = ShownLimits.read(self.state)
         self._check_can_end(now)
@@ -476,16 +487,16 @@ class TrainingLoop(QuickEngine):
         """Raises a ValueError for an epoch without data and without a length."""
         if now.epoch_length is None and not self._has_data:
             raise ValueError(
-                "`trainer.state.epoch_length` must stay a number without data, got None: an epoch "
-                "would never end"
+                "`trainer.state.epoch_length` must be a number if the trainer has no data, got "
+                "None: an epoch would never end; write a number, or give data"
             )
 
     def _show_limits(self) -> None:
         """Writes the limits and the length of the present epoch to the state."""
         position, state = self._position, self.state
         shown = ShownLimits(**vars(position.limits), epoch_length=position.length_of_epoch)
-        # One statement: after an exception between the two, a value that is on the state and not in
-        # ``shown`` would be taken for one that a user has written.
+        # One statement writes to the state and to ``shown``. If an exception came between two
+        # statements, the next run would take the difference for a value that a user has written.
         state.max_epochs, state.max_iters, state.max_steps, state.epoch_length = position.shown = (
             shown
         )
@@ -494,7 +505,8 @@ class TrainingLoop(QuickEngine):
     def _show_lengths(self) -> None:
         """Writes the length of the present epoch and the epochs for ``max_steps`` to the state.
 
-        A value that a handler has written there is kept, for ``_check_limits`` to adopt.
+        If a handler has written another value, this value is kept until ``_check_limits`` adopts
+        it.
         """
         state, position = self.state, self._position
         shown, length, max_epochs = position.shown, state.epoch_length, state.max_epochs
@@ -516,7 +528,7 @@ class TrainingLoop(QuickEngine):
 
     @property
     def _assigned_data(self) -> Any:
-        """The data assigned to ``state.dataloader``; None if the present loader is there."""
+        """The data that was assigned to ``state.dataloader``; None if nothing was assigned."""
         data, feed = self.state.dataloader, self._position.feed
         return None if feed is not None and data is feed.loader else data
 
@@ -525,15 +537,17 @@ class TrainingLoop(QuickEngine):
     def _stop_at_limit(self, limit: str) -> None:
         """Requests the end of the run at ``limit``, unless its end was requested before."""
         if self._decisions is not None and not self._requests.terminate_flag:
-            # A request of another rank cannot be obeyed later: no step boundary follows.
+            # This is the last chance to obey a request of another rank, because no step boundary
+            # follows.
             self._decisions.exchange_now()
         asked = self._requests.stop.reason if self._requests.terminate_flag else limit
         self.stop_reason = self.stop_reason or asked
-        if not self._requests.terminate_flag:  # else a handler may have set it to "skip_completed"
+        # An earlier request keeps its value, which may be "skip_completed".
+        if not self._requests.terminate_flag:
             self._requests.set_flag(TERMINATE_RUN, AT_LIMIT)
 
     def _end_short_epoch(self) -> None:
-        """Ends an epoch whose pass has fewer batches left than when the pass began."""
+        """Ends an epoch when its data end earlier than expected."""
         self._optimizer_step.drop_window()
         progress = self._position.place.progress
         self._position.mark_boundary(progress._replace(is_full=True))
@@ -557,11 +571,11 @@ class TrainingLoop(QuickEngine):
             self._requests.withdraw_flag(INTERRUPT_RUN)
             feed = self._present_feed
             try:
-                # ``alone``: scopes that were entered around this run may be left while it is
-                # suspended.
+                # ``out_of_order``, because scopes that were entered before this one, around the
+                # run, may be left first, while the run is suspended.
                 with deactivated(feed.loader, out_of_order=True):
                     yield self.state
-            except GeneratorExit:  # the run is abandoned: the feed may be closed already
+            except GeneratorExit:  # the run will not continue, and the feed may be closed already
                 feed.deactivate()
                 raise
             if feed is not self._position.feed:  # set_data() was called during the interruption
@@ -576,9 +590,9 @@ class TrainingLoop(QuickEngine):
             self._fire(Events.TERMINATE)
 
     def _note_ended_by(self) -> None:
-        """Notes what has ended the run.
+        """Notes which handler or function has ended the run, if any.
 
-        A ``terminate()`` at TERMINATE or COMPLETED comes too late to change that.
+        A ``terminate()`` at TERMINATE or COMPLETED no longer changes this.
         """
         self._position.ended_by, self._is_end_noted = self.ended_by, True
 
@@ -593,7 +607,7 @@ class TrainingLoop(QuickEngine):
         if not has_handlers(self, Events.EXCEPTION_RAISED):
             return self._unwind_until_terminated(error)
         try:
-            # While all scopes are open: handlers see the state in which the failure came.
+            # All scopes are still open here, so that handlers see the state at the failure.
             self._fire(Events.EXCEPTION_RAISED, error)
         except BaseException as raised:
             if self._unwind_until_terminated(raised):
@@ -606,9 +620,10 @@ class TrainingLoop(QuickEngine):
         """Closes the open contexts until one handles the failure by calling ``terminate()``.
 
         Returns:
-            Whether a context has done so; the run has then ended as a terminated one.
+            Whether a context has handled the failure. If so, the run has ended as if it had been
+            terminated.
         """
-        # A ``terminate()`` from before the failure does not count.
+        # A ``terminate()`` from before the failure does not handle the failure: clear the flag.
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
@@ -624,8 +639,8 @@ class TrainingLoop(QuickEngine):
     def _roll_back_to_boundary(self) -> None:
         """Returns counters, data and window to the last step boundary, and undoes pending changes.
 
-        If the run has failed, the callbacks that are due after the step of that boundary stay due.
-        A call that is broken off can be repeated, and the next run does so.
+        If the run has failed, the callbacks that are due after the step of this boundary stay due.
+        If an exception breaks off this method, the next run calls it again.
         """
         if self._is_rolled_back:
             return
@@ -637,28 +652,30 @@ class TrainingLoop(QuickEngine):
         optimizer_step.count_step(self.state)
         drops_window = not position.is_at_boundary
         if has_failed and drops_window:
-            # The batches of the window are given again, and their handlers defer again.
+            # The batches of the window are given again, and handlers then defer their callbacks
+            # again.
             self._due.clear()
             optimizer_step.scheduler.forget_validation()
         is_leaving = has_failed and not drops_window and self.is_leaving_epoch
         self._pending_epoch_termination = (
             is_leaving and self._requests.active_flags[TERMINATE_EPOCH]
         )
-        # As failed until the very end of ``run``, which notes how the run has ended: an exception
-        # may still come before.
+        # The run counts as failed until ``_note_outcome``, the last statement of ``run``, because
+        # an exception may still come before.
         position.roll_back(has_failed=True)
         self.state.iteration = position.place.progress.iteration
         self._running_metrics.end_run(self.state.iteration, drops_window=drops_window)
         optimizer_step.drop_window()
         self._present_feed.roll_back_to(position.place.position)
         self._present_feed.close()
-        self._changes.undo_all(self._outer_changes)  # changes that closing the feed has left
+        self._changes.undo_all(self._outer_changes)  # closing the feed may have made changes
         self._is_rolled_back = True
 
     def _call_deferred(self) -> None:
         """Calls the deferred callbacks and, if the run ends here, the callbacks of ``call_at_end``.
 
-        If one of them breaks off a validation because the run is to stop, the rest stays due.
+        If a stop breaks off a validation among them, this validation and the callbacks after it
+        are set aside for the next run.
         """
         self._call_deferred_or_stop()
         self._check_limits()
@@ -671,7 +688,7 @@ class TrainingLoop(QuickEngine):
     def _finish_deferred(self) -> None:
         """Calls the callbacks that are still due when a run has ended without a failure.
 
-        Handlers of COMPLETED may have deferred them, or those of a window that was dropped.
+        Such callbacks were deferred by handlers of COMPLETED or in a window that was dropped.
         """
         if self.stop_reason != "exception":
             self._call_deferred_or_stop()
@@ -687,8 +704,8 @@ class TrainingLoop(QuickEngine):
     def _stop_broken_off(self) -> None:
         """Stops the run after a validation was broken off.
 
-        The validation and the callbacks after it are set aside for the next run. The save on a
-        signal, which ``obey`` defers, is called now.
+        The validation and the callbacks after it are set aside for the next run. Then ``obey`` of
+        each stop monitor defers the save on a signal, and this save is called now.
         """
         self._due.break_off()
         for watch in stop_monitors(self):
@@ -700,8 +717,8 @@ class TrainingLoop(QuickEngine):
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds a handler, as Ignite does.
 
-        A handler of this package that cannot work on a trainer, or at this event, raises its error
-        here and not in the run.
+        If a handler of this package cannot work on a trainer or at this event, the error is raised
+        here, and not in the run.
         """
         if isinstance(handler, Handler):
             handler.check(self, event_name)
@@ -711,14 +728,14 @@ class TrainingLoop(QuickEngine):
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     def _update_handlers(self) -> None:
-        """Looks the handlers up again, and which of them are updates of metrics."""
+        """Looks up the handlers again, and which of them update metrics."""
         self._running_metrics.forget_updates()
         super()._update_handlers()
 
     def _make_callback(
         self, name: Any, function: Any, args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns the function to call for a handler; updates of metrics are tracked."""
+        """Returns the function to call for a handler, with tracking if it updates a metric."""
         handler = super()._make_callback(name, function, args, kwargs)
         if name != Events.ITERATION_COMPLETED.name or bound_object(function, Metric) is None:
             return handler
@@ -726,7 +743,7 @@ class TrainingLoop(QuickEngine):
         return self._running_metrics.tracked((function, args), handler, iteration)
 
     def _metrics(self) -> Iterator[Metric]:
-        """Yields the metrics of Ignite that are attached; one may come several times."""
+        """Yields the attached metrics of Ignite. The same metric may be yielded several times."""
         for function in handlers_of(self):
             metric = bound_object(function, Metric)
             if metric is not None:
@@ -734,7 +751,7 @@ class TrainingLoop(QuickEngine):
 
     @property
     def feed(self) -> DataFeed | None:
-        """The source of the batches, with the position in the data; None without data yet."""
+        """The source of the batches, with the position in the data; None before there is data."""
         return self._position.feed
 
     @property
@@ -744,16 +761,20 @@ class TrainingLoop(QuickEngine):
 
     @property
     def batches_left(self) -> int | None:
-        """Batches from the present one to the end of data, epoch or run; None if not known."""
+        """The number of batches from the present one to the next known end.
+
+        This is the end of the data, of the epoch or of the run, whichever comes first. None if no
+        end is known.
+        """
         return self._position.batches_left
 
     def _count_batches_left(self) -> int | None:
-        """Returns ``batches_left``; the optimizer step calls this only if it needs the number."""
+        """Returns ``batches_left``, as a function that is called only if the number is needed."""
         return self._position.batches_left
 
     @property
     def is_between_steps(self) -> bool:
-        """True if no window is open and no batch is on its way: the place is a step boundary."""
+        """True if no window is open and no batch has been read for the next window."""
         return self._position.is_between_steps
 
     def terminate(self, skip_completed: bool = False, *, resumable: bool = False) -> None:
@@ -761,28 +782,31 @@ class TrainingLoop(QuickEngine):
 
         With several processes the run ends on all of them, at the same step boundary.
 
-        The next ``run()`` of this process continues the run. Another process that resumes from its
-        checkpoints does so only if every request to end the run was resumable, as Ignite's
-        ``TimeLimit`` and signals are. A run that ``EarlyStopping`` ended is finished.
+        The next ``run()`` of this process continues the run. Another process that resumes from a
+        checkpoint of the run continues it only if all requests to end the run were resumable.
+        Requests of Ignite's ``TimeLimit`` and of signals are resumable. A run that
+        ``EarlyStopping`` ended is finished.
 
         Args:
             skip_completed: whether COMPLETED is left out, as in Ignite.
-            resumable: whether a process that resumes from a checkpoint continues the run, as for a
-                clock or a budget, or finds it finished.
+            resumable: whether a process that resumes from a checkpoint continues the run, as it
+                should after a time limit or a budget. If False, the run is finished.
         """
         if self.should_terminate in (False, AT_LIMIT):
-            self._requests.requested_stops.clear()  # left by a request that was withdrawn
-        # The caller's frame tells which handler this is: Ignite's handlers pass no reason.
+            self._requests.requested_stops.clear()  # entries of a request that was withdrawn
+        # Ignite's handlers pass no reason, so the caller's frame tells which handler calls.
         self._requests.requested_stops.append(
             StopRequest.from_frame(sys._getframe(1), resumable=resumable)
         )
         super().terminate(skip_completed)
 
     def stop_on_all_ranks(self, reason: str) -> None:
-        """Ends the run after the present event, resumably. All ranks must make this call together.
+        """Ends the run after the present event; another process can resume it from a checkpoint.
+
+        All ranks must call this at the same place.
 
         Args:
-            reason: the ``stop_reason``.
+            reason: the ``stop_reason`` of the run.
         """
         self.stop_reason = reason
         self._requests.stop_on_all_ranks_with(StopRequest(reason, is_final=False))
@@ -790,30 +814,34 @@ class TrainingLoop(QuickEngine):
     def request_on_all_ranks(
         self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
     ) -> Callable[[], None]:
-        """Has ``obey`` called on all ranks, at the same step boundary, if one of them asks for it.
+        """Lets any rank request that ``obey`` is called on all ranks, at the same step boundary.
 
-        ``obey`` is called before the callbacks that are due at that boundary, and at the ends of
-        epochs. Only with several processes.
+        ``obey`` is called before the callbacks that are due at this boundary, and also at the end
+        of an epoch. Only for several processes.
 
         Args:
-            asked: returns what this rank asks for, an object that can be pickled, or None. It is
+            asked: returns the request of this rank, an object that can be pickled, or None. It is
                 called at each boundary.
-            obey: is given what each rank has asked for, in the order of the ranks.
+            obey: is called with the list of the requests of all ranks, in the order of the ranks,
+                if any rank has a request.
 
         Returns:
-            A function that undoes this.
+            A function that removes the two functions again.
         """
         assert self._decisions is not None
         return self._decisions.add(Question(asked, obey))
 
     @property
     def is_ending(self) -> bool:
-        """True if all ranks know that the run ends at the next place where requests are handled."""
+        """True if the run ends at the next place where requests are handled, on all ranks."""
         return bool(self._requests.terminate_flag)
 
     @property
     def ended_by(self) -> str | None:
-        """Names what finished the run before its limit; None for a limit or a resumable end."""
+        """The handler or function that finished the run before its limit, by name.
+
+        None if a limit or a resumable request ended the run.
+        """
         if self._is_end_noted or self._position.ended_by is not None:
             return self._position.ended_by
         is_asked, stop = self._requests.terminate_flag not in (False, AT_LIMIT), self._requests.stop
@@ -823,18 +851,18 @@ class TrainingLoop(QuickEngine):
         """Marks the run that is resumed as finished: the next ``run()`` trains nothing.
 
         Args:
-            ended_by: names what finished the run.
+            ended_by: the name of the handler or function that finished the run.
         """
         self._position.ended_by = ended_by
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off callbacks of this step boundary, which the next run calls."""
+        """True if a stop broke off a validation: callbacks are set aside for the next run."""
         return self._due.is_broken_off
 
     @property
     def is_leaving_epoch(self) -> bool:
-        """True if the rest of the epoch is to be skipped; deferred callbacks wait until then."""
+        """True if ``terminate_epoch()`` is to end the epoch; deferred callbacks wait until then."""
         return (
             TERMINATE_EPOCH in self._requests.active_flags
             and self._position.place.progress.batches > 0
@@ -843,13 +871,15 @@ class TrainingLoop(QuickEngine):
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.
 
-        Deferred callbacks are called after STARTED and after STEP_COMPLETED (or
-        ITERATION_COMPLETED, if no step was made); from the last batch of an epoch on, after
-        EPOCH_COMPLETED. If a callback fails after a step, the next run calls it again.
+        Deferred callbacks are called after STARTED, and after STEP_COMPLETED (or
+        ITERATION_COMPLETED if no step was committed). At the last batch of an epoch they are called
+        after EPOCH_COMPLETED instead. If a callback fails after a step, the next run calls it
+        again.
 
         Args:
-            callback: is called without arguments; a callback that waits already is not added again.
-            turn: an earlier turn is called earlier.
+            callback: is called without arguments. A callback that is deferred already is not added
+                again.
+            turn: the turn of the callback; callbacks with an earlier turn are called earlier.
         """
         self._due.add(callback, turn)
 
@@ -858,48 +888,49 @@ class TrainingLoop(QuickEngine):
         self._due.drop(callback)
 
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` where a run ends: at its last step boundary, after deferred callbacks.
+        """Registers ``callback``, to be called at the end of each run.
 
-        Its place is before TERMINATE and COMPLETED, whose handlers a longer run would not call
-        here. A run that fails, or that ends between two step boundaries, does not call it.
+        The callback is called at the last step boundary, after the deferred callbacks. This is
+        before TERMINATE and COMPLETED, because a longer run would not call their handlers here. A
+        run that fails, or that ends between two step boundaries, does not call the callback.
 
         Returns:
-            A function that undoes this.
+            A function that removes the callback again.
         """
         self._end_callbacks.append(callback)
         return lambda: self._end_callbacks.remove(callback)
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` in the next run, if it resumes, where random generators are restored.
+        """Registers ``callback``, to be called when a resumed run restores its random generators.
 
-        A callback can restore what handlers of STARTED and EPOCH_STARTED reset, metrics for
-        example. A finished run that is resumed calls it too.
+        The callback can restore state that handlers of STARTED and EPOCH_STARTED reset, metrics for
+        example. It is also called if the run that is resumed is finished.
 
         Returns:
-            A function that undoes this.
+            A function that removes the callback again.
         """
         return self._position.call_on_resume(callback)
 
     def position_state_dict(self) -> dict[str, Any]:
-        """Returns the position of the run: numbers, lists and tensors, for ``torch.load``.
+        """Returns the position of the run as numbers, lists and tensors, to be saved.
 
-        The position is the counters, the limits, the position in the data with the order of its
-        samples, and the random generators. Call this at a step boundary, when all callbacks have
-        returned. Model, optimizer and scheduler have their own states.
+        The position consists of the counters, the limits, the position in the data with the order
+        of its samples, and the states of the random generators. Model, optimizer and scheduler are
+        not included. Call this at a step boundary, when all callbacks have returned.
         """
-        # After a failure the callbacks that were not called are still due.
+        # After a failure the callbacks that were not called are still due, and are saved as such.
         has_failed = self.stop_reason == "exception"
         is_due = self._due.broken_off or (self._due.entries and has_failed)
         due = self._due.on_resume or (due_numbers(self) if is_due else {})
         return {**self._position.state_dict(), "validation": self.state.validation, "due": due}
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Makes the next run continue at that position, on data that is built in the same way.
+        """Makes the next run continue at the saved position, on data built in the same way.
 
-        The random generators are restored when the handlers of STARTED have returned, and in the
-        middle of an epoch once more after those of EPOCH_STARTED: the run that is resumed called
-        neither at this place. If that run was finished, the next ``run`` returns at once, unless it
-        is given a higher limit.
+        The random generators are restored when the handlers of STARTED have returned. In the middle
+        of an epoch they are restored again after the handlers of EPOCH_STARTED. The reason is that
+        the resumed run did not call these handlers at this place. If the saved run was finished,
+        the next ``run`` returns at once, unless a higher limit is passed.
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
@@ -911,14 +942,14 @@ class TrainingLoop(QuickEngine):
         state.validation = state_dict["validation"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads Ignite's state: the next run continues at that iteration and batch.
+        """Loads a state in Ignite's format: the next run continues at its iteration and batch.
 
         Shuffled data keeps its order only if its sampler derives the order from the number of the
         pass, as Accelerate's seedable sampler does.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(
-                "`state_dict` must be a mapping, as state_dict() returns it, got "
+                f"`state_dict` must be a mapping as state_dict() returns it, got a "
                 f"{type(state_dict).__name__}: read it from its file first, with torch.load"
             )
         self._prepare_to_load("load_state_dict()")
@@ -927,11 +958,15 @@ class TrainingLoop(QuickEngine):
         self._move_to_state()
 
     def state_dict(self) -> Any:
-        """Returns Ignite's state. An unknown epoch length is replaced by that of the last epoch."""
+        """Returns the state in Ignite's format.
+
+        If the epoch length is not known, the length of the last epoch that was one pass is used.
+        """
         state, position = super().state_dict(), self._position
         length = state["epoch_length"]
         if length is not None and length == position.shown.epoch_length:
-            length = position.length_of_epoch  # not an estimate: None if the length is not known
+            # The state may show an estimate; this is None if the length is not known.
+            length = position.length_of_epoch
         state["epoch_length"] = length or position.length_of_pass
         return state
 
@@ -940,27 +975,31 @@ class TrainingLoop(QuickEngine):
         state, position = self.state, self._position
         epochs, length = state.epoch, state.epoch_length or 0
         if state.iteration < epochs * length:
-            epochs -= 1  # within an epoch the state counts this one, too
+            epochs -= 1  # within an epoch the state also counts the present epoch
         progress = Progress(state.iteration, epochs, state.iteration - epochs * length)
         shown = ShownLimits.read(state)
         position.move_to(progress, state.optimizer_step, shown.limits, state.epoch_length)
         position.shown = shown
 
     def _prepare_to_load(self, what: str) -> None:
-        """Closes an interrupted run and forgets what is due in it; an error while running."""
+        """Closes an interrupted run and drops its due callbacks.
+
+        Raises:
+            RuntimeError: the trainer is running.
+        """
         self._check_not_running(what, "call terminate() first, and load after run()")
         self._close_interrupted()
         self._due.clear()
         self._running_metrics.forget()
 
     def _check_not_running(self, what: str, remedy: str) -> None:
-        """Raises a RuntimeError within ``run``."""
+        """Raises a RuntimeError if the trainer is running."""
         if is_running(self):
             raise RuntimeError(f"{what} must not be called while the trainer runs: {remedy}")
 
     @property
     def _present_feed(self) -> DataFeed:
-        """The feed, which a run has always."""
+        """The feed; during a run there always is one."""
         assert self._position.feed is not None
         return self._position.feed
 
@@ -968,18 +1007,18 @@ class TrainingLoop(QuickEngine):
 class _Unwinding(AbstractContextManager[None, None]):
     """The outermost scope of a run, which rolls back when the run ends.
 
-    This is a class and not a generator: a traceback that someone keeps would hold a suspended
-    generator open until later.
+    This is a class and not a generator, because a traceback that user code keeps would keep a
+    suspended generator open.
     """
 
     def __init__(self, loop: TrainingLoop) -> None:
         self._loop = loop
 
     def __exit__(self, error_type: Any, error: BaseException | None, traceback: Any) -> None:
-        # GeneratorExit: an interrupted run is abandoned, which is no failure.
+        # GeneratorExit is no failure: an interrupted run is closed and will not continue.
         if error is not None and not isinstance(error, GeneratorExit):
             self._loop.stop_reason = "exception"
-        # At the exit of Python an interrupted run is closed when torch may be gone already.
+        # When Python exits, an interrupted run may be closed after torch is gone.
         if not sys.is_finalizing():
             self._loop._roll_back_to_boundary()
 

@@ -1,4 +1,7 @@
-"""The position of a run: its counters, its limits, and what it resumes."""
+"""The position of a run: its counters and limits, and the saved state that it resumes from.
+
+A *step boundary* is a place between two windows, from which a run can continue.
+"""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -22,10 +25,10 @@ __all__ = ["RunPosition"]
 class RunPosition:
     """The counters and limits of a run, its last step boundary, and the state that it resumes.
 
-    A run is controlled by this object alone. The engine's state shows copies, so nothing that a
-    handler writes there creates or suppresses a step. The position knows no engine: the loop moves
-    it forward, and rolls it back to the last step boundary when batches are dropped before their
-    step.
+    Only this object controls a run. The engine's state shows copies of the counters, so a handler
+    that overwrites them creates or suppresses no step. The position does not know the engine. The
+    loop moves the position forward, and rolls it back to the last step boundary when batches are
+    dropped before their step.
 
     Args:
         optimizer_step: counts the committed steps, and holds the open window.
@@ -34,18 +37,22 @@ class RunPosition:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
-        given_limits: the limits that the run was given; they hold again when the run is over.
-        shown: the limits as the state shows them: ``max_epochs`` may be derived from ``max_steps``.
-        epoch_length: batches of an epoch where the length is fixed; None if an epoch is one pass.
+        given_limits: the limits that were passed to ``run``; they apply again when the run is over.
+        shown: the limits that the state shows. ``max_epochs`` may be derived from ``max_steps``.
+        epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
+            pass.
         is_resumed: whether the next run continues the run of another process.
         has_failed: whether the run ended in a failure, and so is not finished.
         epoch_termination: the request that ended the present epoch before its last batch, or False.
-        length_of_pass: batches of the last epoch that was one whole pass; None without one.
-        uncompleted_epoch: place and ``epoch_termination`` from before an epoch was counted as
-            complete, until the first handler of EPOCH_COMPLETED is called; then empty.
+        length_of_pass: the number of batches in the last epoch that was one whole pass; None if
+            there was none.
+        uncompleted_epoch: while EPOCH_COMPLETED is due, the place and ``epoch_termination`` from
+            before the epoch was counted as complete. Empty once the first handler of the event is
+            called.
         find_generators: returns the random generators of the run that are neither global nor in the
             data.
-        ended_by: names what finished the run that is resumed before its limit; None if nothing did.
+        ended_by: the name of the handler or function that ended the run before its limit, after
+            which the run counts as finished; otherwise None.
     """
 
     def __init__(self, optimizer_step: OptimizerStep) -> None:
@@ -58,15 +65,17 @@ class RunPosition:
         self._optimizer_step = optimizer_step
         self._boundary = self.place
         self.length_of_pass: int | None = None
-        # Dropped batches have drawn random numbers that are not drawn back; a checkpoint says so.
+        # Dropped batches have drawn random numbers, and the generators are not rolled back. A
+        # checkpoint contains this flag.
         self._has_dropped_batches = False
         self.epoch_termination: Any = False
         self.ended_by: str | None = None
         self.uncompleted_epoch: list[tuple[Place, Any]] = []
-        # Moves the feed to its resumed position; called once the next run has chosen its data.
+        # Moves the feed to the resumed position, when the next run has chosen its data.
         self._pending_seek: Callable[[DataFeed], None] | None = None
         self.find_generators: Callable[[], FoundGenerators] = FoundGenerators
-        self._random_state: Mapping[str, Any] | None = None  # of the run to resume
+        # The saved random state of a run that is resumed, until the generators are restored.
+        self._random_state: Mapping[str, Any] | None = None
         self._resume_callbacks: list[Callable[[], None]] = []
 
     # During a run
@@ -83,7 +92,7 @@ class RunPosition:
 
     @property
     def length_of_epoch(self) -> int | None:
-        """Batches of the present epoch in all; None if not known yet."""
+        """The total number of batches in the present epoch; None if not known yet."""
         progress, feed = self.place.progress, self.feed
         if self.epoch_length is not None or feed is None:
             return self.epoch_length
@@ -95,10 +104,10 @@ class RunPosition:
 
     @property
     def epoch_length_or_estimate(self) -> int | None:
-        """Batches of the present epoch in all, for users to read; None if not known.
+        """The total number of batches in the present epoch, for users to read; None if not known.
 
-        Where the length is not certain, this is what the data promises by its ``len()``. Nothing in
-        the loop relies on an estimate.
+        If the length is not certain, this is an estimate from the ``len()`` of the data. The loop
+        does not rely on an estimate.
         """
         length, feed = self.length_of_epoch, self.feed
         if length is not None or feed is None:
@@ -108,37 +117,45 @@ class RunPosition:
         return self._with_rest_of_pass(feed.promised_length)
 
     def _with_rest_of_pass(self, length: int | None) -> int | None:
-        """Returns the batches of this epoch if it ends with a pass of ``length`` batches."""
+        """Returns the length of this epoch if it ends with the present pass.
+
+        Args:
+            length: the number of batches in the pass; None if not known.
+        """
         assert self.feed is not None
-        # Before the seek the feed is not yet at the position of this run.
+        # As long as the seek is pending, the feed is not at the position of this run.
         if not length or self._pending_seek is not None:
             return length or None
         return self.place.progress.batches + length - self.feed.position.batches
 
     @property
     def batches_left(self) -> int | None:
-        """Batches from the present one to the end of data, epoch or run; None if not known."""
+        """The number of batches from the present one to the next known end.
+
+        This is the end of the data, of the epoch or of the run, whichever comes first. None if no
+        end is known.
+        """
         if self.feed is None:
             return None
         left = self.feed.batches_left
         progress = self.place.progress
         if self.epoch_length is not None:
-            of_epoch = self.epoch_length - progress.batches + 1
-            left = of_epoch if left is None else min(left, of_epoch)
+            left_in_epoch = self.epoch_length - progress.batches + 1
+            left = left_in_epoch if left is None else min(left, left_in_epoch)
         if self.limits.max_iters is not None:
-            of_run = self.limits.max_iters - progress.iteration + 1
-            left = of_run if left is None else min(left, of_run)
+            left_in_run = self.limits.max_iters - progress.iteration + 1
+            left = left_in_run if left is None else min(left, left_in_run)
         return left
 
     @property
     def is_at_boundary(self) -> bool:
-        """True if each batch of this place was used in a step, or its window was dropped."""
+        """True if each batch up to this place was used in a step, or its window was dropped."""
         window = self._optimizer_step.window
         return not window.count and window.taken == self.place.taken
 
     @property
     def is_between_steps(self) -> bool:
-        """True if the place is a step boundary with no batch on its way: it can be saved."""
+        """True if the place can be saved: a step boundary, and the feed has given no more batch."""
         return (
             self.feed is not None
             and self.is_at_boundary
@@ -147,12 +164,15 @@ class RunPosition:
 
     @property
     def epochs_needed(self) -> int | None:
-        """The total number of epochs that ``max_steps`` alone takes; None if not known."""
+        """The total number of epochs of a run that only ``max_steps`` ends.
+
+        None if the run also has ``max_epochs``, or if the length of an epoch is not known.
+        """
         limits, length = self.limits, self.length_of_epoch or self.length_of_pass
         if limits.max_steps is None or limits.max_epochs is not None or length is None:
             return None
-        window = self._optimizer_step.accumulation.full_size()
-        return self.place.progress.epochs_for(limits.max_steps - self.steps, window, length)
+        window_size = self._optimizer_step.accumulation.full_size()
+        return self.place.progress.epochs_for(limits.max_steps - self.steps, window_size, length)
 
     def check_schedule(
         self, limits: Limits, feed: DataFeed, epoch_length: int | None, *, is_new: bool
@@ -161,8 +181,8 @@ class RunPosition:
 
         Args:
             limits: the limits of the run that is about to begin or to continue.
-            feed: the source of its batches.
-            epoch_length: batches of an epoch where the length is fixed.
+            feed: the source of the batches.
+            epoch_length: the number of batches in an epoch if it is fixed.
             is_new: whether a new run begins.
         """
         step = self._optimizer_step
@@ -170,13 +190,13 @@ class RunPosition:
         if scheduler.lr_scheduler is None or scheduler.at == "validation":
             return
         progress = Progress() if is_new else self.place.progress
-        length, window = epoch_length or feed.length, step.accumulation.full_size()
-        # ``terminate_epoch()`` may have ended the epoch with fewer batches.
+        length, window_size = epoch_length or feed.length, step.accumulation.full_size()
+        # An epoch that is full has no batch left, even if ``terminate_epoch()`` has cut it short.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
         count = limits.steps_to_come if by_step else limits.epochs_to_come
-        moves = count(progress, 0 if is_new else self.steps, window, length)
+        moves = count(progress, 0 if is_new else self.steps, window_size, length)
         given = {name: limit for name, limit in vars(limits).items() if limit is not None}
         scheduler.check_length(moves, ", ".join(f"{name}={given[name]}" for name in given))
 
@@ -185,7 +205,7 @@ class RunPosition:
         window, place = self._optimizer_step.window, self.place
         if not window.count:
             self._boundary = place
-        feed: Any = self.feed  # never None here: an assert would cost time for each batch
+        feed: Any = self.feed  # not None here; an ``assert`` would cost time for each batch
         length = self.epoch_length
         iteration, epochs, batches, _ = place.progress
         is_last = feed.is_last if length is None else batches + 1 >= length
@@ -195,34 +215,35 @@ class RunPosition:
 
     @property
     def is_restored(self) -> bool:
-        """True unless the random state of a resumed run is still to be restored."""
+        """True if no random state of a resumed run is still to be restored."""
         return self._random_state is None
 
     @property
     def has_epoch_to_complete(self) -> bool:
-        """True if an epoch had all its batches in this process, and is not complete yet."""
+        """True if the epoch has had all its batches in this process, and only its end is due."""
         return self.place.progress.is_full and self._random_state is None
 
     @property
     def has_lost_batches(self) -> bool:
-        """True if a pass has ended earlier than expected, and the epoch with it."""
+        """True if the end of the data, when it comes now, ends the epoch before its last batch."""
         return self.epoch_length is None and self.place.progress.batches > 0
 
     def end_epoch_early(self, request: Any = True) -> None:
-        """Ends the present epoch here: it gets no further batches.
+        """Ends the present epoch here: the epoch gets no further batches.
 
         Args:
-            request: the request to end the epoch, which the loop looks at when the epoch completes.
+            request: the request to end the epoch. Its value decides whether EPOCH_COMPLETED is
+                fired.
         """
         self.epoch_termination = request
         self.mark_boundary(self.place.progress._replace(is_full=True))
 
     def complete_epoch(self) -> None:
-        """Counts a complete epoch, and notes how to reopen it."""
+        """Counts a complete epoch, and keeps the values that ``reopen_epoch`` needs."""
         progress = self.place.progress
         if self.epoch_length is None and not self.epoch_termination:
             self.length_of_pass = progress.batches
-        self.mark_boundary(progress)  # at the end of the data of this epoch
+        self.mark_boundary(progress)  # the position in the data is now the end of this epoch
         self.uncompleted_epoch[:] = [(self.place, self.epoch_termination)]
         self.mark_boundary(progress.with_epoch())
         self.epoch_termination = False
@@ -231,7 +252,7 @@ class RunPosition:
         """Undoes ``complete_epoch``: the epoch will be completed once more.
 
         Args:
-            before: what ``uncompleted_epoch`` held.
+            before: the entry of ``uncompleted_epoch``.
         """
         self._boundary, self.epoch_termination = before
         self.place = self._boundary
@@ -247,7 +268,8 @@ class RunPosition:
         """
         limits = self.limits.with_changes(self.shown.limits, now.limits)
         if limits == Limits():
-            # ``max_steps`` was removed; what is left is the ``max_epochs`` derived from it.
+            # A handler has removed ``max_steps``, the only limit. The ``max_epochs`` that was
+            # derived from it is still on the state, and is now the limit.
             limits = now.limits
         limits.check_written()
         self.adopt_epoch_length(now)
@@ -255,7 +277,7 @@ class RunPosition:
         return self.place.progress.is_full and not self.is_at_boundary
 
     def adopt_epoch_length(self, now: ShownLimits) -> None:
-        """Fixes the length of an epoch if one was written; the present epoch may become full.
+        """Adopts the epoch length if another one was written; the present epoch may become full.
 
         Raises:
             ValueError: the length cannot be used.
@@ -273,7 +295,7 @@ class RunPosition:
             self.place = self.place._replace(progress=progress._replace(is_full=is_full))
 
     def mark_boundary(self, progress: Progress) -> None:
-        """Moves to ``progress`` and makes this a step boundary: nothing before is repeated."""
+        """Moves to ``progress`` and makes this place the last step boundary."""
         assert self.feed is not None
         taken = self._optimizer_step.window.taken
         self.place = self._boundary = Place(progress, self.feed.position, taken)
@@ -313,10 +335,10 @@ class RunPosition:
     def limits_to_continue(self, given: Limits, now: ShownLimits) -> Limits | None:
         """Returns the limits with which the run continues; None if a new run is to begin.
 
-        Limits that a handler wrote hold as long as the run is not over.
+        Limits that a handler wrote hold until the run is over.
 
         Args:
-            given: the limits that the next run was given.
+            given: the limits that were passed to the next ``run``.
             now: the limits that the state shows now.
 
         Raises:
@@ -330,8 +352,8 @@ class RunPosition:
         is_over = live.reached(progress, steps) is not None and not self.has_failed
         if given == self.given_limits and not is_over:
             given = Limits()
-        # After a finished run a limit that is not higher than the last one begins a new run, so it
-        # is no error that it lies in the past.
+        # After a finished run a limit that is not higher than before begins a new run. Such a limit
+        # may lie in the past, which is no error.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
         else:
@@ -347,7 +369,12 @@ class RunPosition:
         return limits
 
     def is_finished(self, given: Limits, now: ShownLimits) -> bool:
-        """Returns whether a resumed run has nothing left to do within these limits."""
+        """Returns whether a resumed run has nothing left to do.
+
+        Args:
+            given: the limits that were passed to ``run``.
+            now: the limits that the state shows now.
+        """
         live = self.limits.with_changes(self.shown.limits, now.limits)
         if not self.is_resumed or self.shown.asks_for_new_run(now) or live == Limits():
             return False
@@ -361,8 +388,8 @@ class RunPosition:
     def start_new_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
         """Begins a new run at the next pass over ``feed``.
 
-        ``place`` is set last: if an exception comes before, the next ``run()`` begins a new run
-        too.
+        ``place`` is set last, so that after an exception in this method the next ``run()`` begins a
+        new run too.
         """
         self.feed = feed
         feed.next_pass()
@@ -379,10 +406,12 @@ class RunPosition:
         self.place = Place()
 
     def continue_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
-        """Continues the run on ``feed``: where it stopped, or on other data with a new epoch.
+        """Continues the run on ``feed``.
+
+        On the same data the run continues where it stopped; on other data a new epoch begins.
 
         Raises:
-            ValueError: the epoch has another length.
+            ValueError: ``epoch_length`` is not the length of the epoch that continues.
         """
         before, self.feed = self.feed, feed
         if self._pending_seek is not None:
@@ -390,7 +419,7 @@ class RunPosition:
             self._pending_seek = None
         elif feed is not before:
             progress = self.place.progress
-            # An epoch that has had all its batches completes before the new data begins.
+            # An epoch that has had all its batches is completed first, before the new data is used.
             self.place = Place(progress if progress.is_full else progress.at_epoch_start())
             self.epoch_length = epoch_length or self.epoch_length
         feed.update_length()
@@ -403,13 +432,14 @@ class RunPosition:
         self.set_limits(limits)
         self.is_resumed = False
 
-    # As data, for another process to continue
+    # State that another process continues from
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that another process needs to continue: numbers, lists and tensors.
+        """Returns the state from which another process can continue: numbers, lists and tensors.
 
         Call this at a step boundary, when all callbacks of that boundary have returned. The keys
-        "asked", "cut" and "has_drawn_since" keep their names for the sake of older checkpoints.
+        "asked", "cut" and "has_drawn_since" differ from the names of the attributes, because older
+        checkpoints have these keys.
         """
         assert self.feed is not None
         device = self._optimizer_step.accelerator.device
@@ -430,10 +460,12 @@ class RunPosition:
         }
 
     def unknown_parts(self, found: FoundGenerators | None = None) -> dict[str, str]:
-        """Returns why parts of a ``ResumeReport`` may not be restored, by their names.
+        """Returns the parts that may not be restored, and the reason for each.
+
+        The keys are names of parts as in ``ResumeReport``.
 
         Args:
-            found: the random generators of the run; default: searches for them.
+            found: the random generators of the run; default: the method searches for them.
         """
         found = self.find_generators() if found is None else found
         doubts = {"random generators": list(found.doubts)}
@@ -442,10 +474,10 @@ class RunPosition:
         return {part: "; ".join(reasons) for part, reasons in doubts.items() if reasons}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Makes the next run continue at that position, on data that is built in the same way."""
+        """Makes the next run continue at the saved position, on data built in the same way."""
         progress = Progress(*state_dict["progress"])
         device = self._optimizer_step.accelerator.device
-        # For its error: a state that cannot be used must not change anything here.
+        # This raises an error if the state cannot be used, before anything here is changed.
         RandomState.from_state_dict(state_dict["random"], device)
         self.place = self._boundary = Place(progress, taken=self._optimizer_step.window.taken)
         self.limits = Limits(**state_dict["limits"])
@@ -474,7 +506,7 @@ class RunPosition:
     def move_to(
         self, progress: Progress, steps: int, limits: Limits, epoch_length: int | None
     ) -> None:
-        """Makes the next run continue at these counters, and at the batch that they count to."""
+        """Makes the next run continue at the given counters, and at the batch after them."""
         self.set_limits(limits)
         self.place = Place(progress)
         self.epoch_length = epoch_length
@@ -482,7 +514,8 @@ class RunPosition:
 
         def seek(feed: DataFeed) -> None:
             feed.seek(position)
-            # Ignite's state does not say whether an epoch was one pass; this length says so.
+            # Ignite's state does not say whether an epoch was one pass. It was, if the length of
+            # the epoch is that of a pass.
             if feed.length == epoch_length:
                 self.epoch_length = None
 
@@ -494,10 +527,10 @@ class RunPosition:
         self._optimizer_step.start_from(steps)
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` whenever ``restore_random_state`` restores.
+        """Registers ``callback``, to be called before ``restore_random_state`` restores generators.
 
         Returns:
-            A function that undoes this.
+            A function that removes the callback again.
         """
         self._resume_callbacks.append(callback)
 
@@ -509,13 +542,13 @@ class RunPosition:
         return forget
 
     def restore_random_state(self, *, is_last_time: bool) -> None:
-        """Restores the random generators of a resumed run, and calls the callbacks on resume.
+        """Calls the callbacks of ``call_on_resume``, and restores the generators of a resumed run.
 
-        Handlers of STARTED and EPOCH_STARTED have drawn numbers and reset states. The run that is
-        resumed had not called them at this place.
+        This is done after STARTED and again after EPOCH_STARTED. The handlers of these events draw
+        random numbers and reset metrics, and the resumed run had not called them at this place.
 
         Args:
-            is_last_time: whether this is the last call: no further event resets anything.
+            is_last_time: whether this is the last call before the next batch.
         """
         if self._random_state is not None:
             for callback in self._resume_callbacks:

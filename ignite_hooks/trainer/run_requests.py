@@ -1,8 +1,8 @@
 """Requests to end a run, to end an epoch, or to interrupt a run: Ignite's three flags.
 
-Ignite's ``terminate()``, ``terminate_epoch()`` and ``interrupt()`` set a flag on the engine, and
-the loop looks at it. A trainer needs more: which handler asked, whether the run is finished by it,
-and with several processes what the other ranks asked for.
+Ignite's ``terminate()``, ``terminate_epoch()`` and ``interrupt()`` set a flag on the engine, which
+the loop reads. A trainer needs to know more: which handler made the request, whether the request
+finishes the run, and, with several processes, the requests of the other ranks.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ TERMINATE_RUN, TERMINATE_EPOCH, INTERRUPT_RUN = (
 """The names of Ignite's three flags."""
 
 AT_LIMIT = "limit"
-"""The value of ``should_terminate`` at a limit, which a handler can still raise."""
+"""The value of ``should_terminate`` at a limit; a handler may still raise the limit."""
 
 _FLAG_CALLER = "a handler that set `should_terminate`"
 _FUNCTION_PREFIX = "terminate() in "
@@ -56,7 +56,7 @@ class StopRequest(NamedTuple):
 
     Args:
         caller: the class of the handler that made the request, or a description of the function.
-        is_final: whether the run is finished by the request; if not, a process that resumes from a
+        is_final: whether the request finishes the run. If not, a process that resumes from a
             checkpoint continues the run.
     """
 
@@ -67,47 +67,48 @@ class StopRequest(NamedTuple):
     def reason(self) -> str:
         """The ``stop_reason`` of a run that this request ends.
 
-        The reason is the class of a handler, or "terminate" for a function. With several processes
-        it names the rank, unless all ranks made the request.
+        The reason is the class of the handler that made the request, or "terminate" if a function
+        made the request. With several processes the reason also names the rank, unless all ranks
+        made the request.
         """
         caller, on_rank, rank = self.caller.partition(_RANK_SEPARATOR)
         is_function = caller == _FLAG_CALLER or caller.startswith(_FUNCTION_PREFIX)
         return f"{'terminate' if is_function else caller}{on_rank}{rank}"
 
     def with_rank(self, ranks: str) -> "StopRequest":
-        """Returns the same request with the rank that made it, as in " on rank 1"."""
+        """Returns the same request with the ranks that made it, for example " on rank 1"."""
         return self._replace(caller=f"{self.caller}{ranks}")
 
     @classmethod
     def from_frame(cls, frame: FrameType, *, resumable: bool) -> "StopRequest":
         """Returns the request that the code of ``frame`` makes by calling ``terminate()``.
 
-        Ignite's handlers pass no reason to ``terminate()``. The calling frame is the only way to
-        tell an ``EarlyStopping``, after which a run is finished, from a ``TimeLimit``, after which
-        the next job continues the run.
+        Ignite's handlers pass no reason to ``terminate()``, so the handler is found from the frame
+        that calls. After an ``EarlyStopping`` the run is finished; after a ``TimeLimit`` the next
+        job continues the run.
         """
         code = frame.f_code
         is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
         owner = frame.f_locals["self"] if is_method and "self" in frame.f_locals else None
         if owner is None or isinstance(owner, Engine):
             return cls(f"{_FUNCTION_PREFIX}{code.co_name}", not resumable)
-        # FastaiLRFinder ends a search for a learning rate: the run itself is still to come.
+        # FastaiLRFinder ends only its search for a learning rate. The run is not finished.
         resumable = resumable or isinstance(owner, TimeLimit | FastaiLRFinder)
         return cls(type(owner).__name__, not resumable)
 
 
 class RunRequests:
-    """The requests that are made in a run, and those that the loop obeys.
+    """The requests of this rank, and the active requests, which the loop obeys.
 
-    With one process both are the same: the loop obeys a request at the next place where requests
-    are handled. With several processes the loop obeys a request once all ranks know of it
+    With one process each request is active at once: the loop obeys at the next place where requests
+    are handled. With several processes a request becomes active when all ranks know of it
     (``processes/decisions.py``).
 
     Args:
         is_single_process: whether there is one process only.
 
     Attributes:
-        requested_flags: Ignite's flags that are set on this rank, with their values.
+        requested_flags: the flags of Ignite that are set on this rank, with their values.
         active_flags: the flags that the loop obeys, with their values.
         requested_stops: the requests to end the run that were made on this rank, the oldest first.
         active_stops: the requests to end the run that the loop obeys.
@@ -116,7 +117,7 @@ class RunRequests:
     def __init__(self, *, is_single_process: bool) -> None:
         self.requested_flags: dict[str, Any] = {}
         self.requested_stops: list[StopRequest] = []
-        # The same objects with one process, so that each request is active at once.
+        # With one process these are the same objects, so that each request is active at once.
         self.active_flags: dict[str, Any] = self.requested_flags if is_single_process else {}
         self.active_stops: list[StopRequest] = self.requested_stops if is_single_process else []
 
@@ -127,7 +128,7 @@ class RunRequests:
 
     @property
     def stop(self) -> StopRequest:
-        """The request that ends the run: the first final one, or else the first one."""
+        """The request that ends the run: the first final request, or the first if none is final."""
         return _first_final(self.active_stops)
 
     def clear(self) -> None:
@@ -141,32 +142,33 @@ class RunRequests:
             each.clear()
 
     def set_flag(self, flag: str, value: Any) -> None:
-        """Sets a flag on this rank and for the loop; all ranks do so at the same place."""
+        """Sets a flag as requested and active. All ranks must call this at the same place."""
         self.requested_flags[flag] = self.active_flags[flag] = value
 
     def withdraw_flag(self, flag: str) -> None:
-        """Clears a flag on this rank and for the loop; all ranks do so at the same place."""
+        """Clears a requested and active flag. All ranks must call this at the same place."""
         self.requested_flags.pop(flag, None)
         self.active_flags.pop(flag, None)
 
     def stop_on_all_ranks_with(self, stop: StopRequest) -> None:
-        """Ends the run; all ranks call this at the same place.
+        """Requests the end of the run. All ranks must call this at the same place.
 
         Args:
-            stop: the request. Several may be made; the first final one gives the reason.
+            stop: the request. If there are several requests, the first final request gives the
+                reason.
         """
         if self.terminate_flag in (False, AT_LIMIT):
-            self.active_stops.clear()  # left by a request that was withdrawn
+            self.active_stops.clear()  # entries of a request that was withdrawn
             self.set_flag(TERMINATE_RUN, True)
         self.active_stops.append(stop)
 
     def activate_own(self) -> None:
-        """Has the loop obey the requests of this rank, whatever the other ranks request."""
+        """Makes the requests of this rank active without asking the other ranks."""
         self.active_flags.update(self.requested_flags)
         self.active_stops[:] = self.requested_stops
 
     def unshared_requests(self) -> tuple[dict[str, Any], StopRequest] | None:
-        """Returns the requests of this rank that other ranks do not know of; None without any."""
+        """Returns the requests that only this rank knows of; None if there are none."""
         flags = {
             flag: value
             for flag, value in self.requested_flags.items()
@@ -175,10 +177,9 @@ class RunRequests:
         return (flags, _first_final(self.requested_stops)) if flags else None
 
     def activate(self, by_rank: Sequence[tuple[dict[str, Any], StopRequest] | None]) -> None:
-        """Has the loop obey the requests of all ranks.
+        """Makes the requests of all ranks active.
 
-        Where ranks set a flag to different values, the value of the lowest rank holds, on every
-        rank.
+        If ranks have set a flag to different values, every rank uses the value of the lowest rank.
 
         Args:
             by_rank: the ``unshared_requests`` of each rank.
@@ -197,7 +198,7 @@ class RunRequests:
 
 
 def _first_final(stops: Sequence[StopRequest]) -> StopRequest:
-    """Returns the first final request, or else the first one, or else a default."""
+    """Returns the first final request, else the first request, else a default request."""
     final = [each for each in stops if each.is_final]
     return (final or [*stops] or [StopRequest()])[0]
 
@@ -205,9 +206,9 @@ def _first_final(stops: Sequence[StopRequest]) -> StopRequest:
 class RequestFlag:
     """A descriptor for one of Ignite's three flags, which keeps the flag in ``_requests``.
 
-    Ignite's methods and any handler set the flag as on any engine. All flags that are set are in
-    one dictionary, so the loop tests all three at once, four times in each iteration: whether
-    ``_requests.active_flags`` is empty.
+    Ignite's methods and handlers set the flag as on any engine. All flags are in one dictionary, so
+    the loop tests all three at once: it looks whether ``_requests.active_flags`` is empty, four
+    times in each iteration.
     """
 
     def __set_name__(self, owner: type[Any], name: str) -> None:

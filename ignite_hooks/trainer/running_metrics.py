@@ -21,33 +21,36 @@ Update = Callable[[Any], Any]
 class RunningMetrics:
     """Restores the metrics of an engine when a run continues.
 
-    Ignite resets a metric at STARTED or EPOCH_STARTED, and both are fired when a run continues in
-    the middle of an epoch. Moreover, a metric may have seen batches of a window that was dropped
-    and whose batches are given again, or may have missed the batch of the last committed step.
+    There are three reasons to restore them. Ignite resets a metric at STARTED or EPOCH_STARTED, and
+    both events are fired when a run continues in the middle of an epoch. A metric may have seen
+    batches of a window that was dropped, whose batches are given again. And after a failure a
+    metric may have missed the batch of the last committed step.
 
     Args:
-        metrics: returns the metrics that the engine has now.
-        signals: held back while a metric is updated.
+        metrics: returns the metrics that are attached to the engine now.
+        signals: the signals to hold back while a metric is updated.
     """
 
     def __init__(self, metrics: Callable[[], Iterable[Metric]], signals: HeldSignals) -> None:
         self._metrics = metrics
         self._signals = signals
-        self._all_metrics: list[Metric] | None = None  # None when handlers were added or removed
-        self._updates: dict[Any, Update] = {}  # the handlers that update metrics
+        # A cache of the attached metrics; None after handlers were added or removed.
+        self._all_metrics: list[Metric] | None = None
+        self._updates: dict[Any, Update] = {}  # the handlers that update metrics, by key
         self._updated_at: dict[Any, int] = {}  # the iteration of the last call of each update
-        # The iteration before the open window, and the metrics as they were then.
+        # The iteration before the open window, and copies of the metrics after that iteration.
         self._before_window: tuple[int, list[_Snapshot]] | None = None
-        self._to_restore: list[_Snapshot] | None = None
-        self._missed: list[Any] = []  # the updates that have not seen the last committed step
+        self._to_restore: list[_Snapshot] | None = None  # the copies that the next run restores
+        # The keys of the updates that were not called after the last committed step.
+        self._missed: list[Any] = []
 
     def tracked(self, key: Any, update: Update, iteration: int) -> Update:
-        """Wraps ``update``, to note the iteration in which it was last called.
+        """Returns a function that calls ``update`` and notes the iteration of the call.
 
         Args:
             key: identifies this update when the handlers are looked up again.
-            update: the handler by which a metric sees an iteration.
-            iteration: the present one; a metric that is attached now has not missed it.
+            update: the handler of ITERATION_COMPLETED that updates a metric.
+            iteration: the present iteration; a metric that is attached now has not missed it.
         """
         updated_at, signals = self._updated_at, self._signals
         updated_at.setdefault(key, iteration)
@@ -57,26 +60,26 @@ class RunningMetrics:
             iteration = engine.place.progress.iteration
             signals.is_holding = True
             try:
-                # One line: after an exception at any line the note says whether the metric was
+                # One line, so that after an exception ``_updated_at`` shows whether the metric was
                 # updated.
                 updated_at[key] = (update(engine), iteration)[1]
             finally:
                 signals.release()
-                # A second Ctrl-C breaks off the update at once. Without a step that is half done,
-                # which this flag stands for, the run can continue.
+                # A second Ctrl-C breaks off the update and sets this flag, which stands for a step
+                # that is half done. No step is half done here, so the run can continue.
                 signals.was_interrupted = False
 
         return update_metric
 
     def forget_updates(self) -> None:
-        """Forgets the updates, which are then looked up again.
+        """Forgets the update handlers, because the handlers are looked up again.
 
-        The iteration in which each was called last stays noted.
+        The iteration of the last call of each update stays noted.
         """
         self._all_metrics, self._updates = None, {}
 
     def open_window(self, iteration: int) -> None:
-        """Notes the metrics before a window of several batches.
+        """Copies the metrics before a window of several batches.
 
         Args:
             iteration: the last iteration before the window.
@@ -104,21 +107,26 @@ class RunningMetrics:
             drops_window: whether the batches after that boundary are given again.
         """
         if self._to_restore is not None:
-            return  # this run ended before it restored those of the run before
+            return  # this run ended before it restored the copies of the run before
         opened, kept = self._before_window or (None, [])
-        # A window of one batch was not noted: if it is dropped, no metric has seen its batch.
+        # Before a window of one batch no copies are made: if such a window is dropped, no metric
+        # has seen its batch.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
-        # One line: if an exception comes before it, this call is repeated.
+        # One line: if an exception comes before it, ``end_run`` is called again.
         self._to_restore, self._missed = kept if is_of_window else self._snapshots(), missed
 
     def forget(self) -> None:
-        """Drops the copies: a new run restores nothing."""
+        """Drops the copies, because a new run restores nothing."""
         self._to_restore = self._before_window = None
         self._missed = []
 
     def begin_run(self, iteration: int) -> None:
-        """Starts or continues a run after ``iteration``."""
+        """Begins to note the calls of updates, for a run that starts or continues.
+
+        Args:
+            iteration: the last iteration before the run; no update has missed this iteration.
+        """
         self._before_window = None
         self._updated_at.clear()
         self._updated_at.update(dict.fromkeys(self._updates, iteration))
@@ -127,8 +135,9 @@ class RunningMetrics:
         """Restores the metrics, and updates them with the batch that they missed.
 
         Args:
-            engine: the engine, whose state still has the output of that batch.
-            is_last_time: whether no further event before the next batch resets metrics.
+            engine: the engine, whose state still has the output of the missed batch.
+            is_last_time: whether this is the last call before the next batch: no later event resets
+                metrics.
         """
         if self._to_restore is None:
             return
@@ -138,7 +147,8 @@ class RunningMetrics:
             for key in self._missed:
                 if key in self._updates:
                     self._updates[key](engine)
-            # One line: if an exception comes before it, both are done again, from the old copies.
+            # One line: if an exception comes before it, the next call restores the old copies and
+            # repeats the updates.
             self._to_restore, self._missed = self._snapshots(), []
         if is_last_time:
             self._to_restore = None
@@ -159,7 +169,7 @@ class _Snapshot:
 
 
 def _with_nested(metrics: Iterable[Metric]) -> list[Metric]:
-    """Returns the metrics and those within them, each once: a running average holds a metric."""
+    """Returns the metrics and the metrics that they hold, as a running average does, each once."""
     found: dict[int, Metric] = {}
     for metric in metrics:
         _collect(metric, found)

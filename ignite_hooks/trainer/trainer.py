@@ -1,4 +1,4 @@
-"""The trainer: an engine whose runs begin, continue and end where they should."""
+"""The trainer: an Ignite engine with a training loop that can stop, continue and resume."""
 
 import sys
 import warnings
@@ -57,22 +57,29 @@ _SEED_COUNT = 2**32  # numpy takes seeds below this
 
 
 class Trainer(TrainingLoop):
-    """An Ignite engine that trains. ``create_supervised_trainer`` builds it, ``run`` runs it.
+    """An Ignite engine that trains. ``create_supervised_trainer`` builds it, ``run`` starts a run.
 
     The trainer is an ``Engine``: ``trainer.on(...)``, metrics, loggers and ``ProgressBar`` work as
     on any engine. The loop is drawn in ``ignite_hooks.events``. In addition to Ignite's attributes,
-    ``trainer.state`` shows ``optimizer_step`` (committed steps in all), ``step_committed``,
-    ``max_steps``, ``start_epoch`` and ``start_step`` (where this run began), ``model_outputs`` and
-    ``loss``.
+    ``trainer.state`` has these:
 
-    ``stop_reason`` says why the last run ended: "max_epochs", "max_iters", "max_steps",
-    "exception", the class of the handler that called ``terminate()`` ("EarlyStopping"), "terminate"
-    if a function called it or, with a ``SaveCheckpoint``, the name of a signal. With several
-    processes it names the rank that asked, "EarlyStopping on rank 1", unless all ranks did.
-    ``ended_by`` names what finished the run before its limit; a process that resumes such a run has
-    nothing left to do. ``resume_report`` says what of an earlier run was resumed, and how exactly;
-    None if nothing was. ``hooks`` holds the contexts that are entered before and left after each
-    part of the loop.
+    - ``optimizer_step``: the number of committed steps.
+    - ``step_committed``: whether the present iteration made a committed step.
+    - ``max_steps``: the limit.
+    - ``start_epoch``, ``start_step``: the complete epochs and committed steps before this run.
+    - ``model_outputs``, ``loss``: of the present batch.
+
+    Attributes:
+        stop_reason: why the last run ended: the limit that was reached ("max_epochs", "max_iters"
+            or "max_steps"); "exception"; the class of the handler that called ``terminate()``
+            ("EarlyStopping"); "terminate" if a function called ``terminate()``; or, with a
+            ``SaveCheckpoint``, the name of a signal. With several processes the rank that requested
+            the stop is added ("EarlyStopping on rank 1"), unless all ranks requested it.
+        ended_by: the handler or function that finished the run before its limit, by name. A process
+            that resumes such a run has nothing left to do.
+        resume_report: which parts of an earlier run were resumed, and how exactly; None if no run
+            was resumed.
+        hooks: the contexts that are entered before each part of the loop and left after it.
     """
 
     def __init__(
@@ -101,11 +108,12 @@ class Trainer(TrainingLoop):
         self._peer_failures = PeerFailures(self, on_peer_failure)
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
-        # These two scopes are around every run: signals can be held back, and changes are undone.
-        # The functions take the trainer as an argument, so that they hold no reference to it.
+        # Two scopes are entered around every run: one can hold back signals, the other undoes
+        # changes. The functions get the trainer as an argument, so that they hold no reference to
+        # the trainer.
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
-        # The model, and the module within its wrappers.
+        # The model, and the same model without its wrappers.
         self._unwrapped_cache: tuple[Any, Any] = (None, None)
         self._position.find_generators = self._find_generators
         self._found_generators = FoundGenerators()
@@ -125,25 +133,25 @@ class Trainer(TrainingLoop):
         # ``trainer.hooks += more`` changes the set in place and then assigns it here.
         if hooks is not self._hooks:
             raise AttributeError(
-                f"`trainer.hooks` must stay the set that it is, got {hooks!r}: use its "
-                "register_all(), or attach() the other"
+                f"`trainer.hooks` must stay the same set, got {hooks!r}: call "
+                "trainer.hooks.register_all(), or attach(trainer) of the new set"
             )
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The trained modules by name, without wrappers: the model, and others that have a state.
+        """The modules of the run by name, without wrappers.
 
-        The others are modules that were given to the factory as ``loss_fn``, ``batch_processor`` or
-        another function.
+        These are the model ("model") and each module with a state that was given to the factory as
+        ``loss_fn``, ``batch_processor`` or another function.
         """
         others = {name: unwrap_module(module) for name, module in self._modules.items()}
         with_state = {name: module for name, module in others.items() if module.state_dict()}
         return {"model": self._unwrapped_model(), **with_state}
 
     def parameter_digest(self) -> tuple[int, int] | None:
-        """Returns a digest of the parameters of this rank, to compare it with those of other ranks.
+        """Returns a digest of this rank's parameters, to be compared with the other ranks' digests.
 
-        None unless several ranks train the whole model each.
+        None unless several ranks train, each with the whole model.
         """
         return (
             self._same_parameters.digest(self._replicated_parameters())
@@ -155,7 +163,7 @@ class Trainer(TrainingLoop):
         """Warns once, or raises, if ranks have different parameters. Collective if digests differ.
 
         Args:
-            digests: the digests of all ranks, in their order.
+            digests: the digests of all ranks, in the order of the ranks.
 
         Raises:
             RuntimeError: a parameter differs by more than rounding does.
@@ -173,11 +181,14 @@ class Trainer(TrainingLoop):
 
     @property
     def _has_replicas(self) -> bool:
-        """True if several ranks train the whole model each."""
+        """True if several ranks train, each with the whole model."""
         return self.accelerator.num_processes > 1 and is_data_parallel(self.accelerator)
 
     def _replicated_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Returns the parameters that are the same on every rank: the model's, and trained ones."""
+        """Returns the parameters that must be the same on every rank.
+
+        These are the parameters of the model and the trained parameters of other modules.
+        """
         trained = {id(each) for each in self._optimizer_step.prepared.parameters}
         ignored = {f"model.{each}" for each in getattr(self.model, "parameters_to_ignore", ())}
         return {
@@ -185,14 +196,14 @@ class Trainer(TrainingLoop):
             for name, module in self.modules.items()
             for path, parameter in module.named_parameters()
             if (name == "model" or id(parameter) in trained)
-            and f"{name}.{path}" not in ignored  # by DDP, as the user asked
+            and f"{name}.{path}" not in ignored  # the user has excluded this parameter from DDP
             and type(parameter.data) is torch.Tensor
         }
 
     def _unwrapped_model(self) -> torch.nn.Module:
         """Returns the model without wrappers, from a cache."""
         if self._unwrapped_cache[0] is not self.model:
-            # Accelerate makes hundreds of calls for this, too many for each save.
+            # Cached, because Accelerate makes hundreds of calls here, too many for each save.
             bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             self._unwrapped_cache = (self.model, bare)
         unwrapped_model: torch.nn.Module = self._unwrapped_cache[1]
@@ -202,24 +213,24 @@ class Trainer(TrainingLoop):
     def generators(self) -> Mapping[str, Any]:
         """The random generators that belong to the model, to functions and to handlers, by name.
 
-        They are saved and restored like the global generators, and a validation leaves them as they
-        were. The generators of the data are not among them: they belong to the position in the
-        data.
+        These generators are saved and restored like the global generators, and a validation does
+        not change their state. Generators of the data are not included, because they belong to the
+        position in the data.
         """
         return self._find_generators().named
 
     @property
     def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
-        """The objects that were searched for random generators last, by name.
+        """The objects that the last search for random generators has looked into, by name.
 
         The names begin with "model", "optimizer", "process_function" and so on. Each value is a
-        function that returns the object, or None if the object is gone. This is the same mapping
-        until another object is found.
+        function that returns the object, or None if the object no longer exists. The mapping stays
+        the same object until a search finds a new object.
         """
         return self._found_generators.watched
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns why parts of a ``ResumeReport`` may not be restored, by their names."""
+        """Returns the parts of a ``ResumeReport`` that may not be restored, with the reasons."""
         return self._position.unknown_parts()
 
     def _find_generators(self) -> FoundGenerators:
@@ -254,31 +265,31 @@ class Trainer(TrainingLoop):
     ) -> State:
         """Trains until a limit is reached, whichever comes first.
 
-        Without any limit a new run lasts one epoch, or as long as ``set_limits`` has said; a run
-        that continues keeps its limits.
+        If no limit is given, a new run lasts one epoch, or as long as ``set_limits`` has said, and
+        a run that continues keeps its limits.
 
         A run that was stopped or failed continues where its last committed step ended, at the next
         batch of the same pass over the data. A finished run continues if a higher limit is given;
-        otherwise a new run begins, with the next pass. All limits count from the beginning of the
-        run, earlier calls included. A handler may write other limits to the state, for the rest of
-        the run.
+        otherwise a new run begins, with the next pass. Limits count from the beginning of the run,
+        not from this call. Handlers may write other limits to the state, for the rest of the run.
 
         Args:
-            data: the batches to train on, for example a DataLoader; default: those of the factory,
-                or of the run before. Without any, ``epoch_length`` is needed and each batch is
-                None.
-            max_epochs: number of epochs.
-            max_iters: number of batches. Not in one call with ``max_epochs``.
-            epoch_length: number of batches of an epoch; default: one pass over the data.
-            max_steps: number of committed optimizer steps.
+            data: the batches to train on, for example a DataLoader; default: the data of the
+                factory, or of the previous run. Without data, ``epoch_length`` is needed, and each
+                batch is None.
+            max_epochs: the number of epochs.
+            max_iters: the number of batches. Not together with ``max_epochs``.
+            epoch_length: the number of batches in an epoch; default: one pass over the data.
+            max_steps: the number of committed optimizer steps.
 
         Returns:
             The state.
 
         Raises:
+            TypeError: ``data`` is an integer.
             ValueError: a limit is not a positive integer or lies in the past, or there is no data.
-            RuntimeError: the trainer is running; a step broke off half-way in the run before; or
-                another rank failed, in this run or in one before.
+            RuntimeError: the trainer is running; a step of the previous run broke off half-way; or
+                another rank has failed, in this run or in an earlier one.
         """
         if is_integer(data):
             raise TypeError(
@@ -287,7 +298,8 @@ class Trainer(TrainingLoop):
             )
         self._check_not_running(
             "run()",
-            "call terminate() and run() after it, or set_data() to continue with other data",
+            "to continue with other data call set_data(); for another run call terminate(), and "
+            "run() when the present run has returned",
         )
         with self._peer_failures:
             given = Limits(max_epochs, max_iters, max_steps)
@@ -303,23 +315,23 @@ class Trainer(TrainingLoop):
             if not is_interrupted(self):
                 self._finish_unwinding()
             state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
-        # The outcome is noted as the very last act, on the line that returns: an exception (Ctrl-C)
-        # on any line before leaves the run as failed, and so to be continued.
+        # The line that returns also notes the outcome. If an exception (Ctrl-C) comes on any line
+        # before, the run counts as failed, and the next ``run()`` continues it.
         return self._note_outcome() or state  # type: ignore[func-returns-value]
 
     def load_best(self) -> "CheckpointEntry":
         """Loads the weights of the best checkpoint of this run, for a test pass after it.
 
-        The model gets the weights, and so does a loss function that has weights. Everything else is
-        left unchanged: counters, optimizer, scheduler, metrics, modes and handlers. Therefore
-        nothing is saved until training continues. A run that does continue starts from these
-        weights, with a warning. To continue where the run ended, resume from its last checkpoint
-        instead.
+        The weights of the model are loaded, and those of a loss function that has weights.
+        Everything else is left unchanged: counters, optimizer, scheduler, metrics, modes and
+        handlers. Weights and counters then belong to different steps, so nothing is saved until
+        training continues. If training continues, it starts from the loaded weights, with a
+        warning. To continue where the run ended, resume from its last checkpoint instead.
 
         The best checkpoint is chosen by the ``metric`` and the ``mode`` of the trainer's
         ``SaveCheckpoint``, among the checkpoints of this run that still exist (``keep_best=1``
-        keeps it). With several processes all of them must call this, and all load the same
-        checkpoint.
+        keeps the best). With several processes all of them must call this method, and all load the
+        same checkpoint.
 
         Returns:
             The checkpoint that was loaded.
@@ -327,9 +339,9 @@ class Trainer(TrainingLoop):
         Raises:
             OSError: the directory cannot be read.
             RuntimeError: the trainer is running, or interrupted.
-            ValueError: there is no SaveCheckpoint with a metric, or no checkpoint with a value of
-                it; the checkpoint is damaged, or the model has changed since. The weights are
-                unchanged then.
+            ValueError: there is no SaveCheckpoint with a metric; no checkpoint has a value of this
+                metric; the checkpoint is damaged; or the model has changed since the save. In all
+                of these cases the weights stay unchanged.
         """
         # Imported here: most trainers never need it, and the import takes time.
         from ignite_hooks.checkpoint.best_weights import load_best_weights
@@ -337,8 +349,9 @@ class Trainer(TrainingLoop):
         return load_best_weights(self)
 
     def _handle_failure(self, error: BaseException) -> bool:
-        """Reports the failure to the other ranks, and then handles it on this one."""
-        self._peer_failures.report(error)  # first: handlers of EXCEPTION_RAISED may take long
+        """Reports the failure to the other ranks, and then handles the failure on this rank."""
+        # Reported first, because handlers of EXCEPTION_RAISED may take long.
+        self._peer_failures.report(error)
         return super()._handle_failure(error)
 
     def _warn_of_borrowed_weights(self) -> None:
@@ -354,7 +367,7 @@ class Trainer(TrainingLoop):
             )
 
     def _finish_unwinding(self) -> None:
-        """Finishes the way out of the run before, if an exception broke it off."""
+        """Finishes the roll-back of the previous run, if an exception broke it off."""
         if self.hook_channels.scopes.open:
             self.hook_channels.scopes.abandon()
         self._roll_back_to_boundary()
@@ -363,21 +376,22 @@ class Trainer(TrainingLoop):
             raise RuntimeError(_half_done_message(self))
 
     def _note_outcome(self) -> None:
-        """Notes whether the run failed; the very last act of ``run``."""
+        """Notes whether the run failed. ``run`` calls this in its last statement."""
         if not is_interrupted(self):
             self._position.has_failed = self.stop_reason == "exception" or self.is_broken_off
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
-        """Starts, continues or resumes a run within the scopes around it."""
+        """Starts, continues or resumes a run. The scopes around the run are open already."""
         position, run = self._position, None
         if is_interrupted(self):
             given.check(position.place.progress, position.steps)
             position.given_limits = given | position.given_limits
             for name, limit in vars(given).items():
-                if limit is not None:  # the loop adopts what it finds on the state
+                if limit is not None:  # the loop adopts the limits that it finds on the state
                     setattr(self.state, name, limit)
         elif position.is_finished(given, ShownLimits.read(self.state)):
-            # Not the last time: a further call with a higher limit resumes, and restores again.
+            # Not the last time: a further call with a higher limit resumes the run, and then
+            # restores the generators again.
             position.restore_random_state(is_last_time=False)
             self._report_finished(given)
             return self.state  # type: ignore[no-any-return]
@@ -392,14 +406,15 @@ class Trainer(TrainingLoop):
             torch.set_grad_enabled(was_enabled)
 
         try:
-            # Ctrl-C at the end of a ``with torch.no_grad()`` within torch leaves gradients
-            # disabled.
+            # If Ctrl-C comes within torch at the end of a ``with torch.no_grad()``, gradients stay
+            # disabled. So the setting from before the run is restored.
             with undo_on_exit(restore, out_of_order=True):
                 state = self._advance_run(run)
         except BaseException:
-            if is_interrupted(self):  # Ctrl-C before the run continued: it can still continue
-                raise
-            with self.hook_channels.scopes:  # closes scopes that a second Ctrl-C has left open
+            if is_interrupted(self):
+                raise  # Ctrl-C came before the interrupted run continued; it can still continue
+            # A second Ctrl-C may have left scopes open; this ``with`` closes them.
+            with self.hook_channels.scopes:
                 self.stop_reason = "exception"
                 self._roll_back_to_boundary()
                 raise
@@ -408,7 +423,7 @@ class Trainer(TrainingLoop):
         return state
 
     def _report_finished(self, given: Limits) -> None:
-        """Sets ``stop_reason`` and warns, where a resumed run has nothing left to do."""
+        """Sets ``stop_reason`` of a resumed run that is finished; warns if no limit finished it."""
         position, ended_by = self._position, self._position.ended_by
         if ended_by is None:
             limits = given | position.limits
@@ -417,11 +432,12 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        position.ended_by = None  # a further run() continues, as in the process that ended the run
+        # A further ``run()`` continues, as it would in the process that ended the run.
+        position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
-            f"{position.steps}, and the same command would end it again; to continue anyway, "
-            'say ResumeCheckpoint(after_terminate="continue")',
+            f"{position.steps}, and the same command would end it again; to continue anyway, pass "
+            'ResumeCheckpoint(after_terminate="continue")',
             stacklevel=2,
         )
 
@@ -431,10 +447,10 @@ class Trainer(TrainingLoop):
         max_iters: int | None = None,
         max_steps: int | None = None,
     ) -> None:
-        """Sets the limits of a new or resumed run for a call of ``run()`` without limits.
+        """Sets the limits that ``run()`` uses if it is called without limits.
 
-        Unless this is called, a new run lasts one epoch, and a resumed run keeps its limits. See
-        ``run`` for the arguments.
+        They apply to a new run and to a resumed run. If ``set_limits`` is not called, a new run
+        lasts one epoch, and a resumed run keeps its limits. See ``run`` for the arguments.
 
         Raises:
             ValueError: a limit is not a positive integer.
@@ -447,25 +463,27 @@ class Trainer(TrainingLoop):
         """Gives each rank different random numbers from the next run on.
 
         Dropout and augmentation should differ between ranks, while the model and the order of the
-        data must not. Rank 0 keeps its random numbers; rank ``r`` is seeded with ``seed`` + r. If
-        the order of the data may come from a global random generator, all ranks keep their numbers,
-        and a warning says so. A run that resumes restores its own numbers.
+        data must be the same. Rank 0 keeps the state of its random generators; rank ``r`` is seeded
+        with ``seed`` + ``r``. If the order of the data may come from a global random generator, no
+        rank is seeded, and a warning says so. If a run resumes, the generators are restored from
+        the checkpoint.
 
         Args:
-            seed: an integer from 0 to 2**32 - 1; ``seed`` + r wraps around to 0 above that.
+            seed: an integer from 0 to 2**32 - 1. A sum ``seed`` + ``r`` above this range wraps
+                around to 0.
 
         Raises:
-            ValueError: ``seed`` is not such an integer.
+            ValueError: ``seed`` is not an integer in this range.
         """
         if not (is_integer(seed) and 0 <= seed < _SEED_COUNT):
             raise ValueError(
-                f"`seed` must be an integer from 0 to 2**32 - 1, got {seed!r}: give what the ranks "
-                "were seeded with before the model was made"
+                f"`seed` must be an integer from 0 to 2**32 - 1, got {seed!r}: pass the seed that "
+                "all ranks were seeded with before the model was made"
             )
         self._rank_seed = seed
 
     def _seed_this_rank(self) -> None:
-        """Seeds this rank if ``seed_ranks`` was called, once."""
+        """Seeds this rank once after a call of ``seed_ranks``."""
         seed, self._rank_seed = self._rank_seed, None
         if seed is None or self.accelerator.num_processes == 1:
             return
@@ -473,8 +491,8 @@ class Trainer(TrainingLoop):
         if source is not None:
             warnings.warn(
                 "dropout and augmentation draw the same random numbers on all ranks, because "
-                f"{source} may draw the order of `data` from a global random generator: give it a "
-                "`generator` of its own",
+                f"{source} may draw the order of `data` from a global random generator: give "
+                f"{source} a `generator` of its own",
                 stacklevel=2,
             )
         elif self.accelerator.process_index:
@@ -483,8 +501,9 @@ class Trainer(TrainingLoop):
     def set_data(self, data: Iterable[Any]) -> None:
         """Takes the next batch from ``data``.
 
-        Within a run the present epoch ends with the pass over ``data``, unless the run has an
-        ``epoch_length`` or a handler writes one to the state: a fixed length stays, as in Ignite.
+        Within a run the present epoch then ends with the pass over ``data``. If the run has an
+        ``epoch_length``, or a handler has written an epoch length to the state, the epoch keeps
+        this length instead, as in Ignite.
         """
         if self.feed is not None:
             self.feed.close()
@@ -495,9 +514,9 @@ class Trainer(TrainingLoop):
         self._show_lengths()
 
     def _set_up_run(self, data: Any, given: Limits, epoch_length: int | None) -> None:
-        """Starts a new run or continues the last one: decides where the run begins and ends.
+        """Decides whether a new run begins or the last run continues, and within which limits.
 
-        No event is fired and no batch is read before.
+        This is called before the first event is fired and before the first batch is read.
         """
         if epoch_length is not None:
             check_count("epoch_length", epoch_length, "leave it out for one pass over the data")
@@ -540,7 +559,7 @@ class Trainer(TrainingLoop):
         Ignite's own trainer calls ``model.train()`` in each iteration, so handlers that users write
         may leave the model in eval mode, as ``ignite.engine.create_supervised_evaluator`` does.
         """
-        # A handler may have set a frozen module to train mode since: that one is trained now.
+        # If a handler has set a frozen module to train mode, the module is no longer frozen.
         self._frozen_modules = [module for module in self._frozen_modules if not module.training]
         self.model.train()
         for module in self._frozen_modules:
@@ -548,13 +567,14 @@ class Trainer(TrainingLoop):
 
     def _note_frozen_modules(self) -> None:
         """Notes which submodules are in eval mode while the model is in train mode."""
-        if self.model.training:  # a model left in eval mode says nothing about its submodules
+        # If the whole model is in eval mode, the modes of its submodules mean nothing.
+        if self.model.training:
             self._frozen_modules = [
                 module for module in self.model.modules() if not module.training
             ]
 
     def _adopt_replaced_state(self) -> None:
-        """Continues with a state that a user has assigned to ``trainer.state``, as Ignite does."""
+        """Continues from a new state object that a user has assigned to ``trainer.state``."""
         state = self.state
         if state is self._own_state:
             return
@@ -565,7 +585,7 @@ class Trainer(TrainingLoop):
 
     def _add_state_attributes(self) -> None:
         """Adds the trainer's attributes to the state, with their values before a run."""
-        # Ignite 0.5.4 has no max_iters.
+        # The state of Ignite 0.5.4 has no ``max_iters``.
         initially_none = ("max_steps", "max_iters", "model_outputs", "loss")
         values = {**dict.fromkeys(initially_none), "start_epoch": 0, "start_step": 0}
         for name, value in values.items():
@@ -573,7 +593,7 @@ class Trainer(TrainingLoop):
                 setattr(self.state, name, value)
 
     def _choose_feed(self, data: Any, epoch_length: int | None) -> DataFeed:
-        """Returns the feed of ``data``; without data, the feed of the run before.
+        """Returns the feed of ``data``; without data, the feed of the previous run.
 
         Raises:
             ValueError: there is no data and no ``epoch_length``.
@@ -596,7 +616,7 @@ class Trainer(TrainingLoop):
 
 
 class _NoData(Sequence[None]):
-    """Batches of None, more than any epoch has."""
+    """A sequence of more batches than any epoch has; each batch is None."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -609,7 +629,7 @@ class _NoData(Sequence[None]):
 
 
 def _half_done_message(trainer: Trainer) -> str:
-    """Returns the error for a run after a step that broke off half-way, with the remedy."""
+    """Returns the error message for a run after an optimizer step that broke off half-way."""
     # Imported here: most trainers never need it, and the import takes time.
     from ignite_hooks.checkpoint.save import SaveCheckpoint
 
@@ -621,12 +641,12 @@ def _half_done_message(trainer: Trainer) -> str:
         remedy += f" and resume from the last checkpoint, ResumeCheckpoint({str(last)!r})"
     return (
         f"the optimizer step after step {trainer.state.optimizer_step} broke off half-way: some "
-        f"parameters may have changed and others not, and it cannot be repeated; {remedy}"
+        f"parameters may have changed and others not, so the step cannot be repeated; {remedy}"
     )
 
 
 def _warn_without_validation(trainer: Trainer) -> None:
-    """Warns if no validation will ever move the scheduler."""
+    """Warns if no Validation is attached, after which the scheduler would move."""
     # Imported here: most trainers never need it, and the import takes 60 ms.
     from ignite_hooks.evaluation.validation import validations_without_result
 

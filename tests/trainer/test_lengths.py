@@ -483,7 +483,7 @@ def test_epoch_length_cannot_be_removed_between_runs_without_data():
     trainer = make_trainer(**NO_DATA)
     trainer.run(epoch_length=3, max_iters=2)
     trainer.state.epoch_length = None
-    with pytest.raises(ValueError, match="epoch_length` must stay a number without data"):
+    with pytest.raises(ValueError, match="epoch_length` must be a number if the trainer has no"):
         trainer.run(max_iters=9)
 
 
@@ -493,5 +493,5 @@ def test_epoch_length_cannot_be_removed_without_data():
         Events.ITERATION_COMPLETED(once=2),
         lambda engine: setattr(engine.state, "epoch_length", None),
     )
-    with pytest.raises(ValueError, match="epoch_length` must stay a number without data"):
+    with pytest.raises(ValueError, match="epoch_length` must be a number if the trainer has no"):
         trainer.run(epoch_length=3, max_epochs=2)

@@ -451,7 +451,7 @@ def test_a_state_that_is_replaced_within_a_run_is_an_error():
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda engine: setattr(engine, "state", State())
     )
-    with pytest.raises(RuntimeError, match=r"`trainer.state` must stay the object that it is"):
+    with pytest.raises(RuntimeError, match=r"`trainer.state` must stay the same object"):
         trainer.run()
 
 
