@@ -298,7 +298,7 @@ def test_the_next_run_of_the_same_process_continues(tmp_path, unbroken):
 def test_a_higher_limit_does_not_continue_a_finished_run(tmp_path):
     start(tmp_path, end=early_stopping).run(max_epochs=3)
     again = start(tmp_path)
-    with pytest.warns(UserWarning, match='say ResumeCheckpoint\\(after_terminate="continue"\\)'):
+    with pytest.warns(UserWarning, match='pass ResumeCheckpoint\\(after_terminate="continue"\\)'):
         again.run(max_epochs=9)
     assert again.state.iteration < 15
 
