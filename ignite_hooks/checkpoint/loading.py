@@ -476,10 +476,10 @@ class LoadedState:
         feed = self._trainer.feed
         if feed is None:
             return
-        changes = feed.changes(self._rank_content["data"])
+        changes = feed.data_changes(self._rank_content["data"])
         differences = feed.differences(self._rank_content["data"])
         level = "approximate" if differences else "changed" if changes else "exact"
-        reasons = [*changes, *differences, *feed.remarks(self._rank_content["data"])]
+        reasons = [*changes, *differences, *feed.replay_notes(self._rank_content["data"])]
         self._report_parts["data"] = ResumedPart(level, "; ".join(reasons))
 
     def _load_validation_data(self) -> ResumedPart | None:

@@ -146,8 +146,13 @@ def report_generators(then: Set[str], now: Set[str]) -> ResumedPart:
         then: the names of the generators in the checkpoint.
         now: the names of the generators that this trainer has.
     """
-    reasons = [f"there is a random generator {name} only then" for name in sorted(then - now)]
-    reasons += [f"there is a random generator {name} only now" for name in sorted(now - then)]
+    reasons = [
+        f"the random generator {name} was saved, but does not exist now"
+        for name in sorted(then - now)
+    ]
+    reasons += [
+        f"the random generator {name} exists now, but was not saved" for name in sorted(now - then)
+    ]
     return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
 

@@ -62,16 +62,13 @@ class Feed(Protocol):
         """The properties that must be equal in another process for it to get the same batches."""
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns reasons why the next batches differ from those after ``state_dict`` was taken."""
+        """Returns the reasons why the next batches may differ from those of the saved run."""
 
-    def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns remarks about data that a resume at ``state_dict`` has to iterate again.
+    def replay_notes(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Returns a note if a resume iterates a sampler up to the position, which may take long."""
 
-        The iteration may take long.
-        """
-
-    def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns the changes since ``state_dict`` was taken, with their consequences."""
+    def data_changes(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Returns each change of the data since the save, with its consequence for a resume."""
 
 
 class TrainingEngine(Protocol):

@@ -1,7 +1,7 @@
-"""Scopes that protect Accelerate's notion of the active loader.
+"""Context managers that protect Accelerate's list of active loaders.
 
-Accelerate's ``GradientState`` lists the loaders that are being iterated. The last of them is the
-active one, whose end closes an accumulation window early.
+Accelerate's ``GradientState`` lists the loaders that are being iterated. The last loader of the
+list is the active loader. The end of the active loader closes an accumulation window early.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,11 @@ __all__ = ["activated", "deactivated"]
 
 @contextmanager
 def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
-    """Leaves Accelerate without an active loader during the body, while ``loader`` is paused.
+    """Pauses the iteration of ``loader``: Accelerate has no active loader during the body.
 
-    The body may iterate any loader, ``loader`` included, and leave it in any state. Afterwards
-    Accelerate's active loader, that loader's flags and the end of the window are restored.
+    The body may iterate any loader, ``loader`` included, and leave it in any state. After the body,
+    Accelerate's list of loaders, ``sync_gradients`` and the iteration flags of ``loader`` are
+    restored.
 
     Args:
         loader: the loader whose iteration is paused.
@@ -37,16 +38,17 @@ def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
         _set_flags(loader, flags)
 
     with undo_on_exit(restore, out_of_order=out_of_order):
-        state.dataloader_references = [None]  # as Accelerate has it while no loader is iterated
+        state.dataloader_references = [None]  # Accelerate's value while no loader is iterated
         with _without_persistent_workers(loader, out_of_order=out_of_order):
             yield
 
 
 @contextmanager
 def activated(loader: Any) -> Iterator[None]:
-    """Ends the iteration of ``loader`` after the body, and restores Accelerate's active loaders.
+    """Ends the iteration of ``loader`` after the body, and restores the list of active loaders.
 
-    ``loader.end()`` alone would also remove an outer iteration of the same loader.
+    If the body runs during an outer iteration of the same loader, ``loader.end()`` alone would
+    remove the outer iteration from the list, too.
     """
     state = loader.gradient_state
     references = state.dataloader_references
@@ -59,8 +61,8 @@ def activated(loader: Any) -> Iterator[None]:
             state.dataloader_references = references
             _set_flags(loader, flags)
 
-    # out_of_order: this runs in the generator of a feed, which can be closed at any time, while
-    # changes that were made later are still in use.
+    # `out_of_order=True`, because this runs in the generator of a feed. Such a generator can be
+    # closed at any time, also while changes that were made later are still in use.
     with (
         undo_on_exit(restore, out_of_order=True),
         _without_persistent_workers(loader, out_of_order=True) if is_nested else nullcontext(),
@@ -70,9 +72,10 @@ def activated(loader: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_persistent_workers(loader: Any, *, out_of_order: bool) -> Iterator[None]:
-    """Detaches the persistent workers of ``loader``, so that the body starts workers of its own.
+    """Detaches the persistent workers of ``loader`` during the body.
 
-    Persistent workers serve one iteration at a time.
+    Persistent workers serve one iteration at a time. Without them, an iteration of ``loader`` in
+    the body starts new workers.
     """
     base = getattr(loader, "base_dataloader", loader)
     iterator = getattr(base, "_iterator", None)

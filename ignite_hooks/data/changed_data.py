@@ -57,11 +57,8 @@ class ChangedData:
         return self._differs("workers")
 
     @property
-    def starts_over(self) -> bool:
-        """Returns whether the rest of the current pass is dropped, and the next pass starts.
-
-        This is the case if the position cannot be restored.
-        """
+    def drops_pass(self) -> bool:
+        """Returns whether the position cannot be resumed, and the next pass starts instead."""
         if not self.batches or self.keeps_samples or self.has_state:
             return False
         if self.is_replay_refused:
@@ -76,7 +73,7 @@ class ChangedData:
         # order or of the batch size is reported, because it alters all batches that follow.
         if what in ("order", "samples a batch") or (what is not None and self.batches):
             found.append(f"{self._describe_change(what)}: {self._describe_consequence()}")
-        elif self.starts_over:
+        elif self.drops_pass:
             found.append(f"replay=False: {self._describe_consequence()}")
         if self.has_other_workers:
             found.append(
@@ -95,7 +92,7 @@ class ChangedData:
         return f"{self.then[name]}{unit} then, {self.now[name]} now"
 
     def _describe_consequence(self) -> str:
-        if self.starts_over:
+        if self.drops_pass:
             return (
                 f"the current pass is dropped after {_quantity(self.batches, 'batch', 'batches')} "
                 "and the next pass starts; an epoch without a fixed length starts again with that "

@@ -1,12 +1,13 @@
-"""The source for streams with a state that rank 0 reads for all ranks.
+"""The source for a stream with a state that rank 0 reads for all ranks.
 
-Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank on rank 0, sends the
-whole, and each rank keeps its part. The loader is asked for an iterator on every rank, but only
-rank 0 takes batches from it. So only rank 0 has a state to save, and enters a pass in its middle.
+On rank 0, Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank and sends the
+result to all ranks. Each rank keeps its part. The dispatcher reads the batches from its
+``base_dataloader``. Every rank calls ``iter`` on this loader, but only rank 0 fetches batches from
+the iterator. So only rank 0 has a state to save and enters a pass in its middle.
 
-The loader that Accelerate reads from is replaced while its iteration begins.
-``tests/data/test_dispatched_source.py`` fails if ``DataLoaderDispatcher`` asks for the iterator at
-another time.
+While an iteration of the dispatcher begins, ``base_dataloader`` is replaced by a stand-in.
+``tests/data/test_dispatched_source.py`` fails if ``DataLoaderDispatcher`` calls ``iter`` on the
+loader at another time.
 """
 
 from collections import deque
@@ -20,7 +21,7 @@ from typing import Any
 from ignite_hooks.core.place import FeedPosition
 from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.data.active_loader import activated
-from ignite_hooks.data.snapshots import PlaceKeeper
+from ignite_hooks.data.snapshots import PositionKeeper
 from ignite_hooks.data.snapshots import chain_first
 from ignite_hooks.data.sources import PADDING_CAVEAT
 from ignite_hooks.data.sources import AdaptedLoader
@@ -34,7 +35,8 @@ class DispatchedStream(AdaptedLoader):
 
     Args:
         loader: a ``DataLoaderDispatcher`` of Accelerate.
-        even_batches: whether samples may be repeated, so that every process has as many batches.
+        even_batches: whether samples may be repeated, so that all processes have equally many
+            batches.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
@@ -52,8 +54,8 @@ class DispatchedStream(AdaptedLoader):
         return self._is_reader
 
     @property
-    def keeper(self) -> PlaceKeeper | None:
-        """The object whose state holds the position on rank 0; on other ranks their copy of it."""
+    def keeper(self) -> PositionKeeper | None:
+        """The object whose state contains the position. Only its state on rank 0 is used."""
         return self._reader.keeper
 
     @property
@@ -63,7 +65,7 @@ class DispatchedStream(AdaptedLoader):
 
     @property
     def remedy(self) -> str:
-        """The hint for the loader that rank 0 reads; empty if there is none."""
+        """A hint how to get a state of the loader that rank 0 reads; may be empty."""
         return self._reader.remedy
 
     @property
@@ -73,75 +75,77 @@ class DispatchedStream(AdaptedLoader):
         return 1 if is_split else self.loader.state.num_processes
 
     def _reader_position(self, position: FeedPosition) -> FeedPosition:
-        """Returns the position in the loader that rank 0 reads, for a position of the feed."""
+        """Converts a position of the feed to the position in the loader that rank 0 reads."""
         return position._replace(batches=position.batches * self._reads_per_batch)
 
-    def set_window(self, window: int) -> None:
-        """Sets how far a run may roll back, in batches that rank 0 reads."""
-        # Accelerate reads one round ahead to find the end.
-        rounds = window + 1 + self.loader.skip_batches
-        self._reader.set_window(rounds * self._reads_per_batch)
+    def set_window_size(self, batches: int) -> None:
+        """Sets the number of batches in a full accumulation window, by which a run may roll back.
+
+        The reader counts the batches that rank 0 reads for all ranks.
+        """
+        # Accelerate reads one batch for each rank ahead, to find the end.
+        rounds = batches + 1 + self.loader.skip_batches
+        self._reader.set_window_size(rounds * self._reads_per_batch)
 
     def facts(self) -> dict[str, int | str | None]:
-        """Returns the facts of the base class, and the name of the object that holds the position.
+        """Returns the facts of the base class, and the name of the keeper.
 
-        The name is known on every rank, although only rank 0 has the state.
+        Every rank knows the name, although only rank 0 has the state.
         """
         keeper = self.keeper
         return {**super().facts(), "place": None if keeper is None else keeper.name}
 
-    def place_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of the loader that rank 0 reads; None on other ranks."""
+    def snapshot_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns a snapshot of the loader that rank 0 reads; None on other ranks."""
         return (
-            self._reader.place_state_at(self._reader_position(position))
-            if self._is_reader
-            else None
+            self._reader.snapshot_at(self._reader_position(position)) if self._is_reader else None
         )
 
-    def resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether rank 0 resumes from a state: by the facts, so equally on every rank."""
-        place = self.facts()["place"]
-        return place is not None and place == state_dict["facts"].get("place")
+    def can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether rank 0 can restore a saved snapshot.
 
-    def place_state_differences(
+        The facts decide, because they are equal on all ranks. Only rank 0 has the snapshot.
+        """
+        keeper_name = self.facts()["place"]
+        return keeper_name is not None and keeper_name == state_dict["facts"].get("place")
+
+    def snapshot_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns the reasons of the base class, and the caveats of a pass without a state.
+        """Returns the reasons of the base class, and the padding caveat if there is no snapshot.
 
-        Without a state, too, the last batch is filled up with other samples.
+        With a snapshot, the base class returns that caveat. It also applies without a snapshot.
         """
-        is_entered = state_dict is None and position.batches > 0
-        caveats = self._reader.caveats if is_entered else ()
-        return [*super().place_state_differences(position, state_dict), *caveats]
+        is_entered_without = state_dict is None and position.batches > 0
+        caveats = self._reader.caveats if is_entered_without else ()
+        return [*super().snapshot_differences(position, state_dict), *caveats]
 
-    def load_place_state(
-        self, position: FeedPosition, state_dict: Mapping[str, Any] | None
-    ) -> None:
-        """Restores the state of the loader that rank 0 reads."""
-        self._reader.load_place_state(self._reader_position(position), state_dict)
+    def load_snapshot(self, position: FeedPosition, state_dict: Mapping[str, Any] | None) -> None:
+        """Loads a snapshot of the loader that rank 0 reads."""
+        self._reader.load_snapshot(self._reader_position(position), state_dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the loader that rank 0 reads, without its position."""
         return self._reader.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores a state of ``state_dict``."""
+        """Restores a return value of the method ``state_dict``."""
         self._reader.load_state_dict(state_dict)
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Announces the pass to the data set, nested objects included, as with one process."""
+        """Begins the pass, and calls ``set_epoch`` of the data set and of objects nested in it."""
         with activated(self.loader):
             self.loader.iteration = data_pass
             self._reader.set_pass(data_pass)
             yield
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass without the first ``skip``, which rank 0 does not send."""
+        """Yields the batches of a pass without the first ``skip``. Rank 0 does not send these."""
         reads = self._reader.batches(*self._reader_position(FeedPosition(data_pass, skip)))
         if not self._is_reader:
-            # Runs the generator, which begins the pass; Accelerate asks for its batches only on
-            # rank 0.
+            # Runs the generator here, so that it begins the pass: Accelerate iterates the loader
+            # only on rank 0. On this rank the generator gives no batch.
             deque(reads, maxlen=0)
         batches = self._dispatch(reads)
         yield from batches if self.even_batches else self._without_padding(batches)
@@ -149,10 +153,10 @@ class DispatchedStream(AdaptedLoader):
     def _dispatch(self, reads: Iterator[Any]) -> Iterator[Any]:
         """Yields this rank's part of the batches that rank 0 reads."""
         loader, base, first = self.loader, self.loader.base_dataloader, deque[Any]()
-        # `out_of_order`: this may run in the generator of a feed, which can be closed at any time,
-        # while changes that were made later are still in use.
+        # `out_of_order=True`, because this may run in the generator of a feed. Such a generator can
+        # be closed at any time, also while changes that were made later are still in use.
         with undo_on_exit(lambda: setattr(loader, "base_dataloader", base), out_of_order=True):
-            # Accelerate asks the loader for its iterator when the first batch is fetched.
+            # Accelerate calls `iter` on `base_dataloader` when the first batch is fetched.
             loader.base_dataloader = _LoaderWithIterator(base, reads)
             batches = iter(loader)
             first.extend(islice(batches, 1))
@@ -160,10 +164,10 @@ class DispatchedStream(AdaptedLoader):
 
 
 class _UnreadLoader(TorchLoader):
-    """The loader of a rank other than 0: a pass is begun, but no batch is read.
+    """The loader on a rank other than 0. A pass is begun, but no batch is read.
 
-    Beginning a pass draws from the random generators as on rank 0, and starts a DataPipe, which
-    must start on all ranks together.
+    A pass must be begun for two reasons. It draws from the random generators, as on rank 0. And a
+    DataPipe must be started on all ranks together.
     """
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
@@ -176,10 +180,10 @@ class _UnreadLoader(TorchLoader):
 
 
 class _LoaderWithIterator:
-    """A stand-in for a loader, which returns a given iterator.
+    """A stand-in for a loader. ``iter`` returns a given iterator.
 
     Args:
-        loader: the loader, to which all other attributes are forwarded.
+        loader: the loader whose attributes the stand-in has, except ``state_dict``.
         batches: the iterator.
     """
 
@@ -188,7 +192,7 @@ class _LoaderWithIterator:
         self._batches = batches
 
     def __getattr__(self, name: str) -> Any:
-        # Accelerate asks a loader of torchdata for its state, which would begin another iterator.
+        # Accelerate calls `state_dict` of a torchdata loader, which would create another iterator.
         if name == "state_dict":
             raise AttributeError(name)
         return getattr(self._loader, name)

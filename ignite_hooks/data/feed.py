@@ -1,4 +1,8 @@
-"""Feeds: iterate a loader pass by pass, and know the position, so that it can be resumed."""
+"""Feeds: iterate a loader pass by pass, and keep the position, so that a run can be resumed.
+
+A pass is one iteration over the whole loader. A position is the number of a pass and the number of
+batches of that pass that the feed has given.
+"""
 
 import warnings
 from collections.abc import Generator
@@ -36,36 +40,42 @@ __all__ = ["DataFeed", "Feeds", "load_between_passes"]
 
 
 class DataFeed:
-    """Iterates a loader for an engine, pass by pass, and keeps its position in the data.
+    """Iterates a loader for an engine, pass by pass, and keeps the position in the data.
 
     Ignite does not exhaust an iterator, but Accelerate relies on the exhaustion. Without this class
-    the epoch of the loader is not advanced, a finished loader remains Accelerate's active one
-    (which switches gradient accumulation off while another loader is iterated), and a resumed run
-    begins at batch 0.
+    the epoch of the loader is not advanced, and a resumed run begins at batch 0. Also, a finished
+    loader remains Accelerate's active loader, which switches gradient accumulation off while
+    another loader is iterated.
 
-    ``iter(feed)`` begins at ``position``. Leaving a pass in its middle (a stop, a failure) keeps
-    the position. Calling ``iter`` during a pass abandons that pass and begins the next one. If the
-    number of batches is certain, the feed fetches nothing ahead, so random numbers are drawn in the
-    order of a plain PyTorch loop. Otherwise it fetches one batch ahead, because the last batch of a
-    pass must be known to be the last before it is trained on.
+    ``iter(feed)`` begins at ``position``. When a stop or a failure ends the iteration in the middle
+    of a pass, the feed keeps the position. Calling ``iter`` during an iteration abandons the pass
+    and begins the next one.
+
+    The last batch of a pass must be known to be the last before the engine trains on it. If the
+    number of batches is certain, the feed counts the batches and fetches nothing ahead, so random
+    numbers are drawn in the order of a plain PyTorch loop. Otherwise the feed fetches one batch
+    ahead.
 
     With several processes, every rank gives as many batches as the rank with the fewest. The ranks
-    exchange their numbers of batches at the start of each pass. If one of them does not know its
-    number, the ranks exchange once per ``gradient_accumulation_steps`` batches instead.
+    exchange their numbers of batches at the start of each pass. If one of the ranks does not know
+    its number, all ranks exchange how many batches they have fetched, once per
+    ``gradient_accumulation_steps`` batches.
 
     Attributes:
         holds_iterator: whether the feed keeps a reference to its iterator, so that only ``close``
-            ends it. Without the reference the iterator ends when its user drops it, and Python
-            swallows a Ctrl-C that arrives while it deletes an object.
-        promised_length: the number of batches that ``len(data)`` promised in the last call of
-            ``look``; None without a promise. For display only: nothing relies on it.
+            ends the iteration. Without the reference Python deletes the iterator when the caller
+            drops it, and swallows a Ctrl-C that arrives during the deletion.
+        is_last: whether the batch that was given last is the last batch of its pass.
+        position: the position in the data; the next ``iter`` begins there.
+        promised_length: the ``len(data)`` that the last call of ``update_length`` found; None if
+            ``data`` has no length. For display only, because the number may be wrong.
 
     Args:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
         accelerator: prepares a loader that is not prepared yet, and determines the device of the
             batches. Without an accelerator ``data`` is used unchanged.
-        even_batches: whether every process must see the same number of batches, as training does.
-            If False, no sample is repeated to make batches even, as metrics require.
+        even_batches: whether every process must see the same number of batches, as training
+            requires. If False, no sample is repeated to make batches even, as metrics require.
 
     Raises:
         TypeError: ``data`` is not iterable.
@@ -83,22 +93,23 @@ class DataFeed:
             )
         self._accelerator = accelerator
         self._source = prepare_source(data, accelerator, even_batches)
-        # A loader that Accelerate would harm is not prepared, so it is not listed either.
+        # Accelerate would lose a part of some loaders (see `can_prepare`). Such a loader is not
+        # prepared, so it is not on Accelerate's list of prepared loaders.
         self._is_on_accelerate_list = can_prepare(data)
-        self.use_for(self)
+        self.add_owner(self)
         is_distributed = accelerator is not None and accelerator.num_processes > 1
         ends_together = is_distributed and even_batches and not self._source.knows_its_end
-        # A rank without a batch is valid here: another rank has those of a small data set.
+        # Without even batches a small data set may have batches for some of the ranks only.
         self._may_be_empty = is_distributed and not even_batches
         self._device = device_of_batches(self._source.loader, accelerator)
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
-        # Weak, so that the iterator (and its workers) end when the engine drops it.
+        # Weak, so that the iterator and its workers end when the engine drops the iterator.
         self._iterator_ref: ref[Generator[Any, None, None]] | None = None
         self._held_iterator: Generator[Any, None, None] | None = None
         self.holds_iterator = False
         self._pass_end = PassEnd(self._source, accelerator if ends_together else None)
         if accelerator is not None:
-            self._source.set_window(accelerator.gradient_accumulation_steps)
+            self._source.set_window_size(accelerator.gradient_accumulation_steps)
         self.is_last = False
         self.promised_length: int | None = None
         if self._pass_end.length == 0 and not self._may_be_empty:
@@ -109,29 +120,35 @@ class DataFeed:
         """The prepared loader, or the iterable of batches."""
         return self._source.loader
 
-    def use_for(self, user: object) -> None:
-        """Keeps the loader on Accelerate's list of prepared loaders while ``user`` exists."""
+    def add_owner(self, owner: object) -> None:
+        """Keeps the loader on Accelerate's list of prepared loaders while ``owner`` exists."""
         if self._accelerator is not None and self._is_on_accelerate_list:
-            add_loader_owner(user, self._accelerator, self.loader)
+            add_loader_owner(owner, self._accelerator, self.loader)
 
-    def leave(self, user: object) -> None:
-        """Undoes ``use_for`` for ``user``: Accelerate no longer lists the loader for it."""
+    def remove_owner(self, owner: object) -> None:
+        """Undoes ``add_owner``: the loader leaves Accelerate's list if it has no other owner."""
         if self._accelerator is not None:
-            remove_loader_owner(user, self._accelerator, self.loader)
+            remove_loader_owner(owner, self._accelerator, self.loader)
 
     @property
     def can_repeat(self) -> bool:
-        """Returns whether earlier batches can be given again; those of an iterator cannot."""
+        """Returns whether earlier batches can be given again.
+
+        False for an iterator, unless the iterator has a ``state_dict``.
+        """
         return self._source.can_repeat
 
     @property
     def reaches_all_ranks(self) -> bool:
-        """Returns whether every rank certainly has a batch in a pass; equal on all ranks."""
+        """Returns whether every rank certainly has a batch in a pass.
+
+        All ranks return the same value.
+        """
         return self._source.reaches_all_ranks
 
     @property
     def batches_left(self) -> int | None:
-        """Returns the number of batches from the current one to the last; None if not known."""
+        """The number of batches from the current one to the last of the pass; None if unknown."""
         if self.is_last:
             return 1
         return (
@@ -174,7 +191,8 @@ class DataFeed:
     def __iter__(self) -> Iterator[Any]:
         if self._current_iterator() is not None:
             self.next_pass()
-        elif self.is_last:  # the last batch was given, but the end of the pass was interrupted
+        elif self.is_last:
+            # The last batch was given, but a stop came before the end of the pass was reached.
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         iterator = self._iterate_pass()
@@ -191,11 +209,13 @@ class DataFeed:
         return not self.position.batches
 
     def update_length(self) -> None:
-        """Updates the number of batches of this pass, or only the promised one within a pass.
+        """Updates ``promised_length``, and before the first batch of a pass also ``length``.
 
-        The number may differ from pass to pass: a data set grows, a sampler draws a number. Random
-        generators are left unchanged: a ``set_epoch`` that draws is called again when the pass
-        begins. The ranks compare their numbers only then; until then this rank's own is shown.
+        The number of batches may differ from pass to pass, because a data set grows or a sampler
+        draws its number of samples. This method calls ``set_epoch`` of the data, and restores the
+        random generators afterwards, because ``set_epoch`` may draw from them and is called again
+        when the pass begins. The ranks compare their numbers when the pass begins. Until then
+        ``length`` is the number of this rank alone.
         """
         with RandomState.preserved(generators=self.generators):
             if self.at_start:
@@ -204,23 +224,23 @@ class DataFeed:
             self.promised_length = self._source.promised_length
 
     def seek(self, position: FeedPosition) -> None:
-        """Moves to ``position``; the next ``iter`` begins there. An iterator is not moved.
+        """Moves to ``position``, where the next ``iter`` begins. An iterator is not moved.
 
         A pass that was begun before keeps the order of its samples, unless its sampler draws from
-        a global generator while it is iterated. If each process iterates a sampler itself, the
-        batches up to ``position`` are not loaded.
+        a global generator while the sampler is iterated. If each process iterates a sampler itself,
+        the batches before ``position`` are not loaded.
         """
         if self.can_repeat:
             self._pass_end.ahead.clear()
             self._source.furthest_position = self.position
-            # In one statement, so that Ctrl-C between two lines cannot leave half of the change.
+            # In one statement, so that a Ctrl-C cannot leave half of the change.
             self.is_last, self.position = False, FeedPosition(*position)
         self.close()
 
     def roll_back_to(self, position: FeedPosition) -> None:
-        """Moves back to ``position``, so that later batches are given again.
+        """Moves back to ``position``, so that the batches after it are given again.
 
-        An iterator cannot be moved back: a warning says how many of its batches are lost.
+        An iterator cannot be moved back. Then a warning says how many of its batches are lost.
         """
         lost = self.position.batches - position.batches
         if position == self.position:
@@ -229,8 +249,9 @@ class DataFeed:
             self.seek(position)
         elif lost > 0:
             warnings.warn(
-                f"the last {lost} batches were not trained on, and an iterator cannot give them "
-                "again: what comes next is what follows them (a list or a DataLoader could)",
+                f"`data` is an iterator, which cannot give the last {lost} batches again: they "
+                "were not trained on, and the run continues with the batches after them. A list "
+                "or a DataLoader can give batches again",
                 stacklevel=2,
             )
 
@@ -241,32 +262,35 @@ class DataFeed:
             self._advance_to_next_pass()
 
     def finish(self) -> None:
-        """Ends the pass after its last batch, so that Accelerate and the workers end theirs."""
+        """Ends the pass after its last batch, so that Accelerate and the workers end it, too."""
         iterator = self._current_iterator()
         if self.is_last and iterator is not None:
             next(iterator, None)
 
     def close(self) -> None:
-        """Ends the iteration: stops workers, and takes the loader off Accelerate's active ones."""
+        """Ends the iteration: stops workers, and removes the loader from the active loaders.
+
+        Accelerate lists the loaders that are being iterated as active.
+        """
         iterator = self._current_iterator()
         if self.can_repeat:
             self._pass_end.ahead.clear()
         if iterator is not None:
             iterator.close()
-        # Last, so that a call that was interrupted before can be repeated.
+        # Last, so that `close` can be called again if a Ctrl-C interrupted it above.
         self._iterator_ref = self._held_iterator = None
 
     def deactivate(self) -> None:
-        """Takes the loader off Accelerate's active ones if it was put back after ``close``."""
+        """Removes the loader from the active loaders if it was added again after ``close``."""
         if hasattr(self.loader, "end"):
             self.loader.end()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position in the data, and all that another process needs to resume there.
+        """Returns the position in the data, and the state that another process needs to resume.
 
         The values are numbers, strings, lists, dicts and tensors, which ``torch.load`` reads with
-        ``weights_only=True``. The global random generators are not included: code outside the feed
-        draws from them too, so the checkpoint saves them.
+        ``weights_only=True``. The states of the global random generators are not included. The
+        checkpoint saves these, because code outside the feed draws from them too.
         """
         # After the last batch of a pass a resumed run begins the next pass.
         position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
@@ -277,7 +301,7 @@ class DataFeed:
             "order": self._source.order_state_at(position),
             "source": self._source.state_dict(),
             "facts": self._source.facts(),
-            "place": self._source.place_state_at(position),
+            "place": self._source.snapshot_at(position),
             "draws_in_workers": self._source.draws_in_workers,
         }
 
@@ -285,37 +309,48 @@ class DataFeed:
         """Returns the reasons why ``state_dict`` may lack some of the state of the data."""
         return [*self._source.doubts(), *self._source.snapshots.doubts(self._source)]
 
-    def starts_over(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the saved position is invalid in this data, so the next pass starts."""
-        return self.can_repeat and self._compare_data(state_dict).starts_over
+    def drops_pass(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether a resume drops the saved pass, because its position is invalid here.
+
+        The next pass starts then.
+        """
+        return self.can_repeat and self._compare_data(state_dict).drops_pass
 
     def ends_pass(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether too few samples of the saved pass are left for one more batch."""
+        """Returns whether a resume ends the saved pass, because no full batch of it is left."""
         return self.can_repeat and self._compare_data(state_dict).ends_pass
 
-    def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns each change of the data since the feed was saved, with its consequence."""
+    def data_changes(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Returns each change of the data since the save, with its consequence for a resume."""
         return self._compare_data(state_dict).reasons() if self.can_repeat else []
 
-    def remarks(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns which sampler has to be iterated again to resume, which may take long."""
+    def replay_notes(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Returns a note if a resume iterates a sampler up to the position, which may take long."""
         batches = state_dict["position"][1]
-        found = self._source.replayed_sampler
-        is_placed = self._has_place_state(state_dict)
-        if not batches or found is None or is_placed or self.starts_over(state_dict):
+        sampler = self._source.replayed_sampler
+        restores_position = self._can_restore_here(state_dict)
+        if not batches or sampler is None or restores_position or self.drops_pass(state_dict):
             return []
         what = f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all"
-        return [f"a {type(found).__name__} is iterated again over {what} before this position"]
+        return [f"a {type(sampler).__name__} is iterated again over {what} before this position"]
 
-    def _has_place_state(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether a state of the data, saved with the feed, restores the position."""
-        is_taken = self._source.accepts_order_state(state_dict.get("order"))
-        return is_taken or self._source.snapshots.can_restore(self._source, state_dict.get("place"))
+    def _can_restore_here(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether the position is restored from a saved state of the data on this rank.
 
-    def _resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the data resume from their own state, even if facts have changed."""
-        is_taken = self._source.accepts_order_state(state_dict.get("order"))
-        return is_taken or self._source.resumes_from_own_state(state_dict)
+        That state is the order state of a recorded sampler, or a snapshot (see ``snapshots.py``).
+        """
+        accepts_order = self._source.accepts_order_state(state_dict.get("order"))
+        return accepts_order or self._source.snapshots.can_restore(
+            self._source, state_dict.get("place")
+        )
+
+    def _can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether the position is restored from a saved state on the rank that reads.
+
+        The rank that reads is rank 0 alone if rank 0 sends the batches, and each rank otherwise.
+        """
+        accepts_order = self._source.accepts_order_state(state_dict.get("order"))
+        return accepts_order or self._source.can_restore_on_reader(state_dict)
 
     def _compare_data(self, state_dict: Mapping[str, Any]) -> ChangedData:
         samples, accelerator = state_dict.get("samples"), self._accelerator
@@ -326,113 +361,126 @@ class DataFeed:
             samples=samples,
             batches_left=None if samples is None else self._source.batches_after(samples),
             window_size=accelerator.gradient_accumulation_steps if accelerator else 1,
-            has_state=self._resumes_from_own_state(state_dict),
+            has_state=self._can_restore_on_reader(state_dict),
             is_replay_refused=not state_dict.get("replay", True) and self._source.is_replayed,
         )
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns the reasons why the next batches may differ from those of the saved feed."""
+        """Returns the reasons why the next batches may differ from those of the saved run."""
         if not self._source.can_repeat:
             return ["an iterator cannot be moved: it continues from where it is"]
         if not self._source.is_reader:
-            return []  # the rank that loads the batches says what differs
+            return []  # rank 0, which loads the batches, gives the reasons
         found = []
-        places, place = self._source.snapshots, state_dict.get("place")
+        snapshots, snapshot = self._source.snapshots, state_dict.get("place")
         order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
-        # A generator that exists on one side only is not restored, unless the state of a sampler
-        # or of a stream includes it.
+        # A generator that exists only in the saved run or only in this run is not restored, unless
+        # the state of a sampler or of a stream includes the generator.
         for name in sorted(generators ^ self._source.generators.keys()):
-            is_included = places.restores(self._source, place, name)
+            is_included = snapshots.restores(self._source, snapshot, name)
             if not is_included and not self._source.order_state_includes(name, order):
-                when = "then" if name in generators else "now"
-                found.append(f"there is a random generator {name} only {when}")
+                existence = (
+                    "was saved, but does not exist now"
+                    if name in generators
+                    else "exists now, but was not saved"
+                )
+                found.append(f"the random generator {name} {existence}")
         changed = self._compare_data(state_dict)
-        is_within = state_dict["position"][1] and not (changed.starts_over or changed.ends_pass)
+        is_within = state_dict["position"][1] and not (changed.drops_pass or changed.ends_pass)
         has_workers = state_dict["source"].get("has_workers")
-        found += self._source.place_state_differences(FeedPosition(*state_dict["position"]), place)
+        found += self._source.snapshot_differences(FeedPosition(*state_dict["position"]), snapshot)
         found += self._source.order_state_differences(order)
-        is_placed = self._source.is_entered_exactly or self._has_place_state(state_dict)
-        if is_within and not is_placed:
+        restores_position = self._source.is_entered_exactly or self._can_restore_here(state_dict)
+        if is_within and not restores_position:
             found.append(
-                "batches that were given are gone through again: what they draw at random is drawn "
-                f"again until this pass ends; without such draws it is exact{self._source.remedy}"
+                "earlier batches of this pass are iterated again: random numbers that the data "
+                "draws meanwhile differ until the pass ends; if the data draws none, the resume is "
+                f"exact{self._source.remedy}"
             )
         restores_worker_draws = self._source.draws_in_workers and state_dict.get(
             "draws_in_workers", False
         )
         if self._usable_worker_states(state_dict) is not None or (
-            restores_worker_draws and places.can_restore(self._source, place)
+            restores_worker_draws and snapshots.can_restore(self._source, snapshot)
         ):
             pass  # the workers continue from their states
         elif is_within and not self._source.is_in_order:
             found.append(
-                "workers give batches in any order (in_order=False), and which of them came first "
-                "is not saved: samples can come twice in this pass or not at all"
+                "workers give batches in any order (in_order=False), and the order in which they "
+                "gave earlier batches is not saved: samples can come twice in this pass or not at "
+                "all"
             )
         elif has_workers:
             found.append(
-                "what the data set draws at random in persistent workers is drawn again; without "
-                "such draws it is exact"
+                "random numbers that the data set draws in persistent workers differ; if the data "
+                "set draws none, the resume is exact"
             )
         elif self.facts["workers"] and is_within and not changed.has_other_workers:
             found.append(
-                "what the data set draws at random in its workers is drawn again until this pass "
-                "ends; without such draws it is exact"
+                "random numbers that the data set draws in its workers differ until this pass "
+                "ends; if the data set draws none, the resume is exact"
             )
         return found
 
     def _usable_worker_states(self, state_dict: Mapping[str, Any]) -> Any:
-        """Returns the states from which the workers continue; None if they start from scratch."""
+        """Returns the saved states from which workers continue; None if no state can be used."""
         states, changed = state_dict.get("workers"), self._compare_data(state_dict)
-        is_same = not changed.reasons() and not changed.starts_over
+        is_same = not changed.reasons() and not changed.drops_pass
         return states if is_same and self._source.accepts_worker_states(states) else None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Moves to the saved position: the next ``iter`` gives the batches that follow there.
+        """Moves to the saved position: the next ``iter`` gives the batches after it.
 
         Earlier batches are not loaded if the loader has a sampler. With torch's ``BatchSampler``
-        the batch size may have changed. If the position is invalid in this data, or can only be
-        reached by a replay and ``state_dict["replay"]`` is False, the feed moves to the next pass.
-        An iterator is not moved.
+        the batch size may have changed.
+
+        The feed moves to the next pass instead if the position is invalid in this data. It also
+        does so if only a replay reaches the position (the earlier batches of the pass are loaded
+        again) and ``state_dict["replay"]`` is False. An iterator is not moved.
         """
         self._source.load_state_dict(state_dict["source"])
-        position, place = FeedPosition(*state_dict["position"]), state_dict.get("place")
+        position, snapshot = FeedPosition(*state_dict["position"]), state_dict.get("place")
         changed, order = self._compare_data(state_dict), state_dict.get("order")
         self._source.load_order_state(
-            position, None if changed.starts_over else order, ends=changed.ends_pass
+            position, None if changed.drops_pass else order, ends=changed.ends_pass
         )
-        if changed.starts_over or changed.ends_pass:
-            position, place = FeedPosition(position.data_pass + 1, 0), None
+        if changed.drops_pass or changed.ends_pass:
+            position, snapshot = FeedPosition(position.data_pass + 1, 0), None
         elif changed.samples is not None and (
             changed.keeps_samples or self._source.accepts_order_state(order)
         ):
             self._source.set_samples_before(position, changed.samples)
         self._source.load_worker_states(position, self._usable_worker_states(state_dict))
-        self._source.load_place_state(position, place)
+        self._source.load_snapshot(position, snapshot)
         self.seek(position)
         with RandomState.preserved(generators=self.generators):
             self._source.set_pass(self.position.data_pass)
             self._pass_end.synchronize_length()
 
-    def shares_place_with(self, other: "DataFeed") -> bool:
-        """Returns whether the state of one object holds the positions of both feeds."""
-        mine, others = self._source.keeper, other._source.keeper
-        return mine is not None and others is not None and mine.holder is others.holder
+    def shares_keeper_with(self, other: "DataFeed") -> bool:
+        """Returns whether the state of the same object contains the positions of both feeds."""
+        own_keeper, other_keeper = self._source.keeper, other._source.keeper
+        if own_keeper is None or other_keeper is None:
+            return False
+        return own_keeper.wrapped is other_keeper.wrapped
 
-    def restore_once(self, others: Iterable["DataFeed"]) -> None:
-        """Lets the first of several feeds that is iterated restore the object that they share."""
-        self._source.snapshots.restore_once(each._source.snapshots for each in others)
+    def restore_keeper_once(self, others: Iterable["DataFeed"]) -> None:
+        """Makes this feed restore the keeper for ``others``, too, if it is iterated first.
+
+        All of these feeds share the keeper, the object whose state contains the position.
+        """
+        self._source.snapshots.restore_keeper_once(each._source.snapshots for each in others)
 
     def _iterate_pass(self) -> Generator[Any, None, None]:
-        """Yields the rest of a pass from ``position`` on; begins it with the first ``next``."""
+        """Yields the rest of a pass from ``position`` on. The first ``next`` begins the pass."""
         if not self.at_start and self.position.batches == self._pass_end.length:
-            # All batches were given, but a stop or a resume came before the end was reached.
+            # All batches were given, but the run was stopped before the end of the pass.
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         if self.can_repeat:
-            # Batches that an abandoned iteration had fetched are loaded again; an iterator cannot
-            # give its batches again, so they are kept.
+            # Batches that an abandoned iteration had fetched are loaded again. Those of an iterator
+            # are kept, because an iterator cannot give them again.
             self._pass_end.ahead.clear()
         length_before = self._pass_end.length
         ahead, to_device, moves = self._pass_end.ahead, self._to_device, self._device is not None
@@ -446,14 +494,15 @@ class DataFeed:
                 self._warn_of_change(length_before)
             batches = stack.enter_context(closing(self._source.batches(*self.position)))
             for is_last in self._pass_end.fetch(batches, *self.position):
-                # Counted before it is given, so that a stop during its iteration finds it counted.
+                # A batch is counted before it is given, so that a stop while the engine processes
+                # the batch finds it counted.
                 data_pass, given = self.position
                 self.position = FeedPosition(data_pass, given + 1)
                 self.is_last = is_last
                 if is_last:
                     self._source.mark_last_batch()
-                # Without a variable: the suspended generator would keep the batch alive until the
-                # next one is asked for, through a validation say.
+                # Not assigned to a variable, which would keep the batch alive until the next batch
+                # is requested, for example during a validation.
                 yield to_device(ahead.popleft()) if moves else ahead.popleft()
         if not self.position.batches and not self._may_be_empty:
             raise ValueError(self._no_batches_message())
@@ -462,15 +511,16 @@ class DataFeed:
 
     @property
     def _draws_order_on_each_rank(self) -> bool:
-        """Returns whether each rank is about to draw the order of this pass for itself.
+        """Returns whether each rank is about to draw the order of this pass itself.
 
-        The ranks compare their global generators then, since unequal ones give unequal orders.
+        If so, the ranks compare their global generators, because generators in different states
+        give each rank another order.
         """
         accelerator = self._accelerator
         if accelerator is None or accelerator.num_processes == 1 or not self.at_start:
             return False
-        # An iterable that is not a DataLoader is not divided by Accelerate: its author has given
-        # each rank its own batches, and their orders may differ.
+        # Accelerate divides only a DataLoader between the ranks. Any other iterable gives each rank
+        # the batches that its author intended for the rank, so the orders may differ.
         return isinstance(self.loader, DataLoader) and rank_dependent_part(self.loader) is not None
 
     def _advance_to_next_pass(self) -> None:
@@ -485,18 +535,17 @@ class DataFeed:
 
     def _warn_of_change(self, length_before: int | None) -> None:
         warnings.warn(
-            f"the data has {self._pass_end.length} batches a pass now, and had {length_before} "
-            "when the pass was begun that continues now, after batch "
-            f"{self.position.batches}: samples can come twice in it or not at all; change data "
-            "between two passes",
+            f"`data` has {self._pass_end.length} batches a pass now, and had {length_before} when "
+            f"this pass was begun: the pass continues after batch {self.position.batches}, and "
+            "samples can come twice in it or not at all. Change data only between two passes",
             stacklevel=2,
         )
 
     def _no_batches_message(self) -> str:
-        again = "" if self.can_repeat else "; an iterator is used up after one pass"
+        hint = "" if self.can_repeat else "; an iterator is used up after one pass"
         return (
             f"`data` gave no batch in pass {self.position.data_pass + 1}, it must give at least "
-            f"one: check the {_type_name(self.loader)} and its data set{again}"
+            f"one: check the {_type_name(self.loader)} and its data set{hint}"
         )
 
 
@@ -509,9 +558,10 @@ def _remedy_for(data: Any) -> str:
 class Feeds:
     """The feeds of one engine, by their data.
 
-    No loader is prepared twice, and data that is used again continues at the position where it was
-    left. A loader holds its feed in an attribute, so both live equally long; this object holds the
-    newest feed only, and only that one's loader is on Accelerate's list of prepared loaders.
+    No loader is prepared twice. When data is used again, its feed continues at the position where
+    the feed was left. A loader has its feed as an attribute, so loader and feed live equally long.
+    This object itself refers only to the newest feed and to the feeds that ``feed_for`` was told to
+    remember. Only the loader of the newest feed is on Accelerate's list of prepared loaders.
 
     Args:
         accelerator: prepares the loaders.
@@ -524,13 +574,14 @@ class Feeds:
         self._newest: tuple[Any, DataFeed | None] = (None, None)
         self._remembered: list[tuple[Any, DataFeed]] = []
 
-    def feed_for(self, data: Any, *, keeps: bool = False) -> DataFeed:
+    def feed_for(self, data: Any, *, remember: bool = False) -> DataFeed:
         """Returns the feed of ``data``; creates it on first use.
 
         Args:
             data: a loader, another iterable of batches, or a feed, which is returned unchanged.
-            keeps: whether to remember, for the lifetime of this object, also the feed of data that
-                is not a ``DataLoader``. Otherwise such a feed is remembered while it is the newest.
+            remember: whether this object keeps the feed for its own lifetime if ``data`` is not a
+                ``DataLoader``. If False, this object keeps such a feed only while it is the newest.
+                The feed of a ``DataLoader`` is always kept by the loader.
         """
         if isinstance(data, DataFeed):
             return data
@@ -538,7 +589,7 @@ class Feeds:
         if feed is None:
             feed = DataFeed(data, self._accelerator, even_batches=self._even_batches)
         if (
-            keeps
+            remember
             and not isinstance(data, DataLoader)
             and all(data is not e for e, _ in self._remembered)
         ):
@@ -548,25 +599,25 @@ class Feeds:
         return feed
 
     def existing_feed(self, data: Any) -> DataFeed | None:
-        """Returns the feed of ``data``; None if there is none, or it was forgotten."""
+        """Returns the feed of ``data``; None if it was never created, or is no longer kept."""
         if isinstance(data, DataLoader):
             return _loader_feeds(data).get(self)
         found = (feed for each, feed in (self._newest, *self._remembered) if each is data)
         return next(found, None)
 
     def register(self, data: Any, feed: DataFeed) -> None:
-        """Registers ``feed`` as the feed of ``data``, and as the newest one."""
+        """Registers ``feed`` as the feed of ``data``, and as the newest feed."""
         _, former = self._newest
         self._newest = data, feed
         for loader in (data, feed.loader):
             if isinstance(loader, DataLoader):
                 _loader_feeds(loader)[self] = feed
-        feed.use_for(self)
-        # The loader holds the feed from now on: registered for itself, the feed would keep the
-        # loader on Accelerate's list for as long as that lives.
-        feed.leave(feed)
+        feed.add_owner(self)
+        # The loader refers to its feed from now on. If the feed stayed an owner, the loader would
+        # remain on Accelerate's list for as long as the loader exists.
+        feed.remove_owner(feed)
         if former is not None and former is not feed:
-            former.leave(self)
+            former.remove_owner(self)
 
 
 def load_between_passes(
@@ -574,42 +625,44 @@ def load_between_passes(
 ) -> None:
     """Moves feeds to positions that were saved together, each at the start of a pass.
 
-    Several feeds may share data. What one of them restores lazily, when it is iterated, would undo
-    what another feed has done with that data by then. So everything is restored at once, except for
-    an object whose state holds the position: the first feed that is iterated restores that object,
-    for all feeds that share it.
+    Several feeds may share data. If a feed restored the data only when it is first iterated, it
+    would undo the changes that another feed has made to the same data in the meantime. So this
+    function restores all states at once. The only exception is an object whose state contains the
+    position: the feed that is iterated first restores that object, for all feeds that share it.
 
     Args:
         states: the feeds, each with its state.
-        others: feeds that are at the positions of that time already.
+        others: further feeds, which are at the positions of the same save already.
     """
     loaded = []
     for feed, state in states:
-        place, order = state.get("place"), state.get("order")
-        if place is not None:
-            # The source's own state has the same objects and generators, and is restored at once.
-            place = {**place, "objects": {}, "generators": {}}
-            # A sampler that was left in mid-pass begins from its start when it is iterated; its
-            # state would make it continue in the middle.
-            if place["is_cut"] and "sampler" in place["of"].partition(" ")[0]:
-                place = None
+        snapshot, order = state.get("place"), state.get("order")
+        if snapshot is not None:
+            # `state["source"]` has the states of the same objects and generators, and is restored
+            # at once.
+            snapshot = {**snapshot, "objects": {}, "generators": {}}
+            # A sampler that was left in the middle of a pass begins from its start when it is
+            # iterated. Its saved state would make it continue in the middle.
+            if snapshot["is_cut"] and "sampler" in snapshot["of"].partition(" ")[0]:
+                snapshot = None
         if order is not None and not (order["is_within"] or order["is_over"]):
             order = None
-        feed.load_state_dict({**state, "place": place, "order": order})
+        feed.load_state_dict({**state, "place": snapshot, "order": order})
         loaded.append(feed)
     known = {id(feed): feed for feed in (*loaded, *others)}.values()
     for feed in known:
-        feed.restore_once(
-            each for each in known if each is not feed and each.shares_place_with(feed)
+        feed.restore_keeper_once(
+            each for each in known if each is not feed and each.shares_keeper_with(feed)
         )
 
 
 class _LoaderFeeds(ExcludedFromSearch):
-    """The feeds of one loader, one for each ``Feeds``, kept in an attribute of the loader.
+    """The feeds of one loader, one for each ``Feeds``, as an attribute of the loader.
 
-    A feed refers to its loader. In a module-level table of weak keys the values would keep their
-    keys alive, and nothing would ever be freed. As an attribute, the loader and its feeds form a
-    reference cycle, which the garbage collector frees. A copy of the loader has no feeds.
+    A feed refers to its loader. In a module-level ``WeakKeyDictionary`` from loader to feed, the
+    feeds would keep the loaders alive, and neither would ever be freed. With an attribute, a loader
+    and its feeds form a reference cycle, which the garbage collector frees. A copy of the loader
+    has no feeds.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -617,7 +670,7 @@ class _LoaderFeeds(ExcludedFromSearch):
         self.feeds: WeakKeyDictionary[Feeds, DataFeed] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # a copy or pickle of the loader gets None
+        return type(None), ()  # in a copy or pickle of the loader the attribute is None
 
 
 def _loader_feeds(loader: Any) -> "WeakKeyDictionary[Feeds, DataFeed]":

@@ -1,4 +1,9 @@
-"""The source for a loader with a sampler: a pass can be entered at any batch without loading."""
+"""The source for a loader with a sampler: a pass is entered without loading earlier batches.
+
+The batch sampler of the loader (or the sampler, if the loader makes no batches) is called the
+order. An index batch is the list of the indices of one batch. A sampler with a state may be
+recorded (``RecordedOrder``). An element is what it yields: an index or an index batch.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -32,7 +37,7 @@ from ignite_hooks.data.sample_order import replayed_sampler
 from ignite_hooks.data.sample_order import samples_per_batch
 from ignite_hooks.data.sample_order import samples_per_pass
 from ignite_hooks.data.sample_order import with_recorded_sampler
-from ignite_hooks.data.snapshots import order_keeper
+from ignite_hooks.data.snapshots import keeper_for_recording
 from ignite_hooks.data.sources import TorchLoader
 from ignite_hooks.data.sources import data_parts
 from ignite_hooks.data.sources import dataset_and_samplers
@@ -48,37 +53,37 @@ __all__ = ["IndexedLoader"]
 
 
 class IndexedLoader(TorchLoader):
-    """A loader with a sampler, whose length is certain if the sampler's length is.
+    """A loader with a sampler. Its length is certain if the length of the sampler is certain.
 
     A pass can be entered at any position without loading earlier batches. With torch's
-    ``BatchSampler`` the position counts samples of all processes, without the repeated ones that
-    make the last batches even, so the rest of a pass can have another batch size.
+    ``BatchSampler`` the position is a number of samples of all processes, so the rest of a pass can
+    have another batch size. Samples that are repeated to make the last batches even do not count.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
-        self._data_pass = 0  # the pass that was announced last
-        # A position and the number of samples before it, where that number is not a multiple of the
-        # batch size, because the batch size has changed within the pass.
+        self._data_pass = 0  # the pass of the last `set_pass`
+        # A position and the number of samples before this position. None if that number follows
+        # from the batch size, because the batch size has not changed within the pass.
         self._known_samples: tuple[FeedPosition, int] | None = None
         self._worker_states = WorkerStates()
         # A weak reference to the iterator whose persistent workers were started here.
         self._own_iterator: Callable[[], Any] = lambda: None
         self._recorded_order = self._make_recorded_order()
-        # A sampler with a state in a loader without workers: Snapshots saves its state, and only
-        # its draws from the global generators are recorded here.
+        # For a sampler with a state in a loader without workers. `Snapshots` saves the state of the
+        # sampler. `_watched_order` records only the draws of the sampler from global generators.
         keeper = None if self._is_torchdata else self.keeper
         self._watched_order = None if keeper is None else RecordedOrder(keeper)
 
     def _make_recorded_order(self) -> RecordedOrder | None:
-        """Returns a recorder of the sampler with a state, for workers; None without one."""
+        """Returns a recorder of the sampler if there are workers and the sampler has a state."""
         order = self._order
-        keeper = order_keeper(self.base) if self._can_track_workers else None
+        keeper = keeper_for_recording(self.base) if self._can_track_workers else None
         if keeper is None:
             return None
         is_shard = type(order) is BatchSamplerShard
-        is_of_batches = is_shard and order.batch_sampler is keeper.holder
+        is_of_batches = is_shard and order.batch_sampler is keeper.wrapped
         return RecordedOrder(
             keeper,
             head_size=elements_per_batch(order) if is_shard else 0,
@@ -87,7 +92,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def objects_outside_keeper(self) -> Objects:
-        """The objects whose states are not part of the state of a sampler, by name."""
+        """The objects whose states the state of a sampler does not include, by name."""
         found, recorded = super().objects_outside_keeper, self._recorded_order
         if recorded is None or not recorded.has_usable_state:
             return found
@@ -115,8 +120,8 @@ class IndexedLoader(TorchLoader):
         order = self._order
         if type(order) is not BatchSamplerShard or samples_per_pass(order) is None:
             return False
-        # A single batch that is split may have fewer samples than there are ranks; of two batches,
-        # the first is full.
+        # With split batches, each rank gets a part of every batch. A single batch may have fewer
+        # samples than there are ranks. If there are two batches, the first one is full.
         needed = 2 if order.split_batches else order.num_processes
         return len(order.batch_sampler) >= needed
 
@@ -124,13 +129,13 @@ class IndexedLoader(TorchLoader):
     def is_entered_exactly(self) -> bool:
         """Returns whether the length is certain.
 
-        Earlier batches are not loaded then, and none is fetched ahead to find the end.
+        Then earlier batches are not loaded, and no batch is fetched ahead to find the end.
         """
         return self.length is not None
 
     @property
     def is_replayed(self) -> bool:
-        """Returns False: indices are drawn again, but no batch is loaded again."""
+        """Returns False, because indices are drawn again, but no batch is loaded again."""
         return False
 
     @property
@@ -140,7 +145,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _order(self) -> Any:
-        """The batch sampler, or the sampler of a loader without batches."""
+        """The batch sampler; the sampler if the loader does not make batches."""
         return self.base.sampler if self.base.batch_sampler is None else self.base.batch_sampler
 
     @property
@@ -152,20 +157,20 @@ class IndexedLoader(TorchLoader):
         ]
 
     def set_pass(self, data_pass: int) -> None:
-        """Announces the next pass, and notes its number."""
+        """Calls ``set_epoch`` for the next pass, and notes the number of the pass."""
         super().set_pass(data_pass)
         self._data_pass = data_pass
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Prepares the loader for one pass; without padding unless even batches are needed."""
+        """Prepares the loader for one pass. Batches are padded only if they must be even."""
         with self._even_batches_applied(), super().active(data_pass):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the base class, and the random state remaining the samplers' order.
+        """Returns the state of the base class, and the random state that the order depends on.
 
-        The seeds of Accelerate's seedable samplers are included, because such a sampler takes the
+        The seeds of Accelerate's seedable samplers are included, because such a sampler uses the
         seed that torch had when the loader was prepared.
         """
         return {
@@ -175,7 +180,7 @@ class IndexedLoader(TorchLoader):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores a state of ``state_dict``, seeds of samplers included."""
+        """Restores a return value of ``state_dict``, the seeds of samplers included."""
         super().load_state_dict(state_dict)
         seeds = state_dict.get("seeds", ())  # the saved feed may have had another type of data
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
@@ -184,7 +189,7 @@ class IndexedLoader(TorchLoader):
             self._watched_order.load_opening(state_dict.get("opening"))
 
     def facts(self) -> dict[str, int | str | None]:
-        """Returns the facts of the base class, the samples of a pass and the class of the order."""
+        """Returns the facts of the base class, the samples in a pass and the name of the order."""
         with self._even_batches_applied():
             sample_facts = {
                 "samples a pass": samples_per_pass(self._order),
@@ -207,7 +212,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def replayed_sampler(self) -> Any:
-        """The sampler that must be iterated to enter a pass; None for the samplers of torch."""
+        """The sampler that must be iterated to enter a pass; None for torch's own samplers."""
         return replayed_sampler(self._order)
 
     def batches_after(self, samples: int) -> int | None:
@@ -223,9 +228,9 @@ class IndexedLoader(TorchLoader):
             self._known_samples = position, samples
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Iterates the samplers to the end of the pass, where some of them draw once more.
+        """Iterates the samplers to the end of the pass, because some samplers draw at their end.
 
-        A recorded sampler may be there already, since it is drawn ahead of the batches.
+        A recorded sampler is drawn ahead of the batches, so it may be at its end already.
         """
         is_drawn = self._is_recorded_after(data_pass, given)
         if not is_drawn and self._started_pass is not None and self._started_pass[0] == data_pass:
@@ -253,17 +258,17 @@ class IndexedLoader(TorchLoader):
     def load_worker_states(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Sets the states from which workers continue at a position; None if unknown."""
+        """Sets the states from which workers continue; see the base class."""
         first, states = position.batches, list[bytes | None]()
         if state_dict is not None:
             first, states = (
                 state_dict["first"],
                 [*map(worker_state_from_plain, state_dict["states"])],
             )
-        self._worker_states.begin(position.data_pass, first, states, self.snapshots.window)
+        self._worker_states.begin(position.data_pass, first, states, self.snapshots.window_size)
 
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of a recorded sampler; None without one, or if unknown."""
+        """Returns the state of the recorded sampler; None without one, or if unknown."""
         if self._recorded_order is None:
             return None
         data_pass, _ = position
@@ -275,7 +280,7 @@ class IndexedLoader(TorchLoader):
         )
 
     def accepts_order_state(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether the sampler can continue from a saved state."""
+        """Returns whether the recorded sampler can continue from a saved state."""
         if self._recorded_order is None or state_dict is None:
             return False
         return bool(state_dict["of"] == self._recorded_order.keeper.name)
@@ -287,11 +292,11 @@ class IndexedLoader(TorchLoader):
         *,
         ends: bool = False,
     ) -> None:
-        """Sets the state from which the sampler continues; see the base class."""
+        """Sets the state from which the recorded sampler continues; see the base class."""
         if self._recorded_order is not None:
-            is_taken = self.accepts_order_state(state_dict)
+            accepts_order = self.accepts_order_state(state_dict)
             self._recorded_order.load_state_dict(
-                position.data_pass, state_dict if is_taken else None
+                position.data_pass, state_dict if accepts_order else None
             )
             if ends:
                 self._recorded_order.exhaust()
@@ -317,7 +322,7 @@ class IndexedLoader(TorchLoader):
         return batches * elements_per_batch(self._order) if samples is None else samples
 
     def _is_recorded_after(self, data_pass: int, batches: int) -> bool:
-        """Returns whether the pass can be entered after a batch from recorded elements."""
+        """Returns whether recorded elements suffice to enter a pass after a number of batches."""
         start = self._elements_before(data_pass, batches)
         return self._recorded_order is not None and self._recorded_order.can_enter_at(
             data_pass, start
@@ -325,13 +330,13 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _order_to_draw(self) -> Any:
-        """The order to iterate for a pass: with the recorded sampler, if there is one."""
+        """The order to iterate for a pass, with the recorder in place of a recorded sampler."""
         order, recorded = self._order, self._recorded_order
         return order if recorded is None else with_recorded_sampler(order, recorded)
 
     @contextmanager
     def _recording_pass(self, data_pass: int) -> Iterator[None]:
-        """Records the sampler, if it has a state, while a pass is begun in the body."""
+        """Records the sampler while the body begins a pass. Does nothing without a recorder."""
         recorded = self._recorded_order
         if recorded is None:
             yield
@@ -344,18 +349,20 @@ class IndexedLoader(TorchLoader):
     def _set_capacity(self, recorded: RecordedOrder) -> None:
         """Sets how many elements are kept: enough for any position that a run may return to."""
         base = self.base
-        ahead = base.num_workers * (base.prefetch_factor or 0)
-        # New workers begin with a batch of worker 0, up to so many batches before the position.
+        prefetched = base.num_workers * (base.prefetch_factor or 0)
+        # New workers begin with a batch of worker 0, up to `aligned` batches before the position.
         aligned = base.num_workers - 1
-        # Batches that were given and not trained on, or fetched ahead to find the end.
-        given = 2 * (self.snapshots.window + 1)
-        recorded.capacity = (ahead + aligned + given) * elements_per_batch(self._order)
+        # The run may roll back by one window, and the feed may fetch one window ahead to find the
+        # end. One more batch is kept for each of the two.
+        given = 2 * (self.snapshots.window_size + 1)
+        recorded.capacity = (prefetched + aligned + given) * elements_per_batch(self._order)
 
     @property
     def _can_track_workers(self) -> bool:
-        """Returns whether it is certain which worker loads which batch, so states can be tracked.
+        """Returns whether the states of workers can be tracked.
 
-        Batches that Accelerate skips, and torchdata's own workers, are not tracked.
+        Tracking requires that it is certain which worker loads which batch. It is not supported if
+        Accelerate skips batches, or with the workers of torchdata.
         """
         base = self.base
         is_in_known_order = base.num_workers > 0 and base.in_order
@@ -363,7 +370,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _is_torchdata(self) -> bool:
-        """Returns whether the loader has a state, as torchdata's loaders do."""
+        """Returns whether the loader has a state. The loaders of torchdata have one."""
         return hasattr(self.base, "load_state_dict")
 
     def _open_iterator(self) -> Iterator[Any]:
@@ -373,7 +380,7 @@ class IndexedLoader(TorchLoader):
         forget_dead_workers(base)
         found = base._iterator
         if found is not None and found is not self._own_iterator():
-            # Persistent workers that the user started: they do not send their states.
+            # The user started these persistent workers, so they do not send their states.
             self._worker_states.begin(self._data_pass, 0, ())
             with self._recording_pass(self._data_pass):
                 return super()._open_iterator()
@@ -386,20 +393,22 @@ class IndexedLoader(TorchLoader):
             states = self._worker_states.states_after(self._data_pass - 1)
         with self._recording_pass(self._data_pass), self._worker_states.starting(base, states):
             batches = super()._open_iterator()
-        self._worker_states.begin(self._data_pass, 0, states, self.snapshots.window, self.length)
+        self._worker_states.begin(
+            self._data_pass, 0, states, self.snapshots.window_size, self.length
+        )
         if self._recorded_order is not None and base.persistent_workers:
             hand_over_workers(batches, base, self._order_to_draw)
         self._own_iterator = ref(batches)
         return self._worker_states.follow(batches, 0)
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow a state, after the data have loaded that state."""
+        """Returns the batches that follow, after the state of the keeper was loaded."""
         if self._watched_order is not None and skip:
             self._watched_order.continue_next()
         return super().batches_after_load(skip)
 
     def _loader_to_start(self) -> DataLoader[Any]:
-        """Returns the loader to iterate for a whole pass, with the recorded sampler if any."""
+        """Returns the loader to iterate for a whole pass, with a recorder if there is one."""
         base = self.base
         if self._watched_order is not None:
             return _loader_over(
@@ -408,7 +417,7 @@ class IndexedLoader(TorchLoader):
         if self._recorded_order is None:
             return base
         if base.persistent_workers and base._iterator is not None:
-            # The running workers are kept; only the order that they load from is replaced.
+            # The running workers are kept. Only the order from which they load is replaced.
             hand_over_workers(base._iterator, base, self._order_to_draw)
             return base
         stays, generator = base.persistent_workers, base.generator
@@ -419,13 +428,13 @@ class IndexedLoader(TorchLoader):
         if self._recorded_order is None or not self._is_recorded_after(data_pass, first):
             return super()._reenter_pass(data_pass, skip, begun)
         self._set_capacity(self._recorded_order)
-        # All elements that were drawn are recorded, so no generator has to be set back.
+        # The elements are recorded and need not be drawn again, so no generator is set back.
         rest = enter_at_element(self._order_to_draw, self._elements_before(data_pass, first))
         batches = self._load_batches(rest, self._seed_generator_of(begun), data_pass, first, states)
         return islice(batches, skip - first, None)
 
     def _seed_generator_of(self, begun: RandomState) -> torch.Generator:
-        """Returns a copy of the generator that seeds workers, as it was when a pass began."""
+        """Returns a copy of the generator that seeds workers, in its state at a pass's start."""
         seeds, loader_generator = torch.Generator(), self.base.generator
         found = [state for each, state in begun.generators.values() if each is loader_generator]
         seeds.set_state(found[0] if found else begun.cpu)
@@ -441,7 +450,7 @@ class IndexedLoader(TorchLoader):
         return known or (skip, [None] * self.base.num_workers)
 
     def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
-        # Copied before the order is drawn, so that workers get the seeds that they had when the
+        # Copied before the order is drawn, so that the workers get the seeds that they got when the
         # pass began.
         seeds, loader_generator = torch.Generator(), self.base.generator
         seeds.set_state(
@@ -461,14 +470,14 @@ class IndexedLoader(TorchLoader):
         first: int,
         states: list[bytes | None],
     ) -> Iterator[Any]:
-        """Yields the batches of the index batches ``rest``, from workers with given states.
+        """Yields the batches for the index batches in ``rest``.
 
         Args:
             rest: the index batches.
             seeds: the generator to seed new workers from.
-            data_pass: the pass.
-            first: the number of the first of the batches in the pass.
-            states: the state that each worker begins with; None for one that torch seeds.
+            data_pass: the number of the pass, from 0.
+            first: the number of batches of the pass before ``rest``.
+            states: the state from which each worker begins; None for a worker that torch seeds.
         """
         base, stays = self.base, self.base.persistent_workers
         if not self._can_track_workers:
@@ -478,28 +487,29 @@ class IndexedLoader(TorchLoader):
         loader = _loader_over(base, rest, seeds, persistent_workers=stays)
         with self._worker_states.starting(loader, states):
             batches = iterate_with_workers(loader)
-        self._worker_states.begin(data_pass, first, states, self.snapshots.window, self.length)
+        self._worker_states.begin(data_pass, first, states, self.snapshots.window_size, self.length)
         if stays:
             hand_over_workers(batches, base, self._order_to_draw)
             self._own_iterator = ref(batches)
         yield from self._worker_states.follow(batches, first)
 
     def _draw_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Draws the order of a pass up to a position, and returns the index batches after it."""
+        """Draws the order of a pass, and returns its index batches without the first ``skip``."""
         with self._recording_pass(data_pass):
             return self._index_batches_after(data_pass, skip)
 
     def _index_batches_after(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Returns the index batches after a position, while the sampler is recorded."""
+        """Does the work of ``_draw_rest``, while the sampler is recorded."""
         base, order = self.base, self._order_to_draw
         is_custom = replayed_sampler(self._order) is self._order
-        # A sampler of another class may draw in __iter__, which torch calls before it draws the
-        # seed for workers.
+        # torch calls __iter__ of the order before it draws the seed for workers. An order of a
+        # user's class may draw random numbers in __iter__.
         whole = iter(order) if is_custom else order
         if self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
         if is_custom and base.num_workers:
-            whole = iter(order)  # torch calls __iter__ twice for workers, and it may draw each time
+            # With workers, torch calls __iter__ twice, and each call may draw.
+            whole = iter(order)
         samples = self.samples_before(FeedPosition(data_pass, skip))
         if samples is None:
             _, rest = enter_order(whole, skip)
@@ -508,19 +518,23 @@ class IndexedLoader(TorchLoader):
         return chain([*islice(rest, self._count_drawn_ahead(data_pass, skip))], rest)
 
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
-        """Returns how many index batches after a position had been drawn already.
+        """Returns how many index batches after a position had been drawn before.
 
-        They are drawn at once again, so that later draws come at the time of the first iteration.
+        Drawing these index batches at once makes later draws happen at the same times as in the
+        first iteration.
         """
-        asked = self.base.num_workers * (self.base.prefetch_factor or 0)
+        drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
-            asked += 1
+            drawn += 1  # the feed fetches one batch ahead to find the end
         if self.furthest_position.data_pass == data_pass:
-            asked += max(0, self.furthest_position.batches - skip)
-        return asked if skip else max(asked, 1)
+            drawn += max(0, self.furthest_position.batches - skip)
+        return drawn if skip else max(drawn, 1)
 
     def doubts(self) -> list[str]:
-        """Returns the doubts of the base class, and those about the sampler and the workers."""
+        """Returns the reasons why ``state_dict`` may lack some of the state of the data.
+
+        Includes the reasons of the base class, of the recorded sampler and of the workers.
+        """
         is_over = self._worker_states.is_over and not self._has_running_workers
         order = self._watched_order if self._recorded_order is None else self._recorded_order
         order_doubts = [] if order is None else order.doubts()
@@ -532,10 +546,12 @@ class IndexedLoader(TorchLoader):
         ]
 
     def _seed_doubts(self) -> list[str]:
-        """Returns the reason why workers may get another seed after a resume, if there is one."""
+        """Returns the reason why workers may get other seeds after a resume, if there is one."""
         base, recorded = self.base, self._recorded_order
         if recorded is None or self._order is not recorded.holder or not recorded.draws_on_iter:
-            return []  # torch's BatchSampler asks for the iterator after the workers are seeded
+            # A sampler inside a batch sampler of torch or Accelerate draws after the workers were
+            # seeded, because the batch sampler calls `iter` of the sampler with its first batch.
+            return []
         if base.num_workers == 1 and not base.persistent_workers:
             return []
         return [
@@ -547,8 +563,8 @@ class IndexedLoader(TorchLoader):
     def _at_start_of_pass(self, begun: RandomState) -> Iterator[None]:
         """Sets the generators to their states at the start of a pass, during the body.
 
-        Afterwards all get their present states back, except for those that only the order draws
-        from: these stay where the draws of the body have moved them.
+        After the body, generators get their present states back. The exception are generators from
+        which only the order is drawn: they keep the states after the draws in the body.
         """
         own = {id(each) for each in self._order_generators()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}
@@ -557,7 +573,7 @@ class IndexedLoader(TorchLoader):
             yield
 
     def _order_generators(self) -> list[RandomGenerator]:
-        """Returns the generators that only the order is drawn from, and no sample."""
+        """Returns the generators from which the order is drawn, but no sample."""
         data_generators = self._search_data(data_parts(self.base)).named.values()
         order_generators = self._search_order(order_parts(self.base)).named.values()
         return [
@@ -566,7 +582,7 @@ class IndexedLoader(TorchLoader):
 
     @contextmanager
     def _even_batches_applied(self) -> Iterator[None]:
-        """Turns off the padding of Accelerate's batch samplers, unless even batches are needed."""
+        """Turns off the padding of Accelerate's batch samplers, unless batches must be even."""
         shards = [
             sampler
             for sampler in (self.loader.batch_sampler, self.loader.sampler)
@@ -592,10 +608,10 @@ def _loader_over(
     """Returns a loader like ``base`` for one iteration over ``indices``.
 
     Args:
-        base: the loader to copy the settings of.
+        base: the loader whose settings are copied.
         indices: index batches, or indices if ``base`` has no batch sampler.
         generator: the generator to seed workers from.
-        persistent_workers: whether the workers stay after the iteration.
+        persistent_workers: whether the workers keep running after the iteration.
     """
     order = {"sampler": indices, "batch_size": None}
     if base.batch_sampler is not None:

@@ -1,4 +1,4 @@
-"""Detects the last batch of a pass when it is fetched, equally on all ranks."""
+"""Detects the last batch of a pass before it is given, on all ranks alike."""
 
 import warnings
 from collections import deque
@@ -18,20 +18,23 @@ _END = object()
 
 
 class PassEnd:
-    """Fetches the batches of each pass, and marks the last one before it is trained on.
+    """Fetches the batches of each pass, and marks the last batch before the engine trains on it.
 
-    The last batch closes the accumulation window, so it must be known when it is given, not after
-    it. If the loader marks its last batch itself, its mark is used; if the number of batches is
-    certain, they are counted; otherwise one batch is fetched ahead.
+    The last batch closes the accumulation window, so it must be known to be the last when it is
+    given. There are three cases:
+
+    - The loader marks its last batch itself (``end_of_dataloader``): this mark is used.
+    - The number of batches is certain: the batches are counted.
+    - Otherwise at least one batch is fetched ahead.
 
     Attributes:
-        ahead: batches that are fetched and not given yet.
-        length: the number of batches in a pass; None if it is not certain.
+        ahead: batches that were fetched and not given yet.
+        length: the number of batches in a pass; None if the number is not certain.
 
     Args:
         source: the source of the batches.
         accelerator: if given, all of its ranks end a pass together, after as many batches as the
-            rank with the fewest has; None if each rank ends by itself.
+            rank with the fewest batches has. None if each rank ends a pass at its own last batch.
     """
 
     def __init__(self, source: PlainIterable, accelerator: Accelerator | None = None) -> None:
@@ -43,17 +46,18 @@ class PassEnd:
         self.synchronize_length()
 
     def synchronize_length(self, digest: int = 0) -> None:
-        """Updates the number of batches in a pass to the smallest of all ranks. Collective.
+        """Sets ``length`` to the smallest number of batches of all ranks. Collective.
 
         The number may differ from pass to pass.
 
         Args:
-            digest: a hash of the global random generators if the order may be drawn from them; a
-                warning follows if it differs between ranks. 0 if it need not be compared.
+            digest: a hash of the global random generators if the order may be drawn from them. If
+                the hashes of the ranks differ, a warning is given. 0 if no comparison is needed.
         """
         length = self._local_length = self._source.length
         if self._accelerator is not None:
-            # One collective: the minimum of -digest is the negative of the maximum of digest.
+            # The minimum of -digest is the negative of the maximum of digest, so one collective is
+            # enough.
             own = (-1 if length is None else length, digest, -digest)
             smallest, lowest, highest = min_over_ranks(own, self._accelerator)
             length = None if smallest < 0 else smallest
@@ -64,21 +68,23 @@ class PassEnd:
         self.length = length
 
     def update_length(self) -> None:
-        """Updates the number of batches if it has changed in this process. Not collective."""
+        """Updates ``length`` if this process now has another number of batches. Not collective."""
         length = self._source.length
         if length != self._local_length:
             self.length = self._local_length = length
 
     def fetch(self, batches: Iterator[Any], data_pass: int, given: int) -> Iterator[bool]:
-        """Puts batch after batch in ``ahead``, and yields for each whether it is the last one.
+        """Fetches batches into ``ahead``. Yields for each batch whether it is the last of the pass.
+
+        After each ``yield`` of this method, the caller takes one batch from ``ahead``.
 
         Args:
-            batches: the batches of pass ``data_pass`` (from 0) without the first ``given``.
-            data_pass: the pass, for error messages.
-            given: number of its batches that were given before.
+            batches: the batches of the pass without the first ``given``.
+            data_pass: the number of the pass, from 0, for error messages.
+            given: the number of batches of the pass that were given before.
 
         Raises:
-            RuntimeError: the pass has more or fewer batches than its ``len()``.
+            RuntimeError: the pass has more or fewer batches than the ``len()`` of the data.
         """
         if self._source.knows_its_end:
             while self._fetch_up_to(batches, 1):
@@ -86,24 +92,27 @@ class PassEnd:
         elif self.length is not None:
             ahead, length = self.ahead, self.length
             for number in range(given + 1, length + 1):
-                # Without a variable, which would keep the batch alive while this is suspended.
+                # Not assigned to a variable, which would keep the batch alive while this generator
+                # is suspended.
                 ahead.append(next(batches, _END))
                 if ahead[0] is _END:
                     ahead.clear()
                     raise RuntimeError(self._wrong_length_message(f"only {number - 1}", data_pass))
                 yield number == length
-            # Ask for the end as well: samplers draw at their end, so a pass that was entered in its
-            # middle must reach it, too. It is not reached if other ranks have fewer batches.
+            # The end is requested as well. Some samplers draw random numbers at their end, so every
+            # pass must reach the end of its samplers, also a pass that was entered in its middle.
+            # If another rank has fewer batches, the end is not reached on this rank.
             if self._local_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length_message("more", data_pass))
         else:
             yield from self._look_ahead(batches)
 
     def _look_ahead(self, batches: Iterator[Any]) -> Iterator[bool]:
-        """Fetches ahead of the batches that are given, to find the end of a pass.
+        """Yields the same as ``fetch``. Fetches further batches ahead, to find the end of a pass.
 
-        With one process one batch is fetched ahead. With several, a window and one batch more are
-        fetched, so that the ranks exchange how many batches they have only once per window.
+        With one process, one batch is fetched ahead. With several processes, a full accumulation
+        window and one more batch are fetched. So the ranks exchange how many batches they have only
+        once per window.
         """
         accelerator = self._accelerator
         window = accelerator.gradient_accumulation_steps if accelerator else 1
@@ -118,22 +127,22 @@ class PassEnd:
                 self._warn_of_surplus(len(self.ahead) - given, "at least ")
             for number in range(1, given + 1):
                 yield ending and number == given
-        self.ahead.clear()  # batches that another rank does not have
+        self.ahead.clear()  # drops surplus batches: another rank has fewer batches in this pass
 
     def _warn_of_surplus(self, batches: int, at_least: str = "") -> None:
-        """Warns once that batches of this rank are left out."""
+        """Warns once if batches of this rank are left out, because another rank has fewer."""
         accelerator = self._accelerator
         if accelerator is not None and batches > 0 and not self._warned_of_surplus:
             self._warned_of_surplus = True
             warnings.warn(
                 f"rank {accelerator.process_index} has more batches in a pass than another rank, "
                 f"{at_least}{batches}: these are left out, so that all ranks make the same steps. "
-                "Give every rank as many batches",
+                "Give every rank the same number of batches",
                 stacklevel=2,
             )
 
     def _warn_of_different_orders(self) -> None:
-        """Warns once that the ranks may take their shares of different orders."""
+        """Warns once that the ranks may use different orders of the samples."""
         if self._warned_of_different_orders:
             return
         self._warned_of_different_orders = True
@@ -141,19 +150,19 @@ class PassEnd:
         warnings.warn(
             f"the global random generators differ between ranks, and {rank_dependent_part(loader)} "
             "may draw the order of `data` from them: then each rank takes its share of another "
-            "order, so that some samples are trained on twice and others never. Give it a "
-            "`generator` of its own, or seed all ranks alike",
+            "order, so that some samples are trained on twice and others never. Give that object "
+            "its own `generator`, or seed all ranks alike",
             stacklevel=2,
         )
 
     def _fetch_up_to(self, batches: Iterator[Any], count: int) -> int:
-        """Fetches until ``ahead`` has ``count`` batches, or the data end; returns how many."""
+        """Fetches until ``ahead`` has ``count`` batches or the data ends. Returns its length."""
         self.ahead.extend(islice(batches, count - len(self.ahead)))
         return len(self.ahead)
 
     def _wrong_length_message(self, given: str, data_pass: int) -> str:
         return (
             f"`data` must give as many batches as its len() says, which is {self.length}; it gave "
-            f"{given} in pass {data_pass + 1}: correct __len__ of its batch sampler "
-            "(or remove it, and the feed looks ahead)"
+            f"{given} in pass {data_pass + 1}: correct __len__ of its batch sampler, or remove "
+            "__len__ (then one batch is fetched ahead)"
         )

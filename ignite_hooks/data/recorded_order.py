@@ -29,7 +29,7 @@ from ignite_hooks.core.object_graph import ExcludedFromSearch
 from ignite_hooks.data.object_states import is_plain_data
 from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
-from ignite_hooks.data.snapshots import PlaceKeeper
+from ignite_hooks.data.snapshots import PositionKeeper
 from ignite_hooks.data.snapshots import is_same_state
 
 __all__ = ["RecordedOrder", "pack_elements", "unpack_elements"]
@@ -59,7 +59,7 @@ class RecordedOrder(ExcludedFromSearch):
         size: see above.
     """
 
-    def __init__(self, keeper: PlaceKeeper, head_size: int = 0, size: int | None = None) -> None:
+    def __init__(self, keeper: PositionKeeper, head_size: int = 0, size: int | None = None) -> None:
         self.keeper = keeper
         self.capacity = 0
         self.head_size = head_size
@@ -93,7 +93,7 @@ class RecordedOrder(ExcludedFromSearch):
     @property
     def holder(self) -> Any:
         """The sampler that is recorded."""
-        return self.keeper.holder
+        return self.keeper.wrapped
 
     @property
     def has_loaded_state(self) -> bool:
@@ -414,8 +414,8 @@ class RecordedOrder(ExcludedFromSearch):
         if state_dict["is_within"] or state_dict["is_over"]:
             return []
         return [
-            f"the pass before was left in its middle: {self.keeper.name} begins the next pass from "
-            "its state, and may first give elements that were left of the pass before"
+            f"the previous pass was left before its end: {self.keeper.name} begins the "
+            "next pass from its restored state, and may first give the rest of the previous pass"
         ]
 
     def doubts(self) -> list[str]:

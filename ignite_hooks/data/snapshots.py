@@ -1,15 +1,21 @@
-"""Snapshots of data that have a state: a pass resumes from one without loading earlier batches.
+"""Snapshots of data with a state, from which a pass resumes without loading earlier batches.
 
-Data can hold an object with ``state_dict`` and ``load_state_dict`` whose state contains the
-position in the pass: a stream, a loader, a sampler. Here this object is called the keeper of the
-place. A feed often has fetched batches that it has not given yet, so the present state of the
-keeper is ahead of the feed's position. Therefore snapshots of the last positions are kept.
+The data may include an object whose state contains the position in the pass: a stream, a loader or
+a sampler with ``state_dict`` and ``load_state_dict``. A ``PositionKeeper`` (in short, the keeper)
+wraps this object. The state of the keeper is the state of the wrapped object.
 
-Two private attributes of torchdata are used. ``StatefulDataLoader._iterator`` shows whether a
-loader with persistent workers has begun. ``torchdata.nodes.Loader._it`` is the iterator of a
-loader: one that has looked for a batch after the end of its pass returns the state from before
-that look for ever, and has to be replaced. ``tests/data/test_data_states.py`` fails when either
-changes its meaning.
+A feed has often fetched batches that it has not given yet. Then the present state of the keeper
+belongs to a later position than that of the feed. Therefore a snapshot is taken before each batch,
+and the snapshots of the last positions are kept.
+
+Two private attributes of torchdata are used:
+
+- ``StatefulDataLoader._iterator`` shows whether a loader with persistent workers has begun.
+- ``torchdata.nodes.Loader._it`` is the iterator of a loader. Once this iterator has looked for a
+  batch after the end of a pass, it always returns the state from before that look. The keeper sets
+  the attribute to None, so that the loader creates a new iterator.
+
+``tests/data/test_data_states.py`` fails if the meaning of either attribute changes.
 """
 
 import copy
@@ -45,24 +51,24 @@ from ignite_hooks.data.random_state import set_generator_state
 from ignite_hooks.data.worker_states import end_streams
 
 __all__ = [
-    "PlaceKeeper",
+    "PositionKeeper",
     "Snapshots",
     "chain_first",
     "is_same_state",
     "is_stateful_loader",
-    "order_keeper",
-    "place_keeper",
-    "sampler_keeper",
+    "keeper_for_recording",
+    "keeper_for_snapshots",
+    "make_keeper",
     "stateful_loader",
 ]
 
 _T = TypeVar("_T")
 _NO_POSITION = FeedPosition(-1, 0)  # equal to the position of no feed: passes count from 0
-_DATA_SET = "data set"  # between two passes the state of a loader has this key alone
+_DATA_SET = "data set"  # the only key that the state of a loader has between two passes
 
 
 def is_stateful_loader(loader: Any) -> bool:
-    """Returns whether a loader is a ``StatefulDataLoader`` of torchdata, or of a subclass."""
+    """Returns whether a loader is a ``StatefulDataLoader`` of torchdata, subclasses included."""
     modules = (kind.__module__ for kind in type(loader).__mro__)
     return any(module.startswith("torchdata.stateful_dataloader") for module in modules)
 
@@ -96,61 +102,68 @@ def stateful_loader(loader: DataLoader[Any]) -> DataLoader[Any] | None:
 
 
 @dataclass(frozen=True)
-class PlaceKeeper:
-    """The keeper of the place: an object whose state determines which batch it gives next.
+class PositionKeeper:
+    """A wrapper of the object of the data whose state determines which batch comes next.
 
     Args:
-        holder: the object.
-        paths: the names of the objects whose states are part of its state, its own name first.
-        workers: the number of worker processes whose states are part of its state.
+        wrapped: the object, with ``state_dict`` and ``load_state_dict``.
+        paths: the path of the object in the data, followed by the paths of all other objects whose
+            states are part of its state.
+        workers: the number of worker processes whose states are part of the object's state.
         caveats: known reasons why the rest of a pass may differ although the state is restored.
     """
 
-    holder: Any
+    wrapped: Any
     paths: tuple[str, ...]
     workers: int = 0
     caveats: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The path and the class of the object; an object of equal name can load its state."""
+        """The path and class of the wrapped object. Keepers of equal names have compatible states.
+
+        A state is restored only if the name at the save is equal to the name at the resume.
+        """
         workers = f", {self.workers} workers" if self.workers else ""
-        return f"{self.paths[0]} ({type(self.holder).__qualname__}{workers})"
+        return f"{self.paths[0]} ({type(self.wrapped).__qualname__}{workers})"
 
     def has(self, name: str) -> bool:
-        """Returns whether the state of the object of that name is part of the keeper's state."""
+        """Returns whether the keeper's state includes the object or random generator ``name``."""
         # The name of a random generator ends with its class: "sampler.rng (PCG64)".
         return any(f"{name}.".startswith((f"{path}.", f"{path} (")) for path in self.paths)
 
     def state_dict(self, *, is_at_start: bool) -> Any:
-        """Returns a copy of the state, which later batches do not change.
+        """Returns a copy of the state. Later batches do not change the copy.
 
         Args:
             is_at_start: whether the next batch is the first one of a pass.
         """
-        return copy.deepcopy(self.holder.state_dict())
+        return copy.deepcopy(self.wrapped.state_dict())
 
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
-        """Loads a state: the next iteration of the object continues from there.
+        """Loads a state: the next iteration of the object continues from that state.
 
         Args:
-            state_dict: a state that ``state_dict`` has returned.
+            state_dict: a return value of the method ``state_dict``.
             is_at_start: whether the next batch is the first one of a pass.
         """
-        self.holder.load_state_dict(copy.deepcopy(state_dict))
+        self.wrapped.load_state_dict(copy.deepcopy(state_dict))
 
 
-class _StatefulLoaderKeeper(PlaceKeeper):
-    """A ``StatefulDataLoader`` as keeper: between two passes its data set is asked instead.
+class _StatefulLoaderKeeper(PositionKeeper):
+    """The keeper for a ``StatefulDataLoader``. Between two passes, its state is the data set's.
 
-    Before its first iteration, ``state_dict`` of the loader would begin one; and a loader that
-    resumes from the state of a finished iteration begins two. The data set of this process has the
-    whole state between two passes unless there are workers. Their copies of the data set end with
-    the pass; those of persistent workers stay, so then the loader is asked after all.
+    The state of the loader is not usable between two passes. Before the first iteration,
+    ``state_dict`` of the loader would begin an iteration. And a loader that resumes from the state
+    of a finished iteration begins two iterations.
+
+    Without workers, the data set in this process has the whole state between two passes. Workers
+    have copies of the data set, which end with the pass, so no state is left. Persistent workers
+    keep their copies, so with running persistent workers the state of the loader is used after all.
     """
 
     def state_dict(self, *, is_at_start: bool) -> Any:
-        loader = self.holder
+        loader = self.wrapped
         if not is_at_start or (loader.persistent_workers and loader._iterator is not None):
             return super().state_dict(is_at_start=is_at_start)
         saves_data_set = not loader.num_workers and has_state_dict(loader.dataset)
@@ -158,9 +171,10 @@ class _StatefulLoaderKeeper(PlaceKeeper):
 
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
         if state_dict.keys() <= {_DATA_SET}:
-            self.holder.load_state_dict({})  # drops the iterator, so that the next one is new
-            for state in state_dict.values():  # one or none
-                self.holder.dataset.load_state_dict(copy.deepcopy(state))
+            # An empty state makes the loader drop its iterator and create a new one.
+            self.wrapped.load_state_dict({})
+            for state in state_dict.values():  # at most one state, of the data set
+                self.wrapped.dataset.load_state_dict(copy.deepcopy(state))
             return
         state_dict = copy.deepcopy(state_dict)
         if not is_at_start:
@@ -168,61 +182,64 @@ class _StatefulLoaderKeeper(PlaceKeeper):
         super().load_state_dict(state_dict, is_at_start=is_at_start)
 
 
-class _NodesKeeper(PlaceKeeper):
-    """A ``torchdata.nodes.Loader`` as keeper.
+class _NodesKeeper(PositionKeeper):
+    """The keeper for a ``torchdata.nodes.Loader``.
 
-    When such a loader resumes from the state at the end of a pass, it looks for one more batch,
-    finds none and resets its nodes. This happens in its ``__iter__``, and nodes may draw random
-    numbers in it.
+    When such a loader resumes from the state at the end of a pass, its ``__iter__`` looks for one
+    more batch, finds none, and resets the nodes. Nodes may draw random numbers during the reset.
     """
 
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
         super().load_state_dict(state_dict, is_at_start=is_at_start)
         if is_at_start:
-            # Reset the nodes here, where the caller restores the random generators afterwards.
-            iter(self.holder)
-            self.holder._it = None  # which has cached the state of before that reset
+            # The nodes are reset here, because the caller restores the random generators later.
+            iter(self.wrapped)
+            # The new iterator has cached the state from before the reset, so it is dropped.
+            self.wrapped._it = None
 
 
-def place_keeper(holder: Any, paths: tuple[str, ...], workers: int = 0) -> PlaceKeeper:
-    """Returns the keeper for an object with a state, of the subclass that the object needs.
+def make_keeper(wrapped: Any, paths: tuple[str, ...], workers: int = 0) -> PositionKeeper:
+    """Returns a keeper for an object with a state. The type of the object determines its class.
 
     Args:
-        holder: the object.
-        paths: as in ``PlaceKeeper``.
-        workers: as in ``PlaceKeeper``.
+        wrapped: see ``PositionKeeper``.
+        paths: see ``PositionKeeper``.
+        workers: see ``PositionKeeper``.
     """
-    if is_stateful_loader(holder):
-        return _StatefulLoaderKeeper(holder, paths, workers)
-    classes = type(holder).__mro__
+    if is_stateful_loader(wrapped):
+        return _StatefulLoaderKeeper(wrapped, paths, workers)
+    classes = type(wrapped).__mro__
     is_of_nodes = any(each.__module__ == "torchdata.nodes.loader" for each in classes)
-    return (_NodesKeeper if is_of_nodes else PlaceKeeper)(holder, paths, workers)
+    return (_NodesKeeper if is_of_nodes else PositionKeeper)(wrapped, paths, workers)
 
 
-def sampler_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
-    """Returns the outermost sampler of a loader that has a state; None if no state can be used.
+def keeper_for_snapshots(loader: DataLoader[Any]) -> PositionKeeper | None:
+    """Returns a keeper for the outermost sampler of a loader that has a state usable in snapshots.
 
-    With workers the sampler is ahead of the batches that have arrived, because torch prefetches.
-    There the elements that a sampler yields are recorded (``RecordedOrder``). Accelerate's samplers
-    for several processes draw ahead too: without workers, the state of a sampler below them would
-    belong to a later batch, so only torch's own ``BatchSampler`` is looked into.
+    None if there is no such sampler. A snapshot needs a sampler that is not ahead of the batches:
+
+    - With workers, torch prefetches, so the sampler is ahead. Then the elements that the sampler
+      yields are recorded instead (``RecordedOrder``, ``keeper_for_recording``).
+    - Accelerate's samplers for several processes draw ahead, too. So a sampler inside another
+      sampler is used only if the outer one is torch's own ``BatchSampler``.
     """
     if loader.num_workers:
         return None
     batches = loader.batch_sampler
     if batches is not None and has_state_dict(batches):
-        return PlaceKeeper(batches, ("batch_sampler",))
-    # The `sampler` of a loader that Accelerate prepared is a default one: the sampler of the user
-    # is only in the batch sampler.
+        return PositionKeeper(batches, ("batch_sampler",))
+    # In a loader that Accelerate prepared, `sampler` is torch's default sampler. The sampler of the
+    # user is only inside the batch sampler.
     samples: Any = batches.sampler if type(batches) is BatchSampler else loader.sampler
     is_usable = (batches is None or type(batches) is BatchSampler) and has_state_dict(samples)
-    return PlaceKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_usable else None
+    return PositionKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_usable else None
 
 
-def order_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
-    """Returns the outermost sampler of a loader that has a state, also below Accelerate's samplers.
+def keeper_for_recording(loader: DataLoader[Any]) -> PositionKeeper | None:
+    """Returns a keeper for the outermost sampler of a loader that has a state; None without one.
 
-    The keeper has the paths of all attributes of the loader that lead to this sampler.
+    The sampler may also be inside a sampler of Accelerate. ``RecordedOrder`` uses the keeper. Its
+    ``paths`` are those of all attributes of the loader that lead to the sampler.
     """
     found: dict[int, tuple[Any, list[str]]] = {}
     for root in ("batch_sampler", "sampler"):
@@ -234,8 +251,8 @@ def order_keeper(loader: DataLoader[Any]) -> PlaceKeeper | None:
             found.setdefault(id(order), (order, []))[1].append(path)
     if not found:
         return None
-    holder, paths = next(iter(found.values()))
-    return PlaceKeeper(holder, tuple(paths))
+    wrapped, paths = next(iter(found.values()))
+    return PositionKeeper(wrapped, tuple(paths))
 
 
 @dataclass(frozen=True)
@@ -243,8 +260,8 @@ class Snapshot:
     """A snapshot of everything that determines the rest of a pass.
 
     Args:
-        keeper: the state of the keeper of the place.
-        objects: the states of the objects that are not part of the keeper's state, by name.
+        keeper: the state of the keeper.
+        objects: the states of the objects that the keeper's state does not include, by name.
         random: the states of the global random generators.
         generators: the states of the random generators of the data, by name.
     """
@@ -255,7 +272,7 @@ class Snapshot:
     generators: dict[str, Any]
 
     def restore(self, source: "Source", *, is_at_start: bool) -> None:
-        """Restores all but the global generators.
+        """Restores all states except those of the global random generators.
 
         Args:
             source: the data.
@@ -266,16 +283,16 @@ class Snapshot:
         source.object_states.load_state_dict(
             source.objects_outside_keeper, copy.deepcopy(self.objects)
         )
-        # Last: a keeper may set generators itself, and knows better where they were.
+        # Last, because a keeper may set generators itself, and its states of them take precedence.
         source.keeper.load_state_dict(self.keeper, is_at_start=is_at_start)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the snapshot as numbers, lists, dicts and tensors."""
+        """Returns the snapshot as a dict of numbers, lists, dicts and tensors."""
         return {**vars(self), "random": self.random.state_dict()}
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "Snapshot":
-        """Returns the snapshot from which ``state_dict`` was made."""
+        """Returns a snapshot from the return value of its method ``state_dict``."""
         return cls(
             keeper=state_dict["keeper"],
             objects=dict(state_dict["objects"]),
@@ -285,11 +302,11 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """The interface of the data whose snapshots are taken and restored."""
+    """The part of the interface of ``sources.py`` that snapshots need."""
 
     @property
-    def keeper(self) -> PlaceKeeper | None:
-        """The keeper of the place; None if no object of the data is one."""
+    def keeper(self) -> PositionKeeper | None:
+        """The keeper; None if no object of the data has a state that contains the position."""
 
     @property
     def generators(self) -> dict[str, RandomGenerator]:
@@ -297,61 +314,63 @@ class Source(Protocol):
 
     @property
     def objects_outside_keeper(self) -> Objects:
-        """The objects whose states are not part of the keeper's state."""
+        """The objects with a state that the keeper's state does not include."""
 
     object_states: ObjectStates
 
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass except the first ``skip``, without restoring a state."""
+        """Yields the batches of a pass without the first ``skip``, and restores no saved state."""
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow a state which has just been loaded.
+        """Returns the batches that follow, after the state of the keeper was loaded.
 
         Args:
-            skip: the number of batches of the pass before that state.
+            skip: the number of batches of the pass before the loaded state.
         """
 
     def set_pass(self, data_pass: int) -> None:
-        """Calls ``set_epoch`` of the data with the number of the coming pass, from 0."""
+        """Calls ``set_epoch`` of the data with the number of the next pass, from 0."""
 
     def random_state_at_start(self, data_pass: int) -> RandomState | None:
         """Returns the states of the global generators at the start of a pass; None if unknown."""
 
     def forget_pass(self) -> None:
-        """Forgets that a pass has begun, so that the next batches begin one."""
+        """Forgets that a pass was begun, so that the next batch begins a pass."""
 
 
 class Snapshots:
-    """The snapshots before the last batches of a pass, and before its first batch.
+    """The snapshots of the last positions of a feed, and of the start of the pass.
 
     Attributes:
-        window: the number of batches in a full accumulation window. A feed may roll back, or look
-            ahead, by as many.
+        window_size: the number of batches in a full accumulation window. A feed may roll back or
+            look ahead by this many batches.
     """
 
     def __init__(self) -> None:
-        self.window = 1
+        self.window_size = 1
         self._snapshots: dict[FeedPosition, Snapshot] = {}
-        # After the last batch that has been fetched. The end of a pass counts as a batch.
+        # The position after the last batch that was fetched. The end of a pass counts as a batch.
         self._fetched = FeedPosition(0, 0)
         self._has_ended = True  # whether the last pass was iterated to its end
         self._is_fetching = False  # whether a batch was requested and has not arrived
-        # Whether the snapshot before the pass was taken before `set_epoch` was called for it.
+        # Whether the snapshot at the start of the pass is older than the `set_epoch` of the pass.
         self._needs_set_epoch = False
-        # The states of the data's generators before `set_epoch`, which may reseed them.
+        # The states of the data's generators before `set_epoch`, which may reseed the generators.
         self._generators_before: dict[str, Any] | None = None
         self._is_resumed = False  # whether the snapshot to continue from came from a checkpoint
-        self._sharing: list[Snapshots] = []  # with the same keeper, which is to be restored once
+        # The snapshots of other feeds with the same object in their keepers. Whichever feed is
+        # iterated first restores the object.
+        self._sharing: list[Snapshots] = []
 
     def note_generators(self, source: Source) -> None:
-        """Notes the states of the data's generators; to be called before ``set_epoch``."""
+        """Notes the states of the data's random generators. Call it before ``set_epoch``."""
         if self._generators_before is None and source.keeper is not None:
             generators = source.generators.items()
             self._generators_before = {name: generator_state(each) for name, each in generators}
 
     def batches(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
-        """Yields the batches that follow ``position``, and takes a snapshot before each."""
-        if position.batches and self._is_live(position):
+        """Yields the batches after ``position``, and takes a snapshot before each batch."""
+        if position.batches and self._can_record(position):
             self._record(position, _take_snapshot(source))
         kept = (each for each in self._snapshots if each.data_pass == position.data_pass)
         start = max((each for each in kept if each <= position), default=None)
@@ -370,27 +389,31 @@ class Snapshots:
     ) -> Generator[Any, None, None]:
         """Yields the batches after ``position``, loaded from the snapshot at ``start``.
 
-        Batches that had been fetched ahead of ``position`` are fetched again at once, with the
-        states that the random generators had the first time.
+        Batches after ``position`` that had been fetched before are fetched again at once, with the
+        states that the global random generators had at the first fetch.
 
         Args:
             source: the data.
-            start: the last position up to ``position`` that has a snapshot.
+            start: the last position with a snapshot that is not after ``position``.
             position: the position of the feed.
         """
         assert source.keeper is not None
-        if not self._is_resumed:  # else the resume report has named the caveats
+        if not self._is_resumed:  # after a resume, the resume report has named the caveats
             for caveat in source.keeper.caveats:
                 warnings.warn(caveat, stacklevel=2)
         self._is_resumed = False
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
-            # The generators of the keeper stay where its state and the batches put them.
+            # The noted states are set only for the generators that the keeper's state does not
+            # include. The others get the right states below, from the keeper's state and from the
+            # batches that are fetched again. After an interrupted request, their noted states may
+            # be from the middle of a batch.
             states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
-            # A keeper that only counts its batches draws their order again when it is iterated.
+            # An object whose state is only a count of batches draws their order again when it is
+            # iterated, so the generators must have the states of the start of the pass.
             if (begun := source.random_state_at_start(start.data_pass)) is not None:
                 begun.restore()
             iterator = source.batches_after_load(start.batches)
@@ -403,26 +426,28 @@ class Snapshots:
         yield from chain_first(fetched, batches)
 
     def _restored_pass(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
-        """Yields the batches of a pass from the snapshot before it.
+        """Yields the batches of a pass from the snapshot at its start.
 
-        Mostly this snapshot was taken at the end of another pass. Some objects that are restored
-        to the end of a pass give that end once more before they begin the next pass.
+        This snapshot was often taken at the end of the previous pass. Some objects whose state is
+        restored to the end of a pass first end that pass again, without a batch. Only their next
+        iteration begins the next pass.
         """
         with RandomState.preserved():
             self._restore(source, position)
         random = RandomState.capture(generators=source.generators)
         batches = source.replay_batches(*position)
-        if not (first := deque(islice(batches, 1))):  # the end of the former pass, once more
+        if not (first := deque(islice(batches, 1))):  # the previous pass has ended again
             random.restore()
             source.forget_pass()
             batches = source.replay_batches(*position)
         yield from chain_first(first, batches)
 
-    def restore_once(self, others: Iterable["Snapshots"]) -> None:
-        """Lets only one of several feeds restore the keeper that they share, where a pass begins.
+    def restore_keeper_once(self, others: Iterable["Snapshots"]) -> None:
+        """Makes only one of several feeds restore their shared keeper at the start of a pass.
 
-        The feed that is iterated first restores it. The snapshots of all were taken at the same
-        time, so another restore would undo the batches given since the first.
+        The feed that is iterated first restores the keeper. The snapshots of all feeds were taken
+        at the same time, so a second restore would move the keeper back to before the batches that
+        were given since the first restore.
 
         Args:
             others: the snapshots of the other feeds.
@@ -430,9 +455,9 @@ class Snapshots:
         self._sharing = [*others]
 
     def _restore(self, source: Source, position: FeedPosition) -> None:
-        for each in self._sharing:
-            kept = {place: state for place, state in each._snapshots.items() if place.batches}
-            each._snapshots = kept
+        for other in self._sharing:
+            # Without snapshots at the start of a pass, the other feeds do not restore the keeper.
+            other._snapshots = {at: each for at, each in other._snapshots.items() if at.batches}
         self._sharing = []
         self._snapshots[position].restore(source, is_at_start=not position.batches)
         if self._needs_set_epoch and not position.batches:
@@ -441,14 +466,21 @@ class Snapshots:
     def _with_snapshots(
         self, source: Source, iterator: Iterator[Any], position: FeedPosition
     ) -> Generator[Any, None, None]:
-        """Yields the batches of an iterator that begins at ``position``; takes the snapshots."""
-        # Searched once, not before each batch: the search goes through all objects of the data.
+        """Yields the batches of ``iterator``, and takes a snapshot before each of them.
+
+        Args:
+            source: the data.
+            iterator: the batches after ``position``.
+            position: the position before the first of these batches.
+        """
+        # Searched only once, because the search goes through all objects of the data.
         generators, objects = (
             source.generators,
             source.object_states.stateful(source.objects_outside_keeper),
         )
         fetched, self._generators_before = deque[Any](), None
-        # Not taken again: some keepers begin an iteration when asked for their state before it.
+        # An existing snapshot at `position` is not taken again, because `state_dict` of some
+        # objects begins an iteration if it is called before the first batch.
         is_recorded = position in self._snapshots
         with ExitStack() as stack:
             if (close := getattr(iterator, "close", None)) is not None:
@@ -464,39 +496,44 @@ class Snapshots:
                 self._is_fetching = False
                 if not fetched:
                     return
-                # Without a name: this suspended frame would keep the batch in memory.
+                # Not assigned to a variable, which would keep the batch in memory while this
+                # generator is suspended.
                 yield fetched.popleft()
 
     def _record(self, position: FeedPosition, snapshot: Snapshot) -> None:
-        """Keeps a snapshot, and drops those to which no feed goes back any more."""
+        """Keeps a snapshot, and drops the snapshots to which a feed cannot return any more."""
         if not position.batches:
             self._snapshots.clear()
             self._fetched, self._needs_set_epoch = position, False
         self._snapshots[position] = snapshot
-        # A window by which the run rolls back, one by which the feed looks ahead, and one batch
-        # more for each.
-        former = position._replace(batches=position.batches - 2 * (self.window + 1))
+        # A feed may be one window ahead, and the run may roll back by one window. One more batch is
+        # kept for each of the two.
+        former = position._replace(batches=position.batches - 2 * (self.window_size + 1))
         if former.batches > 0:
             self._snapshots.pop(former, None)
 
-    def _is_live(self, position: FeedPosition) -> bool:
+    def _can_record(self, position: FeedPosition) -> bool:
         """Returns whether a snapshot at ``position`` is missing and can be taken now.
 
-        The present state of the data belongs to ``position`` if no later batch was requested.
+        It can be taken if no batch after ``position`` was requested, because then the present state
+        of the data belongs to ``position``.
         """
-        is_there = position == self._fetched and not self._is_fetching
-        return is_there and position not in self._snapshots
+        is_present = position == self._fetched and not self._is_fetching
+        return is_present and position not in self._snapshots
 
     def _changes_with_batches(self, position: FeedPosition) -> bool:
-        """Returns whether the keeper's state at ``position`` differs from that one batch before.
+        """Returns whether the keeper's state at ``position`` differs from its state a batch before.
 
-        A state that stays the same cannot contain the position.
+        A state that does not change with the batches cannot contain the position.
         """
         former = self._snapshots.get(position._replace(batches=position.batches - 1))
         return former is None or not is_same_state(former.keeper, self._snapshots[position].keeper)
 
     def _count_ahead(self, position: FeedPosition) -> int:
-        """Returns the number of batches fetched after ``position``; the end counts as one."""
+        """Returns the number of batches of the pass that were fetched after ``position``.
+
+        The end of the pass counts as one batch.
+        """
         is_of_pass = self._fetched.data_pass == position.data_pass
         return max(0, self._fetched.batches - position.batches) if is_of_pass else 0
 
@@ -505,7 +542,7 @@ class Snapshots:
         keeper = source.keeper
         if keeper is None:
             return None
-        if self._is_live(position) and position.batches:
+        if self._can_record(position) and position.batches:
             self._record(position, _take_snapshot(source))
         snapshot = self._snapshots.get(position)
         if snapshot is None and not position.batches:
@@ -526,12 +563,12 @@ class Snapshots:
     ) -> None:
         """Loads the snapshot that was saved at ``position``; the next batches continue from it.
 
-        A snapshot of another keeper is ignored.
+        A snapshot whose keeper had another name is ignored.
 
         Args:
             source: the data.
             position: the position at which the feed resumes.
-            state_dict: what ``state_dict`` has returned; None if there was no snapshot.
+            state_dict: a return value of the method ``state_dict``; None if no snapshot was saved.
         """
         self._snapshots.clear()
         self._generators_before = None
@@ -547,12 +584,12 @@ class Snapshots:
 
     @staticmethod
     def can_restore(source: Source, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether the snapshot is of a keeper of this name, so that it can be restored."""
+        """Returns whether a saved snapshot can be restored: the keeper's name must be the same."""
         keeper = source.keeper
         return keeper is not None and state_dict is not None and keeper.name == state_dict["of"]
 
     def restores(self, source: Source, state_dict: Mapping[str, Any] | None, name: str) -> bool:
-        """Returns whether restoring the snapshot restores the generator of that name."""
+        """Returns whether restoring a saved snapshot restores the random generator ``name``."""
         keeper = source.keeper
         return self.can_restore(source, state_dict) and keeper is not None and keeper.has(name)
 
@@ -560,7 +597,7 @@ class Snapshots:
     def differences(
         source: Source, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns why the next batches may differ from those that followed the saved snapshot."""
+        """Returns the reasons why the next batches may differ from those of the saved run."""
         keeper = source.keeper
         if state_dict is None:
             return []
@@ -569,26 +606,26 @@ class Snapshots:
             return [f"the state of {state_dict['of']} is not restored, there is {now} now"]
         if state_dict["is_cut"]:
             return [
-                f"the pass before was left in its middle: {keeper.name} begins the next one where "
-                "its state says, and may give what was left of it first"
+                f"the previous pass was left before its end: {keeper.name} begins the next pass "
+                "from its restored state, and may first give the rest of the previous pass"
             ]
         has_caveats = position.batches > 0 or keeper.workers > 0
         return [*keeper.caveats] if has_caveats else []
 
     def doubts(self, source: Source) -> list[str]:
-        """Returns why no snapshot is saved; an empty list if one is, or if there is no keeper."""
+        """Returns the reason why no snapshot can be saved, if there is a keeper and a reason."""
         newest = next(reversed(self._snapshots), None)
         if source.keeper is None or newest is None:
             return []
         if not is_plain_data(self._snapshots[newest].keeper):
             return [
                 f"the state_dict of {source.keeper.name} has more in it than tensors, numbers, "
-                "texts, lists and dicts, and is not saved: batches are gone through again instead"
+                "texts, lists and dicts, and is not saved: a resume iterates earlier batches again"
             ]
         if not self._changes_with_batches(newest):
             return [
                 f"the state_dict of {source.keeper.name} is the same after a batch as before it, "
-                "and is not saved: batches are gone through again instead"
+                "and is not saved: a resume iterates earlier batches again"
             ]
         return []
 
@@ -604,8 +641,9 @@ def _take_snapshot(
 
     Args:
         source: the data.
-        generators: the random generators of the data, by name; default: they are searched.
-        objects: the objects with a state besides the keeper, by name; default: they are searched.
+        generators: the random generators of the data, by name; None: the data is searched for them.
+        objects: the objects with a state that the keeper's state does not include, by name; None:
+            the data is searched for them.
         is_at_start: whether the next batch is the first one of a pass.
     """
     if generators is None:
@@ -622,7 +660,7 @@ def _take_snapshot(
 
 
 def _without_keeper(source: Source, named: Mapping[str, _T]) -> dict[str, _T]:
-    """Returns the entries of all generators that are not part of the keeper's state."""
+    """Returns the entries of the generators that the keeper's state does not include."""
     keeper = source.keeper
     return {name: each for name, each in named.items() if keeper is None or not keeper.has(name)}
 
@@ -649,13 +687,15 @@ def is_same_state(one: Any, other: Any) -> bool:
 
 
 def chain_first(first: deque[Any], rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
-    """Yields the batches in ``first``, then those of ``rest``, which is closed with this generator.
+    """Yields the batches in ``first``, then the batches of ``rest``.
 
     Args:
-        first: batches that were taken from ``rest``; each leaves the deque when it is given.
-        rest: the remaining batches.
+        first: batches that were taken from ``rest``. Each leaves the deque when it is given.
+        rest: the remaining batches. Closing this generator closes ``rest``.
     """
     with closing(rest):
         while first:
-            yield first.popleft()  # without a name: this frame would keep the batch in memory
+            # Not assigned to a variable, which would keep the batch in memory while this generator
+            # is suspended.
+            yield first.popleft()
         yield from rest

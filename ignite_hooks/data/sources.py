@@ -1,8 +1,10 @@
 """Sources of batches: adapters over each type of data, which begin, resume and end a pass.
 
-A source wraps one type of data for a feed: an iterable, a torch ``DataLoader``, a prepared loader.
-"To enter a pass" means to begin its iteration at a given batch: at batch 0, as a plain loop does,
-or in its middle, after a resume or a rollback.
+A source wraps one type of data for a feed: an iterable, a torch ``DataLoader`` or a loader that
+Accelerate prepared. A pass is one iteration over the whole data. "To enter a pass" means to begin
+the iteration at a given batch: at batch 0, as a plain loop does, or in the middle of the pass,
+after a resume or a rollback. The keeper of a source is the object of the data whose state contains
+the position, if there is one (see ``snapshots.py``).
 """
 
 from collections import deque
@@ -45,11 +47,11 @@ from ignite_hooks.data.random_state import RandomGenerator
 from ignite_hooks.data.random_state import RandomState
 from ignite_hooks.data.random_state import generator_state
 from ignite_hooks.data.random_state import set_generator_state
-from ignite_hooks.data.snapshots import PlaceKeeper
+from ignite_hooks.data.snapshots import PositionKeeper
 from ignite_hooks.data.snapshots import Snapshots
 from ignite_hooks.data.snapshots import is_stateful_loader
-from ignite_hooks.data.snapshots import place_keeper
-from ignite_hooks.data.snapshots import sampler_keeper
+from ignite_hooks.data.snapshots import keeper_for_snapshots
+from ignite_hooks.data.snapshots import make_keeper
 from ignite_hooks.data.snapshots import stateful_loader
 from ignite_hooks.data.worker_states import unsharded
 from ignite_hooks.data.worker_states import with_random_state
@@ -97,21 +99,22 @@ _WORKER_ORDER_CAVEAT = (
     "middle, so batches come in another order: use one worker, or leave out persistent_workers"
 )
 PADDING_CAVEAT = (
-    "the samples that Accelerate repeats to fill the last batch of this pass are the first ones "
-    "after the position where it continues; with drop_last=True none are repeated"
+    "the samples that Accelerate repeats to fill the last batch of this pass are the first samples "
+    "after the resumed position, not those of the saved run; with drop_last=True no sample is "
+    "repeated"
 )
 _TORCHDATA_HINT = (
-    " (with torchdata installed a StatefulDataLoader asks the data set's copies in the workers for "
-    "their states instead)"
+    " (with torchdata installed, a StatefulDataLoader saves the states of the data set's copies in "
+    "the workers instead)"
 )
-# The len() of these types is certain: an iteration gives exactly so many elements.
+# The len() of these types is certain: an iteration gives exactly this number of elements.
 _CERTAIN_LENGTH_TYPES = (Sequence, Set, Mapping, MappingView, torch.Tensor)
 
 
 def _skip_torch_iterators(thing: Any) -> tuple[()] | None:
-    """Excludes the insides of torch's loader iterators from the search for generators.
+    """Excludes the contents of torch's loader iterators from the search for generators.
 
-    What such an iterator holds follows from the position, and is not part of the saved state.
+    The contents of such an iterator are determined by the position, so they are not saved.
     """
     return () if issubclass(type(thing), _BaseDataLoaderIter) else None
 
@@ -120,13 +123,14 @@ class PlainIterable:
     """Any iterable of batches, and the base class of the other sources.
 
     Attributes:
-        own_states: the states that users' objects have besides their random generators.
-        furthest_position: the position reached before the feed was last moved.
-        places: the states of the data before its last batches, if it has a state.
+        object_states: the states that users' objects have besides their random generators.
+        furthest_position: the position from which the feed was last moved.
+        snapshots: the snapshots of the data at its last positions, if there is a keeper.
 
     Args:
         loader: the loader or iterable to iterate.
-        even_batches: whether samples may be repeated, so that every process has as many batches.
+        even_batches: whether samples may be repeated, so that all processes have equally many
+            batches.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
@@ -139,58 +143,65 @@ class PlainIterable:
         self.snapshots = Snapshots()
         # The pass that was begun last, and the random state before its order was drawn.
         self._started_pass: tuple[int, RandomState] | None = None
-        # The same for a pass whose first batch has not come yet: the attempt may be interrupted.
+        # The same for a pass whose first batch has not come yet. If the attempt to begin the pass
+        # is interrupted, the next attempt begins with the same random state.
         self._starting_pass: tuple[int, RandomState] | None = None
 
     @property
     def can_repeat(self) -> bool:
-        """Returns whether earlier batches can be given again; an iterator needs a state for it."""
+        """Returns whether earlier batches can be given again. An iterator needs a state for it."""
         return self._iterator is None or self.keeper is not None
 
     @property
-    def keeper(self) -> PlaceKeeper | None:
-        """The object whose ``state_dict`` holds the position in the data; None without one."""
-        has_place = not isinstance(self.loader, _CERTAIN_LENGTH_TYPES) and has_state_dict(
+    def keeper(self) -> PositionKeeper | None:
+        """The object whose state contains the position in the data; None without such an object."""
+        keeps_position = not isinstance(self.loader, _CERTAIN_LENGTH_TYPES) and has_state_dict(
             self.loader
         )
-        return place_keeper(self.loader, ("data",)) if has_place else None
+        return make_keeper(self.loader, ("data",)) if keeps_position else None
 
     @property
     def reaches_all_ranks(self) -> bool:
-        """Returns whether every rank certainly has a batch in a pass; equal on all ranks."""
+        """Returns whether every rank certainly has a batch in a pass.
+
+        All ranks return the same value.
+        """
         return False
 
     @property
     def is_reader(self) -> bool:
-        """Returns whether this process loads its batches; otherwise rank 0 sends them."""
+        """Returns whether this process loads its batches. If not, rank 0 sends the batches."""
         return True
 
-    def set_window(self, window: int) -> None:
-        """Sets the number of batches in a full accumulation window: how far a run may roll back."""
-        self.snapshots.window = window
+    def set_window_size(self, batches: int) -> None:
+        """Sets the number of batches in a full accumulation window.
 
-    def place_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of the data at a position; None if no state can be saved."""
+        A run may roll back by this many batches.
+        """
+        self.snapshots.window_size = batches
+
+    def snapshot_at(self, position: FeedPosition) -> dict[str, Any] | None:
+        """Returns the snapshot of the data at a position; None if no snapshot can be saved."""
         return self.snapshots.state_dict(self, position)
 
-    def resumes_from_own_state(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the data resume from their own state, even if facts have changed.
+    def can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
+        """Returns whether the process that loads the batches can restore a saved snapshot.
+
+        Such a process resumes from the snapshot even if the facts of the data have changed.
 
         Args:
             state_dict: the saved state of the feed.
         """
         return self.snapshots.can_restore(self, state_dict.get("place"))
 
-    def place_state_differences(
+    def snapshot_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns the reasons why a saved state of the data may not restore the same batches."""
+        """Returns the reasons why the batches after a saved snapshot may not come again."""
         return self.snapshots.differences(self, position, state_dict)
 
-    def load_place_state(
-        self, position: FeedPosition, state_dict: Mapping[str, Any] | None
-    ) -> None:
-        """Restores a state that ``place_state_at`` returned."""
+    def load_snapshot(self, position: FeedPosition, state_dict: Mapping[str, Any] | None) -> None:
+        """Loads a snapshot that ``snapshot_at`` returned; None if no snapshot was saved."""
         self.snapshots.load_state_dict(self, position, state_dict)
 
     @property
@@ -200,7 +211,7 @@ class PlainIterable:
 
     @property
     def remedy(self) -> str:
-        """The end of a sentence: how to get a state that holds the position; empty if unknown."""
+        """A hint how to get a state that contains the position, to end a message; may be empty."""
         return ""
 
     @property
@@ -223,7 +234,7 @@ class PlainIterable:
 
     @property
     def is_entered_exactly(self) -> bool:
-        """Returns whether a pass can be entered in its middle without drawing a number twice."""
+        """Returns whether entering a pass in its middle draws no random number a second time."""
         return isinstance(self.loader, Sequence)
 
     @property
@@ -248,12 +259,12 @@ class PlainIterable:
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The objects that batches are made by, by name; empty for an iterator without a state."""
+        """The objects that batches are made by, by name; empty if batches cannot be repeated."""
         return {"data": self.loader} if self.can_repeat else {}
 
     @property
     def objects_outside_keeper(self) -> Objects:
-        """The objects whose states are not part of the state of ``keeper``, by name."""
+        """The objects whose states the state of ``keeper`` does not include, by name."""
         watched, keeper = self.found_generators.watched, self.keeper
         if keeper is None:
             return watched
@@ -262,8 +273,8 @@ class PlainIterable:
     def set_pass(self, data_pass: int) -> None:
         """Announces the next pass: calls ``set_epoch`` of the loader, its samplers and data set.
 
-        In a loader of loaders these objects may be nested at any depth. An object with
-        ``set_epoch`` is expected to forward the call to the objects that it contains.
+        In a loader of loaders these objects may be nested at any depth. If an object has a
+        ``set_epoch``, it is expected to forward the call to the objects inside it.
 
         Args:
             data_pass: the number of the pass, from 0.
@@ -300,26 +311,27 @@ class PlainIterable:
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Returns the batches of pass ``data_pass`` (from 0), without the first ``skip``.
 
-        Data whose state holds the position are given the state that they had there.
+        If there is a keeper, its state at that position is restored first.
         """
         if self.keeper is None:
             return self.replay_batches(data_pass, skip)
         return self.snapshots.batches(self, FeedPosition(data_pass, skip))
 
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass without the first ``skip``, without using a state.
+        """Yields the batches of a pass without the first ``skip``, and restores no saved state.
 
-        If the pass was begun before, the order of its samples is drawn again from the generators as
-        they were at its start. Afterwards the generators get their present states back.
+        If the pass was begun before, the order of its samples is drawn again: the generators get
+        the states that they had at the start of the pass, and their present states afterwards.
         """
         if self._iterator is not None:
-            # iter() makes some iterators begin again, which is wanted at the start of a pass only.
+            # iter() makes some iterators begin again, so it is called only at the start of a pass.
             yield from _remaining_batches(self._iterator if skip else iter(self._iterator))
         elif self._started_pass is not None and self._started_pass[0] == data_pass:
             yield from self._reenter_pass(data_pass, skip, self._started_pass[1])
         else:
             iterator, first = self._begin_pass(data_pass, skip), deque[Any]()
-            first.extend(islice(iterator, 1))  # here the samplers draw the order of the pass
+            # The samplers draw the order of the pass when the first batch is fetched.
+            first.extend(islice(iterator, 1))
             self._started_pass, self._starting_pass = self._starting_pass, None
             if first:
                 # Without a variable, which would keep the batch alive while this is suspended.
@@ -327,7 +339,7 @@ class PlainIterable:
                 yield from iterator
 
     def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Begins a pass; after an interrupted attempt, with the random state of that attempt."""
+        """Begins a pass. If an attempt was interrupted, its random state is used again."""
         self.object_states.begin(self.objects_outside_keeper)
         if self._starting_pass is not None and self._starting_pass[0] == data_pass:
             self._starting_pass[1].restore()
@@ -336,7 +348,7 @@ class PlainIterable:
         return self._open_iterator_at(data_pass, skip) if skip else self._open_iterator()
 
     def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
-        """Enters a pass again that began with the generators in the state ``begun``."""
+        """Enters a pass again, with the order that it drew from the random state ``begun``."""
         with self._at_start_of_pass(begun):
             return self._open_iterator_at(data_pass, skip)
 
@@ -348,12 +360,13 @@ class PlainIterable:
             yield
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow a state, after the data have loaded that state.
+        """Returns the batches that follow, after the state of the keeper was loaded.
 
         Args:
-            skip: number of batches of the pass before that state.
+            skip: the number of batches of the pass before the loaded state.
         """
-        # The seeds of workers were drawn when the pass began, and must not be drawn again.
+        # In the middle of a pass, the seeds of workers were drawn before. They must not be drawn
+        # from the original generators again.
         loaders = [*self._inner_loaders().values()] if skip else []
         if loaders:
             with_workers = [each for each in loaders if each.num_workers]
@@ -371,11 +384,11 @@ class PlainIterable:
         return replace(self._started_pass[1], generators={})
 
     def forget_pass(self) -> None:
-        """Forgets that a pass was begun: the next one draws its order from the present states."""
+        """Forgets that a pass was begun, so that the next pass draws its order from scratch."""
         self._started_pass = self._starting_pass = None
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Ends a pass whose batches were all given, but whose end was interrupted."""
+        """Ends a pass whose ``given`` batches were all given, but whose end was not reached."""
 
     def facts(self) -> dict[str, int | str | None]:
         """Returns properties that must be equal for a resumed run to see the same batches.
@@ -392,7 +405,7 @@ class PlainIterable:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that another process needs to enter the last pass again."""
+        """Returns the state that another process needs to enter the last pass again."""
         begun = None
         if self._started_pass is not None:
             data_pass, random = self._started_pass
@@ -410,7 +423,7 @@ class PlainIterable:
 
     @property
     def is_in_order(self) -> bool:
-        """Returns whether batches come in the same order again."""
+        """Returns whether batches come in the same order when a pass is entered again."""
         return True
 
     @property
@@ -436,7 +449,12 @@ class PlainIterable:
     def load_worker_states(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Sets the states from which workers continue at a position; None if unknown."""
+        """Sets the states from which workers continue at ``position``.
+
+        Args:
+            position: the position in the data.
+            state_dict: a return value of ``worker_states_at``; None if no state can be used.
+        """
 
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
         """Returns the state of a recorded sampler; None without one, or if unknown."""
@@ -453,11 +471,11 @@ class PlainIterable:
         *,
         ends: bool = False,
     ) -> None:
-        """Sets the state from which a sampler continues at a position; None if unknown.
+        """Sets the state from which a recorded sampler continues at ``position``.
 
         Args:
             position: the position in the data.
-            state_dict: the return value of ``order_state_at``.
+            state_dict: a return value of ``order_state_at``; None if no state can be used.
             ends: whether to exhaust the sampler, because no batch of the pass is left.
         """
 
@@ -477,18 +495,20 @@ class PlainIterable:
     def doubts(self) -> list[str]:
         """Returns the reasons why ``state_dict`` may lack some of the state of the data."""
         found = self.found_generators
-        staying = [
-            f"{path} has persistent workers, and a process that resumes starts new ones, for which "
-            "it draws one random number more: without persistent_workers there is no difference"
+        persistent = [
+            f"{path} has persistent workers: a process that resumes starts new workers, and draws "
+            "one more random number to seed them; leave out persistent_workers to resume exactly"
             for path, loader in self._inner_loaders().items()
             if loader.persistent_workers and getattr(loader, "_iterator", None) is not None
         ]
-        return [*found.doubts, *self.object_states.doubts(self.objects_outside_keeper), *staying]
+        object_doubts = self.object_states.doubts(self.objects_outside_keeper)
+        return [*found.doubts, *object_doubts, *persistent]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores a state of ``state_dict``: the pass counts as begun in this process.
+        """Restores a return value of the method ``state_dict``.
 
-        Generators that the state does not have are left unchanged.
+        The pass that the saved process had begun counts as begun in this process. Generators
+        without a saved state are left unchanged.
         """
         generators, states = self.generators, state_dict["generators"]
         self._started_pass = self._starting_pass = None
@@ -520,11 +540,11 @@ class PlainIterable:
 
 
 class AdaptedLoader(PlainIterable):
-    """A prepared loader that Accelerate must iterate: rank 0 sends the batches to other ranks."""
+    """A prepared loader that Accelerate iterates, because rank 0 sends batches to other ranks."""
 
     @property
-    def keeper(self) -> PlaceKeeper | None:
-        """Returns None: Accelerate iterates the data, so its state is not used."""
+    def keeper(self) -> PositionKeeper | None:
+        """Returns None: Accelerate iterates the data, so no state of the data is used."""
         return None
 
     @property
@@ -539,10 +559,10 @@ class AdaptedLoader(PlainIterable):
 
     @property
     def length(self) -> int | None:
-        """The number of batches; None for a stream, or where each process has another number.
+        """The number of batches in a pass; None if the number is not certain.
 
-        The ``len()`` of an iterable data set is only a promise. Without padding, the last batch
-        leaves some processes without samples.
+        The ``len()`` of an iterable data set may be wrong. Without even batches, some processes may
+        get no samples of the last batch.
         """
         is_stream = isinstance(self.loader.dataset, IterableDataset)
         return self.promised_length if self.even_batches and not is_stream else None
@@ -563,8 +583,8 @@ class AdaptedLoader(PlainIterable):
         for batch in batches:
             size = find_batch_size(batch)
             if self.loader.end_of_dataloader and isinstance(self.loader, DataLoaderDispatcher):
-                # Only ``remainder`` samples of the last batch of all ranks together are real; the
-                # others are repeated.
+                # Of the last batch, which the ranks share, only the first `remainder` samples are
+                # new. The other samples are repeated.
                 rank = self.loader.state.process_index
                 size = min(max(self.loader.remainder - rank * size, 0), size)
                 batch = slice_tensors(batch, slice(0, size))
@@ -575,11 +595,12 @@ class AdaptedLoader(PlainIterable):
 class TorchLoader(PlainIterable):
     """A torch ``DataLoader``, prepared or not, iterated without Accelerate's look-ahead.
 
-    Accelerate fetches one batch ahead to find the end, so the data set would draw its random
-    numbers before the model draws those of the previous iteration (dropout, say).
+    Accelerate fetches one batch ahead to find the end. The data set would then draw the random
+    numbers of a batch before the model draws those of the previous iteration, for dropout say.
 
     Attributes:
-        caveats: what may differ in the rest of a pass that is entered from the state of a stream.
+        caveats: known reasons why the rest of a pass may differ after the state of a stream was
+            restored.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
@@ -588,12 +609,14 @@ class TorchLoader(PlainIterable):
         super().__init__(loader, even_batches)
         self._stateful_loader = self._make_stateful_loader()
         self._drew_seed = True  # whether the last pass began with drawing a seed for its workers
-        self._had_persistent_workers = False  # in the process whose state was loaded
-        self._continues_pass = False  # whether the iterator to open continues a begun pass
+        # Whether persistent workers ran in the process whose state was loaded.
+        self._had_persistent_workers = False
+        # Whether the iterator that is opened next continues a pass that was begun before.
+        self._continues_pass = False
         base: Any = self.base
         if is_stateful_loader(base):
-            # Accelerate asked for the loader's state while it prepared the loader. That began an
-            # iterator, which drew random numbers before any pass; an empty state discards it.
+            # While Accelerate prepared the loader, it called `state_dict`. This call created an
+            # iterator, which drew random numbers before any pass. Loading an empty state drops it.
             base.load_state_dict({})
 
     @property
@@ -603,9 +626,10 @@ class TorchLoader(PlainIterable):
         return base if self._stateful_loader is None else self._stateful_loader
 
     def _make_stateful_loader(self) -> DataLoader[Any] | None:
-        """Returns a torchdata loader to iterate in place of torch's; None if that is not needed.
+        """Returns a torchdata loader to iterate in place of torch's; None if torch's is sufficient.
 
-        torch's loader cannot ask its workers for the states of their copies of a stream.
+        torch's loader cannot ask its workers for the states of their copies of a stream, so a
+        stream with a state in workers needs a torchdata loader. None also without torchdata.
         """
         base = self.base
         if type(base) is not DataLoader or not base.num_workers or not self._is_stateful_stream:
@@ -619,12 +643,12 @@ class TorchLoader(PlainIterable):
         return isinstance(stream, IterableDataset) and has_state_dict(stream)
 
     @property
-    def keeper(self) -> PlaceKeeper | None:
-        """The stream or sampler with a state, or a loader whose workers hold copies of a stream."""
+    def keeper(self) -> PositionKeeper | None:
+        """A stream or sampler with a state, or a loader whose workers have copies of a stream."""
         base: Any = self.base
         dataset = base.dataset
         if not isinstance(self.base.dataset, IterableDataset):
-            return sampler_keeper(base)
+            return keeper_for_snapshots(base)
         if not self._is_stateful_stream or _is_reseeded(dataset):
             return None
         is_shard = isinstance(dataset, IterableDatasetShard)
@@ -632,28 +656,28 @@ class TorchLoader(PlainIterable):
         caveats = (PADDING_CAVEAT,) if pads else self.caveats
         if not base.num_workers:
             path = "dataset.dataset" if is_shard else "dataset"
-            return PlaceKeeper(unsharded(dataset), (path,), caveats=caveats)
+            return PositionKeeper(unsharded(dataset), (path,), caveats=caveats)
         if not is_stateful_loader(base):
             return None
         if base.persistent_workers and base.num_workers > 1:
             caveats += (_WORKER_ORDER_CAVEAT,)
-        return replace(place_keeper(base, ("loader", "dataset"), base.num_workers), caveats=caveats)
+        return replace(make_keeper(base, ("loader", "dataset"), base.num_workers), caveats=caveats)
 
     @property
     def remedy(self) -> str:
-        """The hint that torchdata could ask workers for the states of their streams, if so."""
+        """A hint to install torchdata if it could save the states of streams in the workers."""
         can_be_asked = self._is_stateful_stream and not _is_reseeded(self.base.dataset)
         return _TORCHDATA_HINT if can_be_asked and self.keeper is None else ""
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The data set, ``collate_fn`` and samplers, and a loader of a user's class, by name."""
+        """The data set, ``collate_fn``, samplers and, if the user wrote its class, the loader."""
         own = {} if is_library_code(type(self.base)) else {"loader": self.base}
         return {**data_parts(self.base), **order_parts(self.base), **own}
 
     @property
     def length(self) -> int | None:
-        """Returns None: the ``len()`` of an iterable data set is only a promise."""
+        """Returns None: the ``len()`` of an iterable data set may be wrong."""
         return None
 
     def mark_last_batch(self) -> None:
@@ -674,13 +698,14 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Begins and ends the iteration as Accelerate's own does, and announces the pass."""
+        """Begins and ends the iteration as Accelerate's loader does, and calls ``set_epoch``."""
         loader = self.loader
         if not isinstance(loader, DataLoaderShard):
             self.set_pass(data_pass)
             yield
             return
-        # DataLoaderShard.__iter__ does this first, but is not used, because it fetches ahead.
+        # DataLoaderShard.__iter__ begins with this call. It is not used itself, because it fetches
+        # a batch ahead.
         if loader.rng_types is not None:
             synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
         with activated(loader):
@@ -689,7 +714,7 @@ class TorchLoader(PlainIterable):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the base class, and the facts that worker seeds depend on."""
+        """Returns the state of the base class, and the values that worker seeds depend on."""
         return {
             **super().state_dict(),
             "drew_seed": self._drew_seed,
@@ -697,7 +722,7 @@ class TorchLoader(PlainIterable):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores a state; ends persistent workers, which are at another position."""
+        """Restores a state, and ends persistent workers, which are at another position."""
         super().load_state_dict(state_dict)
         if self.base.persistent_workers and not self.draws_in_workers:
             self.base._iterator = None
@@ -711,16 +736,17 @@ class TorchLoader(PlainIterable):
 
     @property
     def _has_running_workers(self) -> bool:
-        """Returns whether persistent workers run, and will load the next pass as well."""
-        # torchdata's loader sets ``_iterator`` without persistent workers, too.
+        """Returns whether persistent workers run and will also load the next pass."""
+        # torchdata's loader also sets `_iterator` if its workers are not persistent.
         has_iterator = getattr(self.base, "_iterator", None) is not None
         return self.base.persistent_workers and has_iterator and not self._dataset_sets_epoch
 
     @property
     def _dataset_sets_epoch(self) -> bool:
-        """Returns whether the data set has a ``set_epoch``, which does not reach its copies.
+        """Returns whether the data set, or an object in it, has a ``set_epoch``.
 
-        Persistent workers hold copies of the data set that were made when they started.
+        The call does not reach running persistent workers, because their copies of the data set
+        were made when the workers started.
         """
         dataset = self.base.dataset
         paths = [path.partition(".")[0] for path in self._nested_epoch_targets()]
@@ -728,13 +754,14 @@ class TorchLoader(PlainIterable):
 
     def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
         if self.base.persistent_workers and self._dataset_sets_epoch:
-            self.base._iterator = None  # ends the workers: new ones get the data set of this pass
+            # Ends the workers. New workers get copies of the data set after `set_epoch`.
+            self.base._iterator = None
         # torch draws no new seed for persistent workers that are running.
         self._drew_seed = not self._has_persistent_workers
         return super()._begin_pass(data_pass, skip)
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow a state, after the data have loaded that state."""
+        """Returns the batches that follow, after the state of the keeper was loaded."""
         self._continues_pass = skip > 0
         try:
             return self._open_iterator()
@@ -743,14 +770,17 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def _matching_seed_draws(self, *, is_continued: bool = False) -> Iterator[None]:
-        """Begins an iteration in the body with as many draws of seeds as the recorded run made.
+        """Makes an iteration that begins in the body draw as many worker seeds as the saved run.
 
-        torch draws a seed for workers whenever an iteration begins, except for persistent workers
-        that run already. A resumed process may have to start workers where the saved one had
-        them, or the other way round. Then a draw is added, or made from a temporary generator.
+        torch draws a seed for workers whenever an iteration begins, unless persistent workers are
+        already running. This may differ between the saved process and the present one:
+
+        - The saved process drew a seed, but workers are running here: a draw is added.
+        - The saved process had running workers, but new workers start here: their seed is drawn
+          from a temporary generator.
 
         Args:
-            is_continued: whether the pass was begun before, so that its seed is drawn already.
+            is_continued: whether the pass was begun before, so that its seed was drawn before.
         """
         base = self.base
         forget_dead_workers(base)
@@ -771,7 +801,7 @@ class TorchLoader(PlainIterable):
 
     @property
     def _skipped_batches(self) -> int:
-        """The number of batches that ``skip_first_batches`` of Accelerate leaves out."""
+        """The number of batches that Accelerate's ``skip_first_batches`` leaves out."""
         return getattr(self.loader, "skip_batches", 0)
 
     @property
@@ -794,9 +824,9 @@ class TorchLoader(PlainIterable):
 
 
 class CustomLoader(TorchLoader):
-    """A loader whose class overrides the iteration: its own ``__iter__`` is used unchanged.
+    """A loader whose class overrides the iteration. Its ``__iter__`` is used unchanged.
 
-    Its ``len()`` is only a promise, and a batch can be skipped only by loading it.
+    The ``len()`` of such a loader may be wrong, and a batch can be skipped only by loading it.
     """
 
     @property
@@ -805,20 +835,23 @@ class CustomLoader(TorchLoader):
         return False
 
     @property
-    def keeper(self) -> PlaceKeeper | None:
-        """The loader itself, if it has a state: it may buffer samples of its data set."""
+    def keeper(self) -> PositionKeeper | None:
+        """The loader itself, if it has a state, because it may buffer samples of its data set."""
         is_stream = isinstance(self.base.dataset, IterableDataset)
-        # torchdata's loader replays a stream without a state, which is not a state of the position.
-        is_asked = not (is_stream and is_stateful_loader(self.base)) or self._is_stateful_stream
+        # If a stream has no state, torchdata's loader replays the stream. Then the state of the
+        # loader is only a count of batches, and is not used.
+        has_usable_state = (
+            not (is_stream and is_stateful_loader(self.base)) or self._is_stateful_stream
+        )
         paths = ("loader", *data_parts(self.base), *order_parts(self.base))
-        has_place = has_state_dict(self.loader) and is_asked
-        return place_keeper(self.loader, paths, self.base.num_workers) if has_place else None
+        keeps_position = has_state_dict(self.loader) and has_usable_state
+        return make_keeper(self.loader, paths, self.base.num_workers) if keeps_position else None
 
     def _make_stateful_loader(self) -> None:
-        """Returns None: the loader itself is iterated."""
+        """Returns None, because the loader itself is iterated."""
 
     def _epoch_targets(self) -> list[Any]:
-        """Returns the loader alone if it has ``set_epoch``: it may pass on another number."""
+        """Returns the loader alone if it has ``set_epoch``, which may pass on another number."""
         return [self.loader] if hasattr(self.loader, "set_epoch") else super()._epoch_targets()
 
     def _open_iterator(self) -> Iterator[Any]:
@@ -828,16 +861,16 @@ class CustomLoader(TorchLoader):
 
 
 def _is_reseeded(dataset: Any) -> bool:
-    """Returns whether Accelerate's shard seeds the stream's generator at each iteration."""
+    """Returns whether Accelerate's shard seeds the generator of a stream at each iteration."""
     stream = unsharded(dataset)
     has_generator = isinstance(getattr(stream, "generator", None), torch.Generator)
     return stream is not dataset and has_generator and not hasattr(stream, "set_epoch")
 
 
 def _remaining_batches(iterator: Iterator[Any]) -> Iterator[Any]:
-    """Yields the remaining batches of an iterator.
+    """Yields the remaining batches of an iterator, without calling ``iter()`` or ``close()``.
 
-    Neither ``iter()`` is called, which makes some iterators begin again, nor ``close()``.
+    ``iter()`` makes some iterators begin again, and ``close()`` would end the iterator.
     """
     while True:
         try:
@@ -848,9 +881,9 @@ def _remaining_batches(iterator: Iterator[Any]) -> Iterator[Any]:
 
 @contextmanager
 def _with_copied_generators(loaders: Iterable[Any]) -> Iterator[None]:
-    """Lets loaders draw the seeds of workers from copies of their generators, during the body.
+    """Makes loaders draw the seeds of workers from copies of their generators, during the body.
 
-    An iteration that had begun before is begun again without moving the generators.
+    So an iteration can be begun a second time without changing the generators.
     """
     found = [(each, each.generator) for each in loaders]
     for loader, generator in found:
@@ -873,8 +906,8 @@ def _start_on_first_batch(
 
     Args:
         loader: the loader.
-        with_workers: the torch loaders whose workers start then.
-        beginning: a context that is entered while the iteration begins.
+        with_workers: the torch loaders whose workers may start with the first batch.
+        beginning: a context manager that is active until the first batch has been fetched.
     """
     first = deque[Any]()
     with ExitStack() as stack:

@@ -88,8 +88,8 @@ class Evaluator(EventCheckingEngine):
         self._shared_metrics = SharedMetrics(accelerator)
 
     def feed_of(self, data: Iterable[Any]) -> DataFeed:
-        """Returns the ``DataFeed`` of ``data``. It is kept, with its position, from now on."""
-        return self._feeds.feed_for(data, keeps=True)
+        """Returns the feed of ``data``; the feed and its position are kept from now on."""
+        return self._feeds.feed_for(data, remember=True)
 
     def known_feed_of(self, data: Iterable[Any]) -> DataFeed | None:
         """Returns the ``DataFeed`` of ``data``; None if this evaluator has not run on them yet."""

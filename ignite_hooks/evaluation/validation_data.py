@@ -61,7 +61,7 @@ class ValidationData:
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns a line for each change of the data since the save, with its consequence."""
         pairs = self._pairs(state_dict).items()
-        return [f"{name}: {each}" for name, pair in pairs for each in pair[0].changes(pair[1])]
+        return [f"{name}: {each}" for name, pair in pairs for each in pair[0].data_changes(pair[1])]
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns the reasons why the batches differ from those of the run that is resumed."""

@@ -488,10 +488,10 @@ class RunPosition:
         self._random_state = state_dict["random"]
 
         def seek(feed: DataFeed) -> None:
-            starts_over = feed.starts_over(state_dict["data"])
+            drops_pass = feed.drops_pass(state_dict["data"])
             ends_pass = feed.ends_pass(state_dict["data"])
             feed.load_state_dict(state_dict["data"])
-            if self.epoch_length is None and starts_over:
+            if self.epoch_length is None and drops_pass:
                 self.place = self.place._replace(progress=progress.at_epoch_start())
             elif self.epoch_length is None and ends_pass:
                 self.place = self.place._replace(progress=progress._replace(is_full=True))

@@ -268,7 +268,7 @@ def test_data_from_an_iterator_are_not_saved_after_a_failure(tmp_path):
     trainer, faulty = trainer_of(tmp_path, iter(batches_of(6))), Faulty()
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
     trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
-    with pytest.warns(UserWarning, match="an iterator cannot give them again"):
+    with pytest.warns(UserWarning, match="an iterator, which cannot give"):
         run_into(trainer, faulty.error, max_epochs=1)
     assert saved(tmp_path) == []
 

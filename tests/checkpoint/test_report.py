@@ -268,7 +268,7 @@ def test_data_that_may_draw_during_a_pass_is_not_exact(make):
     assert feed.differences(feed.state_dict()) == []
     next(given)
     (difference,) = feed.differences(feed.state_dict())
-    assert "what they draw at random is drawn again until this pass ends" in difference
+    assert "random numbers that the data draws meanwhile differ until the pass ends" in difference
     feed.close()
 
 
@@ -278,7 +278,7 @@ def test_unordered_persistent_workers_are_not_exact_at_pass_end():
     assert feed.differences(feed.state_dict()) == []
     assert len(list(feed)) == 2
     (difference,) = feed.differences(feed.state_dict())
-    assert "in persistent workers is drawn again" in difference
+    assert "random numbers that the data set draws in persistent workers differ" in difference
 
 
 def test_workers_are_exact_at_the_end_of_a_pass(tmp_path):
@@ -316,7 +316,7 @@ def test_a_removed_generator_of_the_data_is_reported(tmp_path):
     trainer = make_trainer(shuffled(4), resume_from=tmp_path)
     part = trainer.resume_report.parts["data"]
     assert part.level == "approximate"
-    assert "a random generator generator (torch.Generator, cpu) only then" in part.reason
+    assert "the random generator generator (torch.Generator, cpu) was saved, but" in part.reason
 
 
 def test_inexact_resume_of_a_finished_run_is_reported(tmp_path):

@@ -372,8 +372,8 @@ def test_state_of_a_former_version_counts_batches(workers):
         del state[name]
     del state["facts"]["samples a pass"]
     other = DataFeed(DataLoader(numbers(), 4, num_workers=workers))
-    assert other.changes(state) == []
-    assert not other.starts_over(state)
+    assert other.data_changes(state) == []
+    assert not other.drops_pass(state)
     other.load_state_dict(state)
     rest = [batch[0].flatten().tolist() for batch in other]
     assert [*chain(*before, *rest)] == [*range(SIZE)]

@@ -626,7 +626,7 @@ def test_checkpoint_without_a_snapshot_is_replayed():
     data = Skipping()
     feed = DataFeed(data, None)
     (difference,) = feed.differences(state)
-    assert "gone through again" in difference
+    assert "iterated again" in difference
     feed.load_state_dict(state)
     torch.set_rng_state(random)
     data.noise = 0
@@ -693,7 +693,9 @@ def test_unfinished_former_pass_is_reported():
     take(first, 2)
     first.next_pass()
     (difference,) = DataFeed(Walk(), None).differences(through_file(first.state_dict()))
-    assert difference.startswith("the pass before was left in its middle: data (Walk) begins the")
+    assert difference.startswith(
+        "the previous pass was left before its end: data (Walk) begins the"
+    )
 
 
 def test_without_torchdata_the_batches_are_replayed(monkeypatch):

@@ -62,7 +62,7 @@ def test_stream_resumes_with_another_batch_size():
     next(batches)
     first.close()
     state = first.state_dict()
-    assert not other.starts_over(state)
+    assert not other.drops_pass(state)
     other.load_state_dict(state)
     assert len([*other]) == SIZE - 2
 

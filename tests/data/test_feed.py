@@ -1169,12 +1169,12 @@ def test_generators_missing_on_one_side_are_named():
     advance(feed, 1)
     sampler = "batch_sampler.sampler.generator (torch.Generator, cpu)"
     (found,) = other.differences(feed.state_dict())
-    assert found == f"there is a random generator {sampler} only then"
+    assert found == f"the random generator {sampler} was saved, but does not exist now"
     other.load_state_dict(feed.state_dict())
     assert other.position == (0, 1)
     advance(other, 1)
     (found,) = feed.differences(other.state_dict())
-    assert found == f"there is a random generator {sampler} only now"
+    assert found == f"the random generator {sampler} exists now, but was not saved"
 
 
 def test_state_does_not_move_an_iterator():

@@ -224,7 +224,7 @@ def batch_loss(model, batch):
 
 
 EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
-AGAIN = "batches that were given are gone through again"
+AGAIN = "earlier batches of this pass are iterated again"
 MOVED = "an iterator cannot be moved: it continues from where it is"
 
 KINDS = [

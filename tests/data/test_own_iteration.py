@@ -230,7 +230,7 @@ def test_resumed_feed_gives_the_following_batches(accelerator, options, given, d
     torch.set_rng_state(random)
     assert take(other, 12 - given) == whole[given:]
     is_within = bool(given % 3)
-    assert is_within == any("gone through again" in doubt for doubt in doubts)
+    assert is_within == any("iterated again" in doubt for doubt in doubts)
     assert first.doubts() == []
 
 

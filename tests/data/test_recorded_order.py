@@ -328,7 +328,7 @@ def resumed(make, place, accelerator=None):
     seed(9)
     state, random_state, _ = place
     feed = DataFeed(make(), accelerator)
-    assert feed.differences(state) == feed.remarks(state) == feed.changes(state) == []
+    assert feed.differences(state) == feed.replay_notes(state) == feed.data_changes(state) == []
     feed.load_state_dict(state)
     set_global_state(random_state)
     return feed
@@ -676,8 +676,8 @@ def test_rest_of_a_pass_may_have_another_batch_size(size):
     for given in range(1, 6):
         feed = DataFeed(DataLoader(Numbers(), size, sampler=ContinuingSampler(), **TWO))
         state = places[given][0]
-        assert len(feed.changes(state)) == 1
-        assert feed.remarks(state) == []
+        assert len(feed.data_changes(state)) == 1
+        assert feed.replay_notes(state) == []
         feed.load_state_dict(state)
         assert feed.length == given - -(SIZE - 2 * given) // size
         seed()
@@ -771,7 +771,7 @@ def test_checkpoint_without_a_sampler_state_is_resumed():
         del state["order"]
         seed(9)
         feed = DataFeed(make())
-        (remark,) = feed.remarks(state)
+        (remark,) = feed.replay_notes(state)
         assert remark.startswith("a Still is iterated again over the")
         feed.load_state_dict(state)
         set_global_state(random_state)
@@ -853,7 +853,9 @@ def test_pass_left_in_its_middle_is_named():
     [*batches_with_draws(feed, 2)]
     feed.next_pass()
     (difference,) = DataFeed(make()).differences(through_checkpoint(feed.state_dict()))
-    assert difference.startswith("the pass before was left in its middle: sampler (Endless) begins")
+    assert difference.startswith(
+        "the previous pass was left before its end: sampler (Endless) begins"
+    )
 
 
 class Endless(ContinuingSampler):

@@ -192,7 +192,7 @@ def test_unsaved_state_of_one_process_is_in_both_reports(findings):
     for finding in findings.of("unknown_on_the_second_alone"):
         at_once, at_the_start = finding["parts"]
         assert at_once["handlers"].startswith("unknown (on process 1: <lambda>.seen changed")
-        assert "only now" in at_once["random generators"]
+        assert "exists now, but was not saved" in at_once["random generators"]
         assert at_the_start == at_once
 
 

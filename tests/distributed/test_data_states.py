@@ -31,7 +31,7 @@ def test_pass_ended_by_another_process_is_reported(findings):
     shorter, longer = findings.of("of_unequal_length")
     assert (shorter["wrong"], shorter["said"]) == ([], [])
     (said,) = longer["said"]
-    assert said.startswith("the pass before was left in its middle")
+    assert said.startswith("the previous pass was left before its end")
 
 
 def test_stream_read_by_all_processes_resumes(findings):

@@ -309,12 +309,12 @@ NAMED = {
     "left early, draws, workers that stay": (
         on(lambda: with_workers(Drawing()), max_batches=1),
         ("approximate", False),
-        "val_: what the data set draws at random in persistent workers is drawn again",
+        "val_: random numbers that the data set draws in persistent workers differ",
     ),
     "left early, batches that continue": (
         on(Endless, max_batches=2),
         ("approximate", True),
-        "val_: the pass before was left in its middle",
+        "val_: the previous pass was left before its end",
     ),
     "an iterator": (
         on(lambda: iter(Endless()), max_batches=2),

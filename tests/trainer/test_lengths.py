@@ -318,7 +318,7 @@ def test_data_shrinking_in_a_pass_ends_it_with_a_warning():
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=4), Engine.terminate)
     trainer.run(max_epochs=2)
     data.size = 6
-    with pytest.warns(UserWarning, match="has 3 batches a pass now, and had 5 when the pass"):
+    with pytest.warns(UserWarning, match="has 3 batches a pass now, and had 5 when this pass"):
         trainer.run()
     assert (trainer.state.epoch, trainer.state.iteration) == (2, 4 + 3)
 

@@ -56,7 +56,7 @@ def other_batches(split):
             state = feed.state_dict()
             torch.manual_seed(9)
             feed = feed_of(size, split=split)
-            said = feed.changes(state)
+            said = feed.data_changes(state)
             feed.load_state_dict(state)
             left = feed.length - batches
             rest = taken(feed)

@@ -203,7 +203,7 @@ def of_sampler(make, ours):
     total, wrong, said = drawn_by(whole_feed), [], set()
     for given, (state, random, drawn) in enumerate(places):
         feed = DataFeed(make(), ours)
-        said |= {*feed.differences(state), *feed.remarks(state)}
+        said |= {*feed.differences(state), *feed.replay_notes(state)}
         feed.load_state_dict(state)
         torch.set_rng_state(random)
         if take(feed, count - given) != whole[given:] or drawn_by(feed) != total - drawn:
