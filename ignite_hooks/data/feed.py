@@ -310,9 +310,10 @@ class DataFeed:
         return [*self._source.doubts(), *self._source.snapshots.doubts(self._source)]
 
     def drops_pass(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether a resume drops the saved pass, because its position is invalid here.
+        """Returns whether a resume drops the saved pass and begins the next pass.
 
-        The next pass starts then.
+        True if the saved position is invalid in this data. Also true if only a replay reaches the
+        position and ``state_dict["replay"]`` is False.
         """
         return self.can_repeat and self._compare_data(state_dict).drops_pass
 
@@ -331,7 +332,9 @@ class DataFeed:
         restores_position = self._can_restore_here(state_dict)
         if not batches or sampler is None or restores_position or self.drops_pass(state_dict):
             return []
-        what = f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all"
+        what = (
+            f"the {state_dict['samples']} samples" if state_dict.get("samples") else "all elements"
+        )
         return [f"a {type(sampler).__name__} is iterated again over {what} before this position"]
 
     def _can_restore_here(self, state_dict: Mapping[str, Any]) -> bool:
@@ -436,8 +439,8 @@ class DataFeed:
         the batch size may have changed.
 
         The feed moves to the next pass instead if the position is invalid in this data. It also
-        does so if only a replay reaches the position (the earlier batches of the pass are loaded
-        again) and ``state_dict["replay"]`` is False. An iterator is not moved.
+        does so if only a replay reaches the position, and ``state_dict["replay"]`` is False. (A
+        replay loads the earlier batches of the pass again.) An iterator is not moved.
         """
         self._source.load_state_dict(state_dict["source"])
         position, snapshot = FeedPosition(*state_dict["position"]), state_dict.get("place")
@@ -466,9 +469,9 @@ class DataFeed:
         return own_keeper.wrapped is other_keeper.wrapped
 
     def restore_keeper_once(self, others: Iterable["DataFeed"]) -> None:
-        """Makes this feed restore the keeper for ``others``, too, if it is iterated first.
+        """Makes the feed that is iterated first restore the keeper, for this feed and ``others``.
 
-        All of these feeds share the keeper, the object whose state contains the position.
+        The feeds share the keeper, which is the object whose state contains the position.
         """
         self._source.snapshots.restore_keeper_once(each._source.snapshots for each in others)
 
@@ -556,7 +559,7 @@ def _remedy_for(data: Any) -> str:
 
 
 class Feeds:
-    """The feeds of one engine, by their data.
+    """The feeds of one engine, one for each loader or other iterable of batches.
 
     No loader is prepared twice. When data is used again, its feed continues at the position where
     the feed was left. A loader has its feed as an attribute, so loader and feed live equally long.

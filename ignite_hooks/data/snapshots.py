@@ -151,7 +151,7 @@ class PositionKeeper:
 
 
 class _StatefulLoaderKeeper(PositionKeeper):
-    """The keeper for a ``StatefulDataLoader``. Between two passes, its state is the data set's.
+    """The keeper for a ``StatefulDataLoader``; between two passes it saves the data set's state.
 
     The state of the loader is not usable between two passes. Before the first iteration,
     ``state_dict`` of the loader would begin an iteration. And a loader that resumes from the state
