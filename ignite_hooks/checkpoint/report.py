@@ -24,12 +24,12 @@ __all__ = [
 class ResumedPart:
     """The report on one part of the state, for example on the optimizer or the handlers.
 
-    Args:
+    Attributes:
         level: "exact"; "approximate": restored, but the result may differ; "changed": the script
             gives other settings than the run had; "unknown": there may be state that could not be
             saved; or "missing": not restored.
-        reason: why the part is not exact, or what restoring it takes.
-        names: the objects that were restored, if the part has several.
+        reason: why the part is not exact, or what must be done to restore it exactly.
+        names: the names of the objects that were restored, if the part consists of several.
     """
 
     level: str
@@ -39,7 +39,7 @@ class ResumedPart:
     def with_reason(self, level: str, reason: str) -> "ResumedPart":
         """Returns the part with one more reason why it is not exact.
 
-        The level of a part that is not exact already stays.
+        The new level is used only if the part was exact until now.
         """
         if self.level == "exact":
             return ResumedPart(level, reason, self.names)
@@ -56,8 +56,8 @@ def merge_reasons(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Returns the reasons of all ranks, merged by part.
 
     Args:
-        rank_reasons: the reasons of each rank, by part. A reason that differs from the one of rank
-            0 is given with its rank.
+        rank_reasons: for each rank, its reasons by part. If a rank gives another reason than rank
+            0 for a part, the merged text names that rank.
     """
     reasons: dict[str, list[str]] = {}
     for rank, own_reasons in enumerate(rank_reasons):
@@ -78,9 +78,9 @@ EXACT = ResumedPart("exact")
 class ResumeReport:
     """The parts of a run's state that were restored, and how exactly.
 
-    ``str(report)`` has a line for each part, with the exact ones last.
+    ``str(report)`` has a line for each part. The exact parts come last.
 
-    Args:
+    Attributes:
         checkpoint: the folder of the checkpoint.
         step: the number of committed optimizer steps in the checkpoint.
         parts: how each part of the state was restored, by the name of the part.
@@ -96,7 +96,7 @@ class ResumeReport:
         return all(part.level == "exact" for part in self.parts.values())
 
     def with_others(self, reports: Sequence["ResumeReport"]) -> "ResumeReport":
-        """Returns the report of this rank, with the parts that are not exact on other ranks.
+        """Returns the report of this rank, including what is not exact on other ranks only.
 
         Args:
             reports: the reports of all ranks, in the order of the ranks.
@@ -125,7 +125,7 @@ def report_named_objects(
     Args:
         targets: the objects of this trainer that have a state, by name.
         states: the states in the checkpoint, by name.
-        what: the place where the objects of this trainer are, for the message.
+        what: the owner of the objects, for the message: "the trainer" or "`also`".
 
     Returns:
         The part; None if there are no objects and no states.
@@ -139,24 +139,24 @@ def report_named_objects(
     return ResumedPart("exact", names=restored) if targets else None
 
 
-def report_generators(then: Set[str], now: Set[str]) -> ResumedPart:
-    """Returns the part of the report on the generators of a run besides the global ones.
+def report_generators(saved: Set[str], present: Set[str]) -> ResumedPart:
+    """Returns the part of the report on the run's own generators, not on the global ones.
 
     Args:
-        then: the names of the generators in the checkpoint.
-        now: the names of the generators that this trainer has.
+        saved: the names of the generators in the checkpoint.
+        present: the names of the generators that this trainer has.
     """
     reasons = [
         f"the random generator {name} was saved, but does not exist now"
-        for name in sorted(then - now)
+        for name in sorted(saved - present)
     ]
     reasons += [
-        f"the random generator {name} exists now, but was not saved" for name in sorted(now - then)
+        f"the random generator {name} exists now, but was not saved" for name in sorted(present - saved)
     ]
     return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
 
 def summarize_names(names: Iterable[str]) -> str:
-    """Returns names as text for a message: all of them, or the first and the number of others."""
+    """Returns names as text for a message: of four or more, the first one and how many follow."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if len(others) > 2 else ", ".join([first, *others])

@@ -45,62 +45,67 @@ logger = getLogger(__name__)
 
 @checked_dataclass(kw_only=False)
 class ResumeCheckpoint(Handler):
-    """Resumes a run from a checkpoint, on a trainer that is built as for that run.
+    """Resumes a run from a checkpoint, on a trainer that is built as it was for the saved run.
 
-    The next ``run`` continues with the next batch, in the same order, with the same random numbers:
-    the result is the same, bit by bit, as that of a run that was never interrupted. Where this is
-    not possible, ``trainer.resume_report`` says so, and a warning when the run starts. A run that
-    had reached its limit trains nothing, unless the limit is raised. A run that a handler ended for
-    good trains nothing either, and a warning names the handler; see ``after_terminate``.
+    The next ``run`` continues with the next batch, in the same order, with the same random numbers.
+    The result is the same, bit by bit, as that of a run that was never interrupted. If an exact
+    resume is not possible, ``trainer.resume_report`` and a warning at the start of the run name the
+    parts that differ. A run that had reached its limit trains nothing, unless the limit is raised.
+    A run that a handler ended for good trains nothing either, and a warning names the handler; see
+    ``after_terminate``.
 
     Every file is verified before anything is loaded. A damaged checkpoint is skipped with a
     warning, and the next older one is used. A checkpoint of another model, optimizer or number of
     processes is an error that lists the differences and leaves the trainer unchanged. No code from
-    a checkpoint is run.
+    a checkpoint is run, unless ``trust_pickle`` allows it.
 
-    A checkpoint may be removed while it is read, by a run that saves to the same directory. That
-    is no damage: the search begins again, and finds a newer one. A source that cannot be read, for
-    example on a server that cannot be reached, is an error; it never counts as empty.
+    A run that saves to the same directory may remove a checkpoint while it is read. A removed
+    checkpoint does not count as damaged: the search begins again, and finds a newer checkpoint. A
+    source that cannot be read, for example because its server is down, is an error. Such a source
+    is never treated as empty.
 
     The model, the optimizer, the scheduler and the counters are loaded when this handler is
-    attached, which the factory does last. Random generators and the states of handlers are restored
-    when the run starts, so that handlers which are attached later are restored too. That is after
-    all handlers of STARTED, and in the middle of an epoch also after those of EPOCH_STARTED, which
-    often reset the state of a handler. The user's own objects are those of
-    ``SaveCheckpoint(also=…)``.
+    attached. The trainer factory attaches this handler last. Random generators and the states of
+    handlers are restored when the run starts, so that handlers which are attached later are
+    restored too. This happens after all handlers of STARTED. In the middle of an epoch it happens
+    again after the handlers of EPOCH_STARTED, because these often reset the state of a handler. The
+    objects in ``also`` of each attached ``SaveCheckpoint`` are restored as well.
 
     If ``source`` is a directory, the run in it is continued, and a ``SaveCheckpoint`` to that
     directory removes the old checkpoints of the run. If ``source`` is a single checkpoint, or the
-    trainer saves to another directory, a branch begins: a new run, which removes only its own
+    trainer saves to another directory, a new run begins, a branch. A branch removes only its own
     checkpoints.
 
     Args:
-        source: a checkpoint; a directory of checkpoints, for the newest one that is whole; or a URL
-            of either, read with fsspec. A relative path is made absolute now, with ``~`` expanded.
+        source: a checkpoint; a directory of checkpoints, of which the newest undamaged one is used;
+            or the URL of either, read with fsspec. A relative path is made absolute when the
+            handler is created, and ``~`` is expanded.
         cache_dir: the folder that a URL is downloaded to.
-        on_missing: "error", or "start" to begin from scratch when there is no checkpoint yet, for
-            a job that is restarted with the same command each time.
-        verify: read every file and compare its checksum first.
+        on_missing: whether a source without a checkpoint is an "error", or training begins from
+            scratch ("start"). Use "start" for a job that is always restarted with the same command.
+        verify: whether to read every file and compare its checksum before anything is loaded.
         trust_pickle: also load objects registered with ``accelerator.register_for_checkpointing``,
             and models that are split over processes. Both can run code from the checkpoint.
         after_terminate: what to do with a run that a handler, for example ``EarlyStopping``, ended
-            before its limit. "finish" trains no more, so that a job which is restarted does not
-            train another epoch each time; "continue" trains until the limit. A run that a signal,
-            ``TimeLimit`` or ``trainer.terminate(resumable=True)`` ended continues with both.
-        replay: whether to iterate data that cannot report or restore their position, such as an
-            iterable without ``state_dict``, from the beginning of the pass up to the position. If
-            False, the run continues with the next pass of such data and restarts the epoch. Data
-            that have a state, or can be entered at any batch, continue at their position either
-            way.
-        override: the names of settings for which the script decides, and not the checkpoint, where
-            the script gives another value than the run had: settings of the optimizer's groups
-            ("lr", "weight_decay", "betas", "momentum", …), "scheduler", and "requires_grad" for
-            which parameters are frozen. "lr" sets the rate that a schedule starts from; the present
+            before its limit. "finish" trains nothing more, so that a job which is restarted does
+            not train another epoch each time. "continue" trains until the limit. If a signal,
+            ``TimeLimit`` or ``trainer.terminate(resumable=True)`` ended the run, the run continues
+            with either value.
+        replay: what to do with data that cannot report or restore their position, such as an
+            iterable without ``state_dict``. If True, such data are iterated from the beginning of
+            the pass up to the position. If False, the run continues with the next pass of the data
+            and restarts the epoch. Data that have a state, or can be entered at any batch, always
+            continue at their position.
+        override: the names of settings that are taken from the script if the script gives another
+            value than the checkpoint. Names are those of settings of the optimizer's groups ("lr",
+            "weight_decay", "betas", "momentum", …), "scheduler", and "requires_grad" for which
+            parameters are frozen. "lr" sets the rate that a schedule starts from, and the present
             rate is scaled in proportion. "scheduler" moves the script's schedule from its beginning
             to the step of the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
 
     Raises:
-        FileNotFoundError: when attached: there is no checkpoint, or it was removed meanwhile.
+        FileNotFoundError: when attached: there is no checkpoint, or the only one was removed while
+            it was read.
         ImportError: when attached: the package for the protocol of a URL is not installed.
         OSError: when attached: the source cannot be read, or ``cache_dir`` cannot be written.
         ValueError: an argument is out of its range; when attached: the engine is not a trainer; all
@@ -126,7 +131,8 @@ class ResumeCheckpoint(Handler):
             )
         if event is not None:
             raise ValueError(
-                f"`event` must be left out, got {event}: a ResumeCheckpoint acts when attached"
+                f"`event` must be left out, got {event}: a ResumeCheckpoint loads the checkpoint "
+                "when it is attached"
             )
         check_override(engine, self.override)
         if is_running(engine):
@@ -146,7 +152,7 @@ class ResumeCheckpoint(Handler):
             return
         loaded, newest = found
         with closing(loaded):
-            # Nothing is loaded on any rank before the checkpoint was found to fit on every rank.
+            # All ranks check that the checkpoint fits before any rank loads anything.
             ranks.call_on_all_ranks(lambda: _check_contents(loaded))
             reports = ranks.call_on_all_ranks(loaded.apply)
         trainer.resume_report = reports[ranks.rank].with_others(reports)
@@ -165,7 +171,8 @@ class ResumeCheckpoint(Handler):
             reports = ranks.call_on_all_ranks(loaded.complete)
             report = reports[ranks.rank].with_others(reports)
             engine().resume_report = report  # type: ignore[union-attr]
-            # This is called after STARTED, and in the middle of an epoch after EPOCH_STARTED too.
+            # complete() is called after STARTED, and in the middle of an epoch again after
+            # EPOCH_STARTED: an unchanged report is announced once.
             if report != last_report:
                 last_report = report
                 _announce(report)
@@ -175,17 +182,18 @@ class ResumeCheckpoint(Handler):
     def _find_checkpoint(
         self, ranks: Ranks, trainer: TrainingEngine
     ) -> tuple[LoadedState, int] | None:
-        """Reads the newest checkpoint that is not damaged, the same one on all ranks.
+        """Reads the newest undamaged checkpoint, the same one on all ranks.
 
-        A checkpoint may be removed while it is read, by a run that saves to the same directory.
-        That is no damage: there is a newer one then, and the search begins again.
+        A run that saves to the same directory may remove a checkpoint while it is read. Then the
+        directory has a newer checkpoint, and the search begins again.
 
         Returns:
-            The state that was read, and the number of the newest checkpoint, which may be a damaged
-            one; None if there is no checkpoint and ``on_missing`` is "start".
+            The state that was read, and the number of the newest checkpoint in the source, even if
+            that one is damaged. None if there is no checkpoint and ``on_missing`` is "start".
         """
         sources: list[Source] = []
-        # Each rank makes its own source. It is not returned, since agree() would pickle it.
+        # Each rank makes its own source and appends it to a list. A returned source would be
+        # pickled and sent to the other ranks.
         ranks.call_on_all_ranks(lambda: sources.append(source_at(self.source, self.cache_dir)))
         (source,) = sources
         damaged: dict[str, str] = {}
@@ -220,14 +228,14 @@ class ResumeCheckpoint(Handler):
         if damaged:
             problems = "; ".join(f"{name}: {why}" for name, why in damaged.items())
             raise ValueError(
-                f"`source` must have a checkpoint that is whole, got {self.source}, where all are "
-                f"damaged: {problems}"
+                f"`source` must have an undamaged checkpoint, got {self.source}, where all "
+                f"checkpoints are damaged: {problems}"
             )
         if removed:
             raise FileNotFoundError(
                 f"`source` must keep its checkpoint while it is read, got {self.source}, where "
-                f"{removed} was removed meanwhile: give the directory, for the newest one, or a "
-                "checkpoint that stays"
+                f"{removed} was removed meanwhile: give the directory, to use its newest "
+                "checkpoint, or a checkpoint that no run removes"
             )
         if self.on_missing == "start":
             return None
@@ -239,9 +247,10 @@ class ResumeCheckpoint(Handler):
     def _read_checkpoint(
         self, source: Source, candidate: CheckpointCandidate, ranks: Ranks, trainer: TrainingEngine
     ) -> LoadedState | None:
-        """Reads a checkpoint; returns None if it has been removed meanwhile.
+        """Reads a checkpoint; returns None if it was removed while it was read.
 
-        If the checkpoint is still there, a failure on one rank raises on all ranks.
+        If reading fails on a rank although the checkpoint still exists, the error is raised on all
+        ranks.
         """
         states: list[LoadedState] = []
         training_state = self._training_state(trainer)
@@ -252,8 +261,9 @@ class ResumeCheckpoint(Handler):
                     LoadedState(checkpoint, training_state, ranks.rank, self.override, self.replay)
                 )
             )
-            # A removal renames the manifest before it touches a file. So if the manifest is still
-            # the same, all files were whole when they were opened, and stay readable.
+            # A removal renames the manifest before it deletes a file. So if the manifest has not
+            # changed, no file had been deleted when the files were opened, and open files stay
+            # readable.
             if ranks.call_on_rank_0(lambda: is_still_there(checkpoint)):
                 return states.pop()
         except (OSError, ValueError, RuntimeError):
@@ -265,10 +275,10 @@ class ResumeCheckpoint(Handler):
         return None
 
     def _fetch(self, source: Source, candidate: CheckpointCandidate, ranks: Ranks) -> Checkpoint:
-        """Verifies a checkpoint, and downloads it on each machine if it is remote."""
+        """Verifies a checkpoint, and downloads a remote one once on each machine."""
         checkpoint = ranks.call_on_rank_0(lambda: source.fetch(candidate, verify=self.verify))
-        # Rank 0 has served its own machine. On each other one a single rank makes the download, and
-        # verifies it. A shared directory was verified by rank 0 already.
+        # Rank 0 has downloaded the files for its own machine. On each other machine a single rank
+        # downloads and verifies them. A shared directory needs no second check after rank 0's.
         is_elsewhere = not ranks.is_rank_0 and PartialState().local_process_index == 0
         verify = self.verify and source.makes_copies
         ranks.call_on_all_ranks(
@@ -288,27 +298,28 @@ def _warn_of_skipped(problem: str) -> None:
 
 
 def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
-    """Raises if the layout or the number of processes of a checkpoint is not the present one."""
+    """Raises if the checkpoint has another layout, or was saved by another number of processes."""
     manifest = candidate.manifest
     if manifest.version != SCHEMA:
         raise ValueError(
-            f"{candidate.name} has the layout {manifest.version}, and this version of ignite_hooks "
-            f"resumes from layout {SCHEMA} alone: install the one that wrote it, ignite-hooks "
-            f"{manifest.versions.get('ignite-hooks', '?')}; its weights can be loaded with "
-            "ignite_hooks.checkpoint.load_weights"
+            f"{candidate.name} has the layout {manifest.version}, but this version of ignite_hooks "
+            f"resumes only from layout {SCHEMA}: install the version that wrote the checkpoint, "
+            f"ignite-hooks {manifest.versions.get('ignite-hooks', '?')}, or load its weights alone "
+            "with ignite_hooks.checkpoint.load_weights"
         )
     if manifest.world_size != ranks.size:
         raise ValueError(
-            f"{candidate.name} is of {manifest.world_size} processes, and there are {ranks.size} "
-            "now: start as many, since each has its own position in the data and its own random "
-            "generators"
+            f"{candidate.name} was saved by {manifest.world_size} processes, and this run has "
+            f"{ranks.size}: start {manifest.world_size}, because the checkpoint has a position in "
+            "the data and random generators for each process"
         )
 
 
 def _check_contents(loaded: LoadedState) -> None:
-    """Raises if the files hold anything invalid, or do not fit the trainer.
+    """Raises if the files have invalid contents, or do not fit the trainer.
 
-    The states are checked last, because each is compared with the trainer's object of that kind.
+    The states of objects are checked last. Each state is compared with the matching object of the
+    trainer, so the trainer must be known to have the same objects.
     """
     _raise_for_problems(loaded, loaded.problems or [*loaded.object_problems()])
     differences = loaded.differences()
@@ -316,7 +327,7 @@ def _check_contents(loaded: LoadedState) -> None:
         raise ValueError(
             f"{loaded.folder} does not fit this trainer, which was left unchanged: "
             f"{'; '.join(differences)}: build the trainer as it was built for the checkpoint, or "
-            "take the weights alone, by ignite_hooks.checkpoint.load_weights"
+            "load the weights alone with ignite_hooks.checkpoint.load_weights"
         )
     _raise_for_problems(loaded, [*loaded.state_problems()])
 
@@ -325,7 +336,7 @@ def _raise_for_problems(loaded: LoadedState, problems: list[str]) -> None:
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
-            f"{loaded.folder} holds what no checkpoint of layout {SCHEMA} does, although its "
+            f"{loaded.folder} has contents that are invalid in layout {SCHEMA}, although its "
             f"hashes are right: {'; '.join(problems[:3])}{more}; was it edited, or written by "
             "another version of ignite_hooks? The trainer was left unchanged"
         )

@@ -1,4 +1,4 @@
-"""Saves checkpoints on a schedule, at the end of a run and at a signal, safely if it crashes."""
+"""Saves checkpoints on a schedule, at a signal and at the end of a run; a crash damages none."""
 
 import warnings
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ from ignite_hooks.events import TrainEvents
 __all__ = ["SaveCheckpoint"]
 
 _WHY_NOT_SAVED = (
-    "after a failure a step may be half done, and the last checkpoint is what there is; "
+    "after a failure a step may be half done: resume from the last checkpoint; "
     'on_signals=("SIGINT", "SIGTERM") saves a run that Ctrl-C stops'
 )
 
@@ -53,72 +53,78 @@ _WHY_NOT_SAVED = (
 class SaveCheckpoint(Scheduled):
     """Saves the whole state of a run, and keeps the newest and the best checkpoints.
 
-    A checkpoint is a folder, ``directory/step_00000500``. It is taken between two steps, after all
-    other handlers of the event and the validation, and once even if several schedules are due. The
-    files are on the disk before ``manifest.json`` makes the folder a checkpoint, and only then
-    older checkpoints are removed. So a crash, a full disk or a kill costs at most the steps since
-    the last checkpoint. CHECKPOINT_SAVED fires when a checkpoint is complete; ``last_checkpoint``
-    is its folder.
+    A checkpoint is a folder, ``directory/step_00000500``. It is taken at a step boundary, that is
+    between two optimizer steps, after all other handlers of the event and the validation. If
+    several schedules are due at once, one checkpoint is taken. First all files are written to the
+    disk, then ``manifest.json`` makes the folder a checkpoint, and then older checkpoints are
+    removed. So a crash, a full disk or a kill costs at most the steps since the last checkpoint.
+    CHECKPOINT_SAVED fires when a checkpoint is complete, and ``last_checkpoint`` is its folder.
 
     A checkpoint holds the model (and the parameters of a loss function), optimizer, scheduler,
     scaler, random generators, the position in the data, counters, metrics, the state of every
     handler that has one, and the objects in ``also``. ``ResumeCheckpoint`` resumes from it.
 
-    A signal in ``on_signals`` saves the state at the next step boundary and ends the run there.
-    ``trainer.stop_reason`` is then the name of the signal ("SIGTERM on rank 1" if not all processes
-    have received it). Further signals within ``grace_seconds`` are part of the same request. A
-    later signal, or one that comes after the save, calls the handler that was set for it before the
-    run. Workers of a ``DataLoader`` ignore these signals during the run, so that a signal to all
-    processes of a job does not end them. A ``Validation`` in progress is broken off, and run when
-    the run is resumed. If the run fails before that save, and there is one process, the state of
-    the last step boundary is saved if it is known, and the error has a note that says so.
+    When the process receives a signal in ``on_signals``, the run saves at the next step boundary
+    and ends. ``trainer.stop_reason`` is then the name of the signal ("SIGTERM on rank 1" if not all
+    processes have received it). Further signals within ``grace_seconds`` are part of the same
+    request. A signal that comes later, or after the save, calls the handler that was set for it
+    before the run. Workers of a ``DataLoader`` ignore these signals during the run, so that a
+    signal to all processes of a job does not end the workers. A ``Validation`` in progress is
+    broken off, and is made when the run is resumed. If the run fails between the signal and its
+    save, the state of the last step boundary is saved if it is known, and a note on the error says
+    so. This works with one process only.
 
-    One run at a time writes to a directory. A run holds a lock on it until it ends; another run is
-    refused meanwhile, or waits. An interrupted run keeps the lock.
+    One run at a time writes to a directory. A run holds a lock on the directory until it ends.
+    Until then another run is refused, or waits. An interrupted run keeps the lock.
 
-    With several processes all of them save, to a directory that all of them must see. On each rank
-    the states of handlers and of ``also`` are saved and restored separately. The buffers of a model
-    are those of rank 0, which ``DistributedDataParallel`` sends to all ranks anyway. A model that
-    is split over processes (FSDP, DeepSpeed) is written with its optimizer by
-    ``accelerator.save_state``. This was not tested on such machines, and resuming from it needs
-    ``trust_pickle``, because Accelerate unpickles there.
+    With several processes all of them save, to a directory that all of them must see. The states of
+    handlers and of ``also`` are saved and restored for each rank separately. The buffers of a model
+    are saved from rank 0 only, since ``DistributedDataParallel`` sends those of rank 0 to all ranks
+    anyway. A model that is split over processes (FSDP, DeepSpeed) is written with its optimizer by
+    ``accelerator.save_state``. Saving and resuming have not been tested on machines with FSDP or
+    DeepSpeed. A resume of a split model needs ``trust_pickle``, because Accelerate unpickles the
+    files.
 
     Args:
         directory: the folder of the checkpoints; it is created if missing. A relative path is made
-            absolute now, with ``~`` expanded: the working directory may change later.
+            absolute when the handler is created, and ``~`` is expanded, because the working
+            directory may change later.
         every_steps: save each time this many steps were committed.
         every_epochs: save each time this many epochs were completed.
         every_seconds: save at the first step after this many seconds.
         at_end: save when a run ends, unless it fails.
-        keep_last: how many of the newest checkpoints of this run to keep, or "all". If a checkpoint
-            is a symbolic link, the link is removed, and its target is kept.
-        keep_best: how many of the best checkpoints by ``metric`` to keep besides. A checkpoint
-            with a NaN is never among the best.
-        metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value that is
-            not a validation's counts only in the iteration in which it was stored; if the same
-            object of an earlier iteration is stored again, it counts as the old value.
+        keep_last: how many of the newest checkpoints of this run to keep, or "all". If an old
+            checkpoint is a symbolic link, the link is removed, and its target is kept.
+        keep_best: how many of the best checkpoints by ``metric`` to keep in addition. A checkpoint
+            whose value is NaN is never among the best.
+        metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value that no
+            validation has measured counts only in the iteration in which it was stored. If the same
+            object is stored again in a later iteration, it still counts as the old value.
         mode: whether "max" or "min" is best.
         on_signals: names of the signals that ask for a save and the end of the run.
-        safe_serialization: whether the model is written with safetensors; else with ``torch.save``.
+        safe_serialization: whether the model is written with safetensors. If False, it is written
+            with ``torch.save``.
         background: write in a thread, from a copy in the host's memory, while training continues.
-            An error is raised at the next save or at the end of the run. The part of a model that
-            is split over processes is written at once all the same.
+            An error is raised at the next save or at the end of the run. A model that is split over
+            processes is always written before training continues.
         also: further objects with ``state_dict`` and ``load_state_dict``, by name, whose states
             must be made of tensors and plain data; or random generators of torch, numpy or Python.
         trust_pickle: also save objects registered with ``accelerator.register_for_checkpointing``,
-            which have to be unpickled.
-        grace_seconds: how long after a signal further signals are part of the same request: job
-            schedulers signal all processes, and launchers pass their own signal on.
-        on_busy: what to do while another run writes to the directory. "error" refuses before the
-            first batch; "wait" is for a requeued job whose predecessor is about to end: the handler
-            waits for it when it is attached, before a resume, and when the run begins.
-        wait_seconds: the longest time to wait, with "wait"; None for no limit.
+            which a resume has to unpickle.
+        grace_seconds: how long after a signal further signals are part of the same request. A
+            process may get several, because a job scheduler signals every process of the job, and a
+            launcher passes its own signal on.
+        on_busy: what to do if another run writes to the directory. "error" raises before the first
+            batch. "wait" waits until the other run ends, for example for a requeued job whose
+            predecessor is about to end. The handler waits when it is attached, which is before a
+            resume, and when the run begins.
+        wait_seconds: the longest time to wait with ``on_busy="wait"``; None for no limit.
 
     Raises:
         ValueError: an argument is out of its range. When attached: the engine is not a trainer; the
-            directory cannot be written to; objects are registered with the accelerator.
-            When the first checkpoint is saved: all validations have been run, and none has given
-            ``metric``.
+            directory cannot be written to; objects are registered with the accelerator, and
+            ``trust_pickle`` is False. When the first checkpoint is saved: all validations have been
+            run, and none has given ``metric``.
         RuntimeError: when a run begins: another run writes to the directory.
         TypeError: an object in ``also`` has no state.
     """
@@ -151,8 +157,8 @@ class SaveCheckpoint(Scheduled):
             )
         if self.wait_seconds is not None and self.on_busy != "wait":
             raise ValueError(
-                f'`wait_seconds` must be given with on_busy="wait" alone, got {self.wait_seconds} '
-                f"with on_busy={self.on_busy!r}: leave it out, or wait"
+                f'`wait_seconds` must be given with on_busy="wait" only, got {self.wait_seconds} '
+                f'with on_busy={self.on_busy!r}: leave it out, or set on_busy="wait"'
             )
         objects = self.also if isinstance(self.also, Mapping) else {"also": self.also}
         for name, each in objects.items() if self.also is not None else ():
@@ -178,30 +184,31 @@ class SaveCheckpoint(Scheduled):
         """Checks the engine, the event, and the directory, which is created."""
         if not is_trainer(engine):
             raise ValueError(
-                f"`engine` must be a trainer, whose place in the data is known, got "
+                f"`engine` must be a trainer, whose position in the data can be saved, got "
                 f"{type(engine).__name__}: make it with create_supervised_trainer, or use Ignite's "
                 "Checkpoint"
             )
         if event == Events.EXCEPTION_RAISED:
             raise ValueError(
-                f"`event` must be one of a run that has not failed, got {event}: {_WHY_NOT_SAVED}"
+                f"`event` must be an event of a run that has not failed, got {event}: "
+                f"{_WHY_NOT_SAVED}"
             )
         check_directory(Path(self.directory))
         TrainingState(engine, trust_pickle=self.trust_pickle).check()
         others = [each for each in attached_handlers(engine, SaveCheckpoint) if each is not self]
         if any(Path(each.directory).resolve() == Path(self.directory).resolve() for each in others):
             raise ValueError(
-                f"`directory` must be another for each SaveCheckpoint of a trainer, got "
-                f"{self.directory} twice: each would remove what the other is writing"
+                f"`directory` must be different for each SaveCheckpoint of a trainer, got "
+                f"{self.directory} twice: each handler would remove what the other is writing"
             )
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """Attaches the handler; ``at_end`` and ``on_signals`` apply with an ``event`` too."""
+        """Attaches the handler. An ``event`` adds a trigger to those of the arguments."""
         has_other_trigger = self.every_seconds or self.at_end or self.on_signals
         if not (event or self.every_steps or self.every_epochs or has_other_trigger):
             raise ValueError(
-                "a SaveCheckpoint must have something to save by, `every_steps`, `every_epochs`, "
-                "`every_seconds`, `at_end` and `on_signals` are all off: every_epochs=1 is the "
+                "a SaveCheckpoint must have a trigger, got none (`every_steps`, `every_epochs`, "
+                "`every_seconds`, `at_end` and `on_signals` are all off): every_epochs=1 is the "
                 "usual choice"
             )
         attachment = super().attach(engine, event)
@@ -209,7 +216,8 @@ class SaveCheckpoint(Scheduled):
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
         triggers = _triggers_of(self, engine)
-        # Before a ResumeCheckpoint is attached, so that it finds what the other run saves last.
+        # A trainer attaches a ResumeCheckpoint after this handler. The wait comes first, so that
+        # the resume finds the last checkpoint of the other run.
         triggers.wait_for_others()
         attachment.on_removal(triggers.release)
         attachment.on_removal(lambda: trainer.cancel(triggers.save))
@@ -217,7 +225,8 @@ class SaveCheckpoint(Scheduled):
         record_settings(attachment)
         attachment.during_run(triggers.around_run)
         attachment.on(Events.STARTED, triggers.check_state)
-        # After the other handlers of STARTED, which may create or reset a state.
+        # The values are recorded after the other handlers of STARTED, which may create or reset
+        # state.
         attachment.on(Events.STARTED, record_initial_values, turn=Turn.DUE_BY_STEP)
         attachment.on(Events.STARTED, record_initial_attributes, turn=Turn.DUE_BY_STEP)
         attachment.on_removal(triggers.end_runs_without_workers(trainer))
@@ -230,18 +239,18 @@ class SaveCheckpoint(Scheduled):
         return attachment
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Saves on its schedules.
+        """Saves on the schedules of the arguments.
 
-        At the end of an epoch the save is noted as due before any other handler is called, so that
-        it stays due if one of them fails.
+        At the end of an epoch the save is marked as due before any other handler is called. So the
+        save stays due if one of these handlers fails.
         """
         self.on_schedule(attachment, self, turn_by_epoch=Turn.NOTE)
 
     def __call__(self, engine: Engine) -> None:
-        """Saves after all other handlers of the present event; between two runs, at once.
+        """Saves after all other handlers of the present event, or at once between two runs.
 
         Raises:
-            RuntimeError: the run was interrupted, and not between two steps.
+            RuntimeError: the run was interrupted within a step.
         """
         triggers = _triggers_of(self, engine)
         assert is_trainer(engine)  # check() has refused all others
@@ -256,7 +265,7 @@ class SaveCheckpoint(Scheduled):
 def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
     """Returns the triggers of a handler on an engine; creates them on the first call.
 
-    They are kept with the engine, since one handler may serve several trainers.
+    The triggers are kept with the engine, since one handler may be attached to several trainers.
     """
     found: dict[SaveCheckpoint, CheckpointTriggers] = engine_storage(engine).setdefault(
         "checkpoint_triggers", {}
@@ -272,5 +281,5 @@ def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
     return found[handler]
 
 
-# Kept outside of the handler, whose dataclass is frozen.
+# The folders are kept outside of the handlers, because a handler is a frozen dataclass.
 _last_checkpoints: WeakKeyDictionary[SaveCheckpoint, Path] = WeakKeyDictionary()

@@ -23,23 +23,23 @@ from ignite_hooks.optim.lr_scheduler import unwrapped_scheduler
 
 __all__ = ["ScriptSchedule"]
 
-# In the state of a CyclicLR and of a OneCycleLR, which have their rates as arguments.
+# Keys that show a state to be that of a CyclicLR or OneCycleLR: their rates are arguments.
 _OWN_RATE_KEYS = ("max_lrs", "total_steps")
-# In the groups of an optimizer, besides "lr".
+# Keys of learning rates in the groups of an optimizer, besides "lr".
 _RATE_KEYS = ("initial_lr", "max_lr", "min_lr")
 
 
 class ScriptSchedule:
     """The schedule that a script gives, and the values that it writes to the optimizer's groups.
 
-    Create one before anything is loaded into the trainer. The trainer stays unchanged: the
-    scheduler is moved, its state is copied, and the scheduler is restored.
+    Create a ``ScriptSchedule`` before anything is loaded into the trainer. The trainer stays
+    unchanged: the scheduler is moved, its state is copied, and the scheduler is restored.
 
     Args:
         trainer: the trainer, with or without a scheduler.
         script: the settings of the optimizer's groups as the script gives them.
-        bases: the rates that the checkpoint's schedule started from, one for each group; None where
-            the rate is not known.
+        bases: for each group, the rate that the checkpoint's schedule started from; None if the
+            rate is not known.
     """
 
     def __init__(self, trainer: TrainingEngine, script: ParamGroups, bases: Sequence[Any]) -> None:
@@ -54,17 +54,18 @@ class ScriptSchedule:
     ) -> dict[str, Any] | None:
         """Returns the state of the script's scheduler at the step of the checkpoint.
 
-        The scheduler is moved from its beginning, one call of ``step`` after the other. So the
-        rates are the same, bit by bit, as in a run that had this schedule from its first step. A
-        ``ReduceLROnPlateau`` begins at the checkpoint with no history, because the metrics of the
-        run so far are not known.
+        A move is one call of the scheduler's ``step``. The scheduler is moved from its beginning,
+        one move after the other. So the rates are the same, bit by bit, as in a run that had this
+        schedule from its first step. A ``ReduceLROnPlateau`` begins at the checkpoint with no
+        history, because the metrics of the run so far are not known.
 
         Args:
             state: the state of the checkpoint's scheduler, or None.
-            moves: the number of calls of ``step``, if ``state`` does not say.
-            is_counted: whether ``state`` says: both schedules are moved at the same events.
-            keeps_rates: whether the schedule starts from the script's learning rates, and not from
-                those that the checkpoint's schedule started from.
+            moves: the number of moves, unless it is read from ``state``.
+            is_counted: whether to read the number of moves from ``state``, if it has a count. This
+                is right if the script moves its schedule at the same events as the saved run.
+            keeps_rates: whether the schedule starts from the script's learning rates. If False, it
+                starts from the rates that the checkpoint's schedule started from.
 
         Returns:
             The state; None if the script has no scheduler.
@@ -82,20 +83,21 @@ class ScriptSchedule:
         if is_counted and (reached := _move_count(state)) is not None:
             moves = reached - (_move_count(scheduler.state_dict()) or 0)
         with self._restored_afterwards():
-            # A cyclic schedule has its rates as arguments, not from the optimizer.
+            # A cyclic schedule takes its rates from its arguments, not from the optimizer.
             if not (keeps_rates or self._owns_rates or _has_value_of(state, *_OWN_RATE_KEYS)):
                 self._start_from_bases()
             try:
                 with warnings.catch_warnings():
-                    # torch warns that no step of the optimizer came before these calls.
+                    # torch warns if a scheduler is moved before the optimizer's first step.
                     warnings.simplefilter("ignore")
                     for _ in range(moves):
                         scheduler.step()
             except Exception as error:
                 raise ValueError(
-                    f"`override` must name a schedule that reaches the step of the checkpoint, the "
-                    f"{type(scheduler).__name__} of the script cannot be moved {moves} times "
-                    f'({type(error).__name__}: {error}): make it longer, or leave "scheduler" out'
+                    '`override` must name "scheduler" only if the schedule reaches the step of the '
+                    f"checkpoint, but the {type(scheduler).__name__} of the script cannot be moved "
+                    f"{moves} times ({type(error).__name__}: {error}): make the schedule longer, "
+                    'or leave "scheduler" out'
                 ) from error
             self._moved_values = [
                 self._scheduled_values(*each)
@@ -105,11 +107,11 @@ class ScriptSchedule:
             return reached_state
 
     def rebased_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the state of the checkpoint's scheduler, as if it had started from other rates.
+        """Returns the checkpoint's scheduler state, as if it had started from the script's rates.
 
-        The number of its moves stays; the rates that it starts from become the script's. The
-        present rate is scaled in proportion: if the schedule has lowered 0.1 to 0.01 so far, and
-        the script gives 0.02, the present rate becomes 0.002.
+        The number of moves in the state does not change. The present rate is scaled in proportion:
+        if the schedule has lowered 0.1 to 0.01 so far, and the script gives 0.02, the present rate
+        becomes 0.002.
         """
         self._is_rebased = True
         rebased = dict(copy.deepcopy(state))
@@ -124,11 +126,12 @@ class ScriptSchedule:
         Args:
             group: the settings of the group.
             index: the index of the group.
-            keeps_rate: whether the learning rate stays if no schedule writes it.
+            keeps_rate: whether the group keeps its learning rate if no schedule has written one.
         """
         script, saved_base = self._script[index], self._bases[index]
         if self._is_replaced:
-            for name in SCHEDULE_KEYS - script.keys():  # left by the checkpoint's schedule
+            # The checkpoint's schedule may have left keys that the script's schedule does not have.
+            for name in SCHEDULE_KEYS - script.keys():
                 group.pop(name, None)
         if self._had_momentum:
             group |= {n: copy.deepcopy(script[n]) for n in ("momentum", "betas") if n in script}
@@ -136,7 +139,8 @@ class ScriptSchedule:
             group |= copy.deepcopy(self._moved_values[index])
         elif not keeps_rate:
             rate, base = plain(group["lr"]), _base_rate(script)
-            # Where the schedule has not changed the rate, the script's is used without rounding.
+            # If the schedule has not changed the rate so far, the script's rate is used as it is,
+            # without rounding.
             if self._is_rebased and saved_base is not None and plain(saved_base) not in (0, rate):
                 base = base * (rate / plain(saved_base))
             group |= {name: copy.deepcopy(script[name]) for name in _RATE_KEYS if name in script}
@@ -149,7 +153,7 @@ class ScriptSchedule:
 
     @property
     def _owns_rates(self) -> bool:
-        """Returns whether the rates come from the arguments of a scheduler, not the optimizer."""
+        """Returns whether a scheduler takes its rates from its arguments, not the optimizer."""
         is_cyclic = any(isinstance(each, CyclicLR) for each in nested_schedulers(self._scheduler))
         return is_cyclic or any("max_lr" in group for group in self._groups)
 
@@ -159,7 +163,8 @@ class ScriptSchedule:
             script_base = _base_rate(group)
             if base is None or plain(base) == plain(script_base):
                 continue
-            # A scheduler has written its first rate when it was created, for example a warm-up's.
+            # A scheduler writes its first rate when it is created. For example, a warm-up has
+            # already scaled "lr" down, and the same factor applies to the new rate.
             factor = plain(group["lr"]) / plain(script_base) if plain(script_base) else 1.0
             _set_in_group(group, "lr", plain(base) if factor == 1.0 else plain(base) * factor)
             _set_in_group(group, "initial_lr", plain(base))
@@ -170,7 +175,7 @@ class ScriptSchedule:
     def _scheduled_values(
         self, group: Mapping[str, Any], script: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns the values in a group that are the schedule's, or that it has changed."""
+        """Returns the values in a group that belong to the schedule, or that its moves changed."""
         cycles = any(
             getattr(each, "cycle_momentum", False) for each in nested_schedulers(self._scheduler)
         )
@@ -183,7 +188,7 @@ class ScriptSchedule:
         """Restores the scheduler and the groups of the optimizer after the body."""
         scheduler, groups = self._scheduler, self._groups
         state = copy.deepcopy(scheduler.state_dict())
-        # The attribute is restored separately: a user's state_dict() may leave it out.
+        # `base_lrs` is restored separately, because a user's state_dict() may leave it out.
         bases = [
             (each, each.base_lrs)
             for each in nested_schedulers(scheduler)
@@ -207,7 +212,7 @@ def _base_rate(group: Mapping[str, Any]) -> Any:
 
 
 def _set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
-    """Writes a setting; a tensor is written in place, as torch's schedulers do."""
+    """Writes a setting to a group. A tensor is filled in place, as by torch's schedulers."""
     present = group.get(name)
     if isinstance(present, torch.Tensor):
         present.copy_(torch.as_tensor(value))
@@ -216,7 +221,7 @@ def _set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _has_value_of(state: Any, *names: str) -> bool:
-    """Returns whether one of ``names`` has a true value in a scheduler's state, or one within."""
+    """Returns whether one of ``names`` has a true value in a scheduler's state or a nested one."""
     is_within = any(_has_value_of(each, *names) for each in child_states(state))
     return is_within or (isinstance(state, Mapping) and any(state.get(name) for name in names))
 
@@ -225,5 +230,5 @@ def _move_count(state: Any) -> int | None:
     """Returns how many times the scheduler of a state was moved; None if the state has no count."""
     if isinstance(state, Mapping) and isinstance(state.get("last_epoch"), int):
         return int(state["last_epoch"])
-    within = child_states(state)  # a ChainedScheduler moves all of its schedulers alike
+    within = child_states(state)  # a ChainedScheduler moves all of its schedulers together
     return _move_count(within[0]) if within else None

@@ -1,8 +1,8 @@
 """The settings that a run is trained with, as plain data: numbers, strings, None, lists and dicts.
 
-A checkpoint has the settings as the script gave them, so that they can be compared with those of a
-script that resumes. The present values cannot be compared: a schedule changes the learning rate,
-and handlers freeze layers.
+A checkpoint has the settings as the script of the run gave them. A resume compares them with those
+that its own script gives. The present values are of no use for that, because a schedule changes the
+learning rate, and handlers freeze layers.
 """
 
 import copy
@@ -63,11 +63,11 @@ MAX_ELEMENTS = 64
 SCHEDULE_KEYS = frozenset({"base_momentum", "max_lr", "max_momentum", "min_lr", "swa_lr"})
 """The keys that schedulers keep in the optimizer's groups, besides ``initial_lr``."""
 
-# Keys of an optimizer's group that are not settings, or are the schedule's.
+# Keys of an optimizer's group that are not settings, or belong to the schedule.
 _EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 
-# Attributes of a scheduler that change with its moves, or follow from the optimizer's settings or
-# from other attributes.
+# Attributes of a scheduler that change when it is moved, or can be computed from the optimizer's
+# settings or from other attributes.
 _EXCLUDED_ATTRIBUTES = {
     "T_cur",
     "T_i",
@@ -89,11 +89,11 @@ _EXCLUDED_ATTRIBUTES = {
 
 
 def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
-    """Returns the present settings of ``trainer``; before any training, those of the script.
+    """Returns the present settings of ``trainer``. Before any training these are the script's.
 
-    The learning rate is the one that a schedule starts from. Functions, for example those of a
-    ``LambdaLR``, are described by their code and the plain values that they use. Hyperparameters
-    of modules, for example dropout, are not included: a module does not list them.
+    The learning rate is the rate that the schedule starts from. Functions, for example those of a
+    ``LambdaLR``, are described by their code and the plain values that they use. Hyperparameters of
+    modules, for example dropout, are not included, because a module has no list of them.
     """
     scheduler = trainer.lr_scheduler
     # Accelerate's wrapper has the optimizer as its attribute ``optimizer``.
@@ -117,7 +117,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
 
 
 def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
-    """Returns the settings that are in no state: a resumed run has those of its script."""
+    """Returns the settings that are in no state. A resumed run takes these from its own script."""
     (step,) = attached_handlers(trainer, OptimizerStep)
     accelerator = trainer.accelerator
     names = ("max_norm", "clip_value", "norm_type")
@@ -139,11 +139,11 @@ class SettingsRecord:
 
     Attributes:
         given: the settings when the first ``SaveCheckpoint`` or ``ResumeCheckpoint`` was attached,
-            before anything was trained. In a resumed run these are the checkpoint's, with those
-            that the script has overridden.
+            before anything was trained. In a resumed run these are the settings in the checkpoint,
+            except those that the script overrides.
         started: the settings after the handlers of STARTED; None if they were not recorded.
-        writes: the settings of the optimizer's groups before and after the handlers of STARTED and
-            of the last EPOCH_STARTED, by the name of the event.
+        writes: for "STARTED" and the last "EPOCH_STARTED", the settings of the optimizer's groups
+            before and after the handlers of the event.
     """
 
     given: dict[str, Any]
@@ -151,7 +151,7 @@ class SettingsRecord:
     writes: dict[str, list[Any]] = field(default_factory=dict)
 
     def state_dict(self, trainer: TrainingEngine) -> dict[str, Any]:
-        """Returns the record as plain data, with the present settings that are in no state."""
+        """Returns the record as plain data, with the present values of the unrestored settings."""
         return {
             "given": self.given,
             "started": self.started,
@@ -161,7 +161,7 @@ class SettingsRecord:
 
 
 def settings_record(trainer: TrainingEngine) -> SettingsRecord:
-    """Returns the record of the trainer's settings, which the first call creates."""
+    """Returns the record of the trainer's settings; creates it on the first call."""
     kept = engine_storage(trainer)
     if "settings" not in kept:
         kept["settings"] = SettingsRecord(settings_of(trainer))
@@ -170,10 +170,10 @@ def settings_record(trainer: TrainingEngine) -> SettingsRecord:
 
 
 def record_settings(attachment: Attachment) -> None:
-    """Records the settings now, and those that the handlers of STARTED and EPOCH_STARTED write.
+    """Records the settings now, and again around the handlers of STARTED and EPOCH_STARTED.
 
-    In the middle of a run, or of an epoch, the record does not change: on a resume the settings are
-    restored after these handlers, and their writes do not last.
+    If a run is resumed, or an epoch is resumed in its middle, the handlers of these events are not
+    recorded: the settings are restored after the handlers, so that their writes do not last.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)
@@ -200,7 +200,7 @@ def record_settings(attachment: Attachment) -> None:
 
 
 def copied_groups(trainer: TrainingEngine) -> ParamGroups:
-    """Returns a copy of the optimizer's groups without their parameters, with present values."""
+    """Returns a copy of the present settings of the optimizer's groups, without the parameters."""
     return [
         {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
         for group in trainer.optimizer.param_groups
@@ -208,13 +208,13 @@ def copied_groups(trainer: TrainingEngine) -> ParamGroups:
 
 
 def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a group of parameters, with the rate that a schedule starts from."""
+    """Returns the settings of a parameter group; "lr" is the rate that the schedule starts from."""
     settings = {name: plain(value) for name, value in group.items() if name not in _EXCLUDED_KEYS}
     if trainer.lr_scheduler is not None and "initial_lr" in group:
         settings["lr"] = plain(group["initial_lr"])
     schedulers = nested_schedulers(unwrapped_scheduler(trainer.lr_scheduler))
     if any(getattr(each, "cycle_momentum", False) for each in schedulers):
-        # The schedule writes momentum, or the first of the betas, at each step.
+        # The schedule writes "momentum", or the first of "betas", at each move.
         settings.pop("momentum", None)
         if "betas" in settings:
             settings["betas"] = [None, *settings["betas"][1:]]
@@ -222,7 +222,7 @@ def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dic
 
 
 def _schedule_settings(scheduler: Any) -> dict[str, Any]:
-    """Returns the constants of a scheduler, with those that it keeps in the optimizer's groups."""
+    """Returns the constants of a scheduler, including those in the groups of its optimizer."""
     groups = scheduler.optimizer.param_groups
     # OneCycleLR computes "min_lr" from its other constants.
     kept = sorted(SCHEDULE_KEYS.intersection(*groups) - {"min_lr"})
@@ -230,12 +230,12 @@ def _schedule_settings(scheduler: Any) -> dict[str, Any]:
 
 
 def _constants_of(scheduler: Any) -> dict[str, Any]:
-    """Returns the class and the constants of a torch scheduler and of those within it."""
+    """Returns the class and the constants of a torch scheduler and of the schedulers within it."""
     constants = {
         name.lstrip("_"): plain(value)
         for name, value in vars(scheduler).items()
-        # A OneCycleLR keeps its arguments in another form there: see one_cycle_constants().
-        # Schedulers within another one come below.
+        # Two kinds of attributes are left out here and read below: "_anneal…" and "_schedule…" of a
+        # OneCycleLR, by one_cycle_constants(); and "_schedulers", by child_schedulers().
         if name not in _EXCLUDED_ATTRIBUTES and not name.startswith(("_anneal", "_schedule"))
     }
     if isinstance(scheduler, OneCycleLR):
@@ -247,7 +247,7 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
-    """Yields the clipping handlers, those attached and those added as plain event handlers."""
+    """Yields the gradient clippings, both attached and added with ``add_event_handler``."""
     own = attached_handlers(trainer, GradientClipping)
     yield from own
     for handler in handlers_of(trainer):
@@ -256,13 +256,14 @@ def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
 
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """Returns ``value`` as plain data, which compares equal if the settings are the same.
+    """Returns ``value`` as plain data, so that equal settings compare equal in two processes.
 
-    An object that has no such form becomes the name of its class.
+    An object that cannot be written as plain data becomes the name of its class.
 
     Args:
         value: the value of a setting.
-        depth: the levels of nested containers that are entered; deeper ones become a class name.
+        depth: the levels of nested containers that are entered. A container below the last level
+            becomes the name of its class.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -279,7 +280,7 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
         return type(value).__name__
     within = functools.partial(plain, depth=depth - 1)
     if isinstance(value, Counter):
-        # MultiStepLR turns its list of milestones into one.
+        # MultiStepLR turns its list of milestones into a Counter.
         return within(sorted(value.elements()))
     if isinstance(value, Mapping):
         return {plain(str(key)): within(each) for key, each in value.items()}
@@ -300,7 +301,7 @@ def _describe_callable(function: Any, within: Callable[[Any], Any]) -> Any:
 
     Args:
         function: the callable.
-        within: turns a value that belongs to the callable into plain data, one level deeper.
+        within: turns a value that the callable uses into plain data, one level deeper.
     """
     if isinstance(function, functools.partial):
         return {
@@ -341,7 +342,7 @@ def _closure_values(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yields a code object and those of the functions, lambdas and comprehensions within it."""
+    """Yields a code object, then those of the functions and comprehensions defined within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -349,9 +350,10 @@ def _code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _digest_of(code: types.CodeType) -> str:
-    """Returns a digest of compiled code, after the version of Python that has compiled it.
+    """Returns the version of Python that compiled the code, followed by a digest of the code.
 
-    Line numbers and file names do not enter the digest; versions of Python compile differently.
+    The version is included, because each version of Python compiles code differently. Line numbers
+    and file names do not enter the digest.
     """
     parts = [
         repr((each.co_code, each.co_names, [_constant_text(c) for c in each.co_consts]))
@@ -362,6 +364,6 @@ def _digest_of(code: types.CodeType) -> str:
 
 def _constant_text(constant: Any) -> str:
     if isinstance(constant, types.CodeType):
-        return "code"  # the code within has its own part of the digest
+        return "code"  # _code_objects() yields nested code objects separately
     # The order of a set of strings differs between two processes.
     return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)

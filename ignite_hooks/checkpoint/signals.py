@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and stop: noted here, handled at the next step boundary."""
+"""Signals that ask a run to save and stop. A run handles a noted signal at a step boundary."""
 
 import math
 import signal
@@ -27,17 +27,22 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     """A scope in which the first of the given signals is noted instead of ending the process.
 
     A job scheduler signals every process, and a launcher passes its own signal on, so that a
-    process gets several signals for one request. Signals within ``grace_seconds`` of the first are
-    part of it. Later ones, and those after ``mark_complete()``, call the handler that was set
-    before the scope.
+    process may get several signals for one request to stop. Signals within ``grace_seconds`` of the
+    first signal are part of the same request. A later signal, or any signal after
+    ``mark_complete()``, calls the handler that was set before the scope.
 
-    Outside of the main thread nothing is noted, because Python handles signals in the main thread
-    only. A handler that was set by C code cannot be restored from Python, and is not replaced.
+    Signals are noted only if the scope is entered in the main thread, because Python sets and calls
+    signal handlers in the main thread only. A handler that was set by C code cannot be restored
+    from Python. Such a handler is not replaced, and its signal is not noted.
 
     Args:
         names: names of signals, for example "SIGTERM".
-        grace_seconds: the time after the first signal in which further ones are part of it.
+        grace_seconds: the time after the first signal in which further signals are part of the
+            same request.
         clock: returns a monotonic time in seconds.
+
+    Attributes:
+        received: the name of the first signal that was noted; None before it.
     """
 
     def __init__(
@@ -50,10 +55,10 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self._names = {int(signal.Signals[name]): name for name in names}
         self._grace_seconds = grace_seconds
         self._clock = clock
-        self._grace_ends_at = 0.0  # by the clock; later signals are no longer part of the first
-        # By the number of a signal: the handler that was found, and the one that is set now.
+        self._grace_ends_at = 0.0  # by the clock; a signal after this time is a new request
+        # By signal number: the handler before the scope, and the handler that replaces it.
         self._replaced: dict[int, tuple[Any, Any]] = {}
-        # A key for each scope that is open: the same object may be entered several times.
+        # One key for each open scope, because the same StopSignals may be entered several times.
         self._scopes: list[object] = []
 
     def __enter__(self) -> "StopSignals":
@@ -65,9 +70,9 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Notes signals in the body. The handlers are restored even if Ctrl-C breaks off its end.
+        """Notes signals in the body, and restores the handlers after the body.
 
-        ``undo_on_exit`` repeats the restoring at the end of the run in that case.
+        If Ctrl-C breaks off the restoring, ``undo_on_exit`` repeats it at the end of the run.
         """
         scope = object()
         with undo_on_exit(lambda: self._leave(scope), out_of_order=True):
@@ -84,12 +89,12 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             ignored_by_workers[self] = tuple(self._replaced)
 
     def _leave(self, scope: object) -> None:
-        """Ends a scope; a call that was broken off may be repeated."""
+        """Ends a scope. A call that Ctrl-C has broken off can be repeated."""
         if self._scopes == [scope]:
             ignored_by_workers.pop(self, None)
             for number in tuple(self._replaced):
                 found, own = self._replaced[number]
-                # A handler that other code has set in the meantime stays.
+                # If other code has set a handler in the meantime, that handler stays.
                 if signal_handler(number) == own:
                     replace_signal_handler(number, found)
                 del self._replaced[number]
@@ -100,20 +105,22 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self.received = None
 
     def mark_complete(self) -> None:
-        """Ends the grace: the request is fulfilled, and further signals call their old handler."""
+        """Notes that the run has saved: further signals call the handlers from before the scope."""
         self._grace_ends_at = -math.inf
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         found, _ = self._replaced.get(number, (None, None))
         if self.received is None:
-            # In this order, because another signal may come between the two lines: it has to find
-            # the end of the grace when it finds that a signal was received.
+            # The end of the grace is set first, because a second signal may arrive between these
+            # two lines. If `received` were set first, the second signal would compare its time with
+            # the old end of the grace, and count as a new request.
             self._grace_ends_at = self._clock() + self._grace_seconds
             self.received = self._names[number]
             if hasattr(signal, "SIGCHLD"):
                 self._silence_torch(signal.SIGCHLD)
             if isinstance(getattr(found, "__self__", None), StopSignals):
-                found(number, frame)  # of an outer trainer, whose run is to end too
+                # The handler belongs to the trainer of an outer run, which has to end as well.
+                found(number, frame)
         elif self._clock() >= self._grace_ends_at:
             if callable(found):
                 found(number, frame)
@@ -123,11 +130,14 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
                 signal.raise_signal(number)
 
     def _silence_torch(self, number: int) -> None:
-        """Keeps torch's handler of SIGCHLD from raising that a loader worker has died.
+        """Keeps torch's handler of SIGCHLD from raising an error when a loader worker has died.
 
-        The signal may have ended the worker. Torch would raise in any line that the main thread
-        happens to execute, and break off the step before the save. The loader raises as well when
-        it waits for a batch of that worker, and that error is handled.
+        The stop signal may have ended the worker. Torch's handler would raise in whatever line the
+        main thread is executing, and so break off the step before the save. No error is lost: the
+        loader raises too when it waits for a batch of the dead worker, and that error is handled.
+
+        Args:
+            number: the number of SIGCHLD, which Windows does not have.
         """
         torch_handler = signal_handler(number)
 
@@ -151,8 +161,9 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
 def is_death_of_worker(error: BaseException) -> bool:
     """Returns whether ``error`` was raised because a worker of a ``DataLoader`` has died.
 
-    Either torch has noticed the death and says so, or the connection to the worker broke while
-    torch fetched a batch, which raises an OSError or EOFError within ``multiprocessing``.
+    If torch has noticed the death, the error is a RuntimeError that says so. If the connection to
+    the worker broke while torch fetched a batch, the error is an OSError or EOFError that
+    ``multiprocessing`` has raised.
     """
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker (pid")

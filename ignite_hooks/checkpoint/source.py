@@ -28,13 +28,14 @@ def source_at(place: str | Path, cache_dir: str | Path | None) -> Source:
     """Returns the source at a path or a URL.
 
     Raises:
-        ValueError: a URL without ``cache_dir``.
+        ValueError: ``place`` is a URL, and ``cache_dir`` is None.
     """
     if not is_url(place):
         return FolderSource(Path(place))
     if cache_dir is None:
         raise ValueError(
-            f"`cache_dir` must be given for a URL, got None for {place}: a folder to download to"
+            f"`cache_dir` must be given for a URL, got None for {place}: pass a folder to download "
+            "to"
         )
     return RemoteSource(str(place), Path(cache_dir))
 
@@ -50,7 +51,7 @@ class FolderSource(Source):
         return list_until_stable(self._list_once)
 
     def fetch(self, candidate: CheckpointCandidate, *, verify: bool) -> Checkpoint:
-        """Returns the checkpoint in its own folder, after a check of its files."""
+        """Returns the checkpoint where it is, after a check of its files."""
         checkpoint = Checkpoint(Path(candidate.name), candidate.manifest)
         problems = find_problems(checkpoint, reads=verify)
         if problems:
@@ -62,7 +63,7 @@ class FolderSource(Source):
         return candidate.name
 
     def still_has(self, candidate: CheckpointCandidate) -> bool:
-        """Returns whether a listed checkpoint has been neither removed nor replaced since."""
+        """Returns whether a checkpoint has not been removed or replaced since it was listed."""
         return is_still_there(Checkpoint(Path(candidate.name), candidate.manifest))
 
     def _list_once(self) -> Listing:
@@ -75,36 +76,38 @@ class FolderSource(Source):
             except FileNotFoundError:
                 pass  # removed since the folder was listed
             except (OSError, ValueError) as error:
-                # A manifest.json beside checkpoints, or one of another program, is not a damaged
-                # checkpoint: the folder is then a directory of checkpoints.
+                # The path counts as a damaged checkpoint, unless the folder has checkpoints in it,
+                # or the manifest.json was written by another program. In these two cases the path
+                # counts as a directory of checkpoints.
                 is_directory = any(is_checkpoint_name(name) for name in names)
                 if not is_directory and not _has_unrelated_json(self._path / MANIFEST):
                     why = f"its manifest cannot be read ({type(error).__name__})"
                     return Listing([], {str(self._path): why}, {})
         store = CheckpointStore(self._path)
-        # Three passes over the directory may see different states: list_until_stable repeats them.
+        # The directory is read three times and may change in between. So list_until_stable() calls
+        # this method until the result can be trusted.
         try:
             found = [
                 CheckpointCandidate(str(each.folder), each.manifest) for each in store.checkpoints()
             ]
             damaged = {str(folder): why for folder, why in store.damaged().items()}
             broken = {str(folder): why for folder, why in store.broken().items()}
-        except FileNotFoundError:  # the directory has been removed meanwhile
+        except FileNotFoundError:  # the directory was removed while it was listed
             return Listing([], {}, {})
         damaged |= self._find_unreachable(names)
         unfinished = {name: why for name, why in broken.items() if name not in damaged}
         return Listing(found, damaged, unfinished)
 
     def _list_names(self) -> list[str]:
-        """Returns the names in the folder; none if the folder does not exist.
+        """Returns the names of the entries in the folder; an empty list if there is no folder.
 
         Raises:
             SourceError: the folder cannot be read, or is a dangling link.
-            ValueError: the path is that of a file.
+            ValueError: the path is a file.
         """
         path = self._path
         try:
-            os.stat(os.path.join(path, "."))  # fails without the right to enter
+            os.stat(os.path.join(path, "."))  # raises if the user may not enter the folder
             return sorted(os.listdir(path))
         except FileNotFoundError:
             if path.is_symlink():
@@ -121,20 +124,22 @@ class FolderSource(Source):
         except OSError as error:
             raise SourceError(
                 f"`source` {path} could not be read: {type(error).__name__}: {error.strerror}: "
-                "check the permissions, and whether it is mounted"
+                "check the permissions, and whether the folder is mounted"
             ) from error
 
     def _find_unreachable(self, names: list[str]) -> dict[str, str]:
-        """Returns entries that are named like a checkpoint and are not folders, with the reason.
+        """Returns the entries with a checkpoint's name that cannot be entered, with the reason.
 
-        Plain files are left out, because they are files of the user.
+        Such an entry is a dangling link, or neither a folder nor a file. Plain files are left out,
+        because they are files of the user.
         """
         found = {}
         for path in (self._path / name for name in names if is_checkpoint_name(name)):
             if path.is_dir() or path.is_file() or not os.path.lexists(path):
                 continue  # lexists() is False if the entry has been removed since the listing
-            is_link = path.is_symlink() and not path.exists()
-            why = f"a link to {os.readlink(path)}, which is not there" if is_link else "no folder"
+            why = "not a folder"
+            if path.is_symlink() and not path.exists():
+                why = f"a link to {os.readlink(path)}, which is not there"
             found[str(path)] = why
         return found
 

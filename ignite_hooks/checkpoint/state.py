@@ -1,7 +1,7 @@
-"""The second stage of a save, capture: turns the state of a trainer into the contents of files.
+"""The capture, the second stage of a save: turns the state of a trainer into contents of files.
 
-The names of the files are in ``layout``. The manifest of each checkpoint names the run of training
-that it belongs to, by ``training_id``.
+``writer.py`` has a table of all stages, and ``layout.py`` has the names of the files. The manifest
+of each checkpoint has the ``training_id`` of the run of training that saved the checkpoint.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def training_id(trainer: TrainingEngine) -> str:
 
 
 def set_training_id(trainer: TrainingEngine, identifier: str) -> None:
-    """Sets the identifier of the trainer's run of training, which it continues from then on."""
+    """Makes the trainer continue the run of training with this identifier."""
     engine_storage(trainer)["training"] = identifier
 
 
@@ -69,18 +69,18 @@ def set_training_id(trainer: TrainingEngine, identifier: str) -> None:
 class TrainingState:
     """The state of a trainer, part by part, as the contents of files.
 
-    The parts are looked up on first use and kept, so each save makes a new instance.
+    The parts are looked up on first use and cached, so each save must create a new instance.
 
     Args:
         trainer: the trainer.
         also: objects of the user with a state, and random generators, by name.
-        safe_serialization: whether the model is written in the format of safetensors, or else by
-            ``torch.save``.
-        trust_pickle: whether objects that were registered with the accelerator are saved, which
-            Accelerate unpickles.
-        uncertain: why a part may not belong to the step, by its name in the ``ResumeReport``.
-            ``unknown_parts`` of the trainer, which is saved as well, has the reasons for parts with
-            a state that cannot be saved.
+        safe_serialization: whether the model is written in the format of safetensors. If False, it
+            is written by ``torch.save``.
+        trust_pickle: whether objects that were registered with the accelerator are saved. A resume
+            has to unpickle them.
+        uncertain: by the name of a part in the ``ResumeReport``, why the part may have changed
+            since the step that is saved. The reasons for parts that may have unsaved state are
+            saved separately, see ``unknown_parts``.
     """
 
     trainer: TrainingEngine
@@ -102,26 +102,28 @@ class TrainingState:
         """Checks that the state can be saved.
 
         Raises:
-            ValueError: the model has borrowed weights, or pickle is needed and not trusted.
+            ValueError: the model has the weights of another step, or an object needs pickle, which
+                ``trust_pickle`` does not allow.
         """
         if (step := step_of_borrowed_weights(self.trainer)) is not None:
             raise ValueError(
-                "a checkpoint must be of one step, and the model has the weights of step "
-                f"{step}, which load_best() has loaded, with the optimizer and the counters of "
-                f"step {self.trainer.state.optimizer_step}: save before load_best()"
+                "the model, the optimizer and the counters of a checkpoint must be of the same "
+                f"step, but the model has the weights of step {step}, which load_best() has "
+                f"loaded, and the trainer is at step {self.trainer.state.optimizer_step}: save "
+                "before load_best()"
             )
         registered = registered_objects(self.trainer.accelerator)
         if registered and not self.trust_pickle:
             names = ", ".join(type(each).__name__ for each in registered)
             raise ValueError(
-                "objects registered with accelerator.register_for_checkpointing must not be there, "
-                f"got {names}: Accelerate unpickles them, which runs code; give them as "
-                "SaveCheckpoint(also={name: object}), or say trust_pickle=True"
+                "no object may be registered with accelerator.register_for_checkpointing, got "
+                f"{names}: Accelerate unpickles such objects, which can run code; pass them as "
+                "SaveCheckpoint(also={name: object}), or set trust_pickle=True"
             )
 
     @cached_property
     def is_sharded(self) -> bool:
-        """True if the model is split over processes, so that none of them has all of it."""
+        """True if the model is split over processes, so that no process has the whole model."""
         (optimizer_step,) = attached_handlers(self.trainer, OptimizerStep)
         return not optimizer_step.prepared.is_data_parallel
 
@@ -138,11 +140,11 @@ class TrainingState:
     @property
     def whole_modules(self) -> dict[str, torch.nn.Module]:
         """The modules of which each process has all parameters."""
-        # Of the modules only the model is ever split; a loss function is whole on each process.
+        # Only the model can be split. A loss function is whole on each process.
         return {k: v for k, v in self.modules.items() if not (self.is_sharded and k == "model")}
 
     def objects(self) -> dict[str, dict[str, Any]]:
-        """Returns the states of handlers, and those that the user has named, by section and name.
+        """Returns the states of handlers, and of what the user has named, by section and name.
 
         Raises:
             TypeError: a state cannot be saved without pickle.
@@ -169,12 +171,16 @@ class TrainingState:
         return ValidationData(self.trainer)
 
     def _held_states(self) -> dict[str, Any]:
-        """Returns the states of objects that handlers hold, without those that cannot be saved."""
+        """Returns the states of objects that handlers hold, if they can be saved.
+
+        For each object whose state cannot be saved, ``_unsavable`` gets the reason.
+        """
         states: dict[str, Any] = {}
         for name, each in self.handler_objects.held.items():
             try:
                 states |= _capture_states({name: each}, "{}", self.trainer)
-            except Exception as error:  # a held object may never be used, so this fails no save
+            # The run may never use the object, so the save goes on without its state.
+            except Exception as error:
                 self._unsavable[name] = str(error)
         return states
 
@@ -187,18 +193,20 @@ class TrainingState:
     ) -> dict[str, Content]:
         """Returns the contents of the files that this process writes, by name.
 
-        Each process must call this for its own files. The tensors share memory with those of the
-        training: they must be written, or copied, before the training continues.
+        Each process must call this method for its own files. The tensors share memory with those of
+        the training, so they must be written or copied before the training continues.
 
         Args:
             rank: the rank of this process.
-            objects: the ``objects()`` of this process.
-            rank0_digests: the ``digests_of`` the objects of rank 0.
-            unknown: the ``unknown_parts`` of each process, which rank 0 saves.
+            objects: the result of ``objects()`` on this process.
+            rank0_digests: the result of ``digests_of`` for the objects of rank 0.
+            unknown: by rank, the reasons why parts may have unsaved state. Rank 0 writes the
+                reasons of all ranks, and computes its own here.
         """
         rank_content = self.trainer.position_state_dict()
         rank_content["evaluations"] = self.data_of_validations.state_dict()
-        # Most states are the same on all processes. Rank 0 writes them; others write what differs.
+        # Most states are the same on all processes. Rank 0 writes all of its states, and each other
+        # process writes only its states that differ from those of rank 0.
         if rank != 0:
             rank_content["objects"] = _differing_states(objects, rank0_digests)
         files: dict[str, Content] = {rank_file(rank): Objects(rank_content, "the data loader")}
@@ -211,12 +219,12 @@ class TrainingState:
             "modules": {},
             "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
-            # The reasons of this process are computed here; the other processes have sent theirs.
+            # `unknown` has the reasons of the other ranks only. Those of rank 0 are computed here.
             "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),
             # Between runs a model can be in eval mode after an evaluation. A resume must not train
-            # it in that mode, so it has to know whether a run was going.
+            # in eval mode, so it has to know whether the checkpoint was saved during a run.
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():
@@ -233,7 +241,7 @@ class TrainingState:
                 files[SCALER] = Objects(scaler.state_dict(), "the gradient scaler")
         if (scheduler := self.trainer.lr_scheduler) is not None:
             files[SCHEDULER] = Objects(scheduler.state_dict(), "the scheduler")
-        # For a sharded model Accelerate's `save_state` writes the registered objects as well.
+        # For a split model, Accelerate's `save_state` writes the registered objects as well.
         registered_here = [] if self.is_sharded else registered_objects(self.trainer.accelerator)
         for number, registered in enumerate(registered_here):
             name = type(registered).__name__
@@ -243,9 +251,9 @@ class TrainingState:
         return files
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns why parts may have a state that is not saved, by their names in the report.
+        """Returns why parts may have unsaved state, by the names of the parts in the report.
 
-        ``objects`` has to be called before: it notes the states that could not be saved.
+        Call ``objects()`` first, because it notes the states that cannot be saved.
         """
         unknown = {}
         modules = self.whole_modules.items()
@@ -256,7 +264,8 @@ class TrainingState:
         ]
         if left_out:
             reason = (
-                f"left out of the state_dict(): {summarize_names(left_out)}; build these as then"
+                f"left out of the state_dict(): {summarize_names(left_out)}; build these with the "
+                "same values as in the saved run"
             )
             unknown["model"] = reason
         # A part can have several reasons, which are joined.
@@ -275,16 +284,17 @@ class TrainingState:
         return unknown
 
     def write_sharded(self, folder: Path) -> None:
-        """Writes model and optimizer by Accelerate. All processes must call this together."""
+        """Writes a split model and its optimizer by Accelerate, on all processes together."""
         self.trainer.accelerator.save_state(
             str(folder / SHARDED), safe_serialization=self.safe_serialization
         )
 
     @property
     def user_keys(self) -> list[str]:
-        """The attributes of ``trainer.state`` that the user has named, and those of handlers."""
+        """The attributes of ``trainer.state`` to save: those of the user and those of handlers."""
         keys = [*self.trainer.state_dict_user_keys, *state_names_of_handlers(self.trainer)]
-        # The trainer names `optimizer_step` for Ignite. Here it is saved with the counters.
+        # The trainer adds `optimizer_step` to the keys for Ignite's own Checkpoint. Here the
+        # counters contain it.
         return [key for key in dict.fromkeys(keys) if key != "optimizer_step"]
 
     def class_names(self) -> dict[str, str | None]:
@@ -304,14 +314,14 @@ class TrainingState:
         names: dict[int, str] = {}
         for module_name, each in self.plain_names.items():
             for name, parameter in each.plain_state(dict(each.parameters)).items():
-                # A parameter that two modules share has the name from the first one.
+                # A parameter that two modules share gets its name in the first module.
                 names.setdefault(id(parameter), f"{module_name}.{name}")
         groups = self.trainer.optimizer.param_groups
         return [[names.get(id(each), "?") for each in group["params"]] for group in groups]
 
 
 def digests_of(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Returns a digest of each state, to find those that differ between processes."""
+    """Returns a digest of each state, to find the states that differ between processes."""
     return {
         section: {name: digest_of(state) for name, state in states.items()}
         for section, states in objects.items()

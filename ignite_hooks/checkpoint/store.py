@@ -1,13 +1,14 @@
 """A directory of checkpoints: commits, lists, verifies, prunes and removes them.
 
 A checkpoint is a folder, ``step_00000500``, with a file ``manifest.json`` that lists all other
-files with their sizes and hashes: ``has_all_files`` and ``find_problems`` compare them with the
-disk. While the folder is being filled, the manifest is called ``incomplete.json``. Renaming it
-commits the checkpoint; a removal begins by renaming it back. So at any time, whatever happens to
-the process or the machine, a folder either is a complete checkpoint or is not a checkpoint.
+files with their sizes and hashes. ``has_all_files`` and ``find_problems`` compare this list with
+the files on the disk. While the folder is being filled, the manifest is called ``incomplete.json``.
+A commit renames the file to ``manifest.json``, and a removal begins by renaming it back. So at any
+time, whatever happens to the process or the machine, a folder either is a complete checkpoint or is
+not a checkpoint.
 
-The folder of a checkpoint may have been moved, with a symbolic link left in its place. Removing the
-checkpoint then removes the link: nothing outside the directory is ever changed.
+The folder of a checkpoint may have been moved, with a symbolic link left in its place. In this case
+a removal deletes only the link: nothing outside the directory is ever changed.
 
 Only one process calls ``CheckpointStore``; the others only write their files into the folder.
 """
@@ -55,7 +56,7 @@ __all__ = [
     "read_manifest",
 ]
 
-MAX_MANIFEST_BYTES = 2**24  # bounds the memory that a foreign or damaged file can take
+MAX_MANIFEST_BYTES = 2**24  # bounds the memory that reading an unrelated or damaged file takes
 _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
 UNFINISHED = "its save, or its removal, is not finished"
 
@@ -65,7 +66,7 @@ logger = getLogger(__name__)
 class Checkpoint(NamedTuple):
     """A folder that is a checkpoint.
 
-    Args:
+    Attributes:
         folder: the path of the folder.
         manifest: the content of its ``manifest.json``.
     """
@@ -110,21 +111,22 @@ def read_manifest(folder: Path) -> Manifest:
 def is_still_there(checkpoint: Checkpoint) -> bool:
     """Returns whether a checkpoint has not been removed or replaced since its manifest was read.
 
-    A removal renames the manifest before it deletes a file. So if the result is True, a file that
-    could not be read before is damaged; if it is False, the file may only have been removed.
+    Call this function after a file of the checkpoint could not be read. A removal renames the
+    manifest before it deletes a file. So if the result is True, the file is damaged. If the result
+    is False, the file may have been removed with the checkpoint.
     """
     try:
-        # Compared as text, because a metric may be NaN, and NaN != NaN.
+        # The manifests are compared as text, because a metric may be NaN, and NaN != NaN.
         return read_manifest(checkpoint.folder).dumps() == checkpoint.manifest.dumps()
     except OSError as error:
-        # Any other error may be temporary, and does not show that the folder has been removed.
+        # These errors show that the folder has been removed. Any other error may be temporary.
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
     except ValueError:
         return True
 
 
 def has_all_files(checkpoint: Checkpoint) -> bool:
-    """Returns whether each listed file exists with its size; the files are not read."""
+    """Returns whether each file in the manifest exists with its listed size. No file is read."""
     return not find_problems(checkpoint, reads=False)
 
 
@@ -160,11 +162,11 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # By folder, with the identity of the manifest file that was read.
+        # By folder: the version of the manifest file (its inode, size and times), and the content.
         self._manifest_cache: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Returns the folders with a valid manifest, the newest first; no other file is checked."""
+        """Returns the checkpoints, the newest first. Only their manifests are checked."""
         found = []
         for folder in self._checkpoint_folders():
             with suppress(OSError, ValueError):
@@ -172,19 +174,22 @@ class CheckpointStore:
         return sorted(found, key=lambda each: each.manifest.number, reverse=True)
 
     def broken(self) -> dict[Path, str]:
-        """Returns the folders that are named like a checkpoint and are not one, with the reason."""
+        """Returns the folders that have a checkpoint's name but are not checkpoints, with reasons.
+
+        Folders without any file of a checkpoint are left out.
+        """
         found = {folder: _find_defect(folder) for folder in self._checkpoint_folders()}
         return {folder: why for folder, why in found.items() if why is not None}
 
     def damaged(self) -> dict[Path, str]:
-        """Returns the broken folders that were checkpoints, not unfinished saves or removals."""
+        """Returns the broken folders, with reasons, without unfinished saves and removals."""
         return {folder: why for folder, why in self.broken().items() if why != UNFINISHED}
 
     def begin(self, step: int) -> Path:
-        """Creates an empty folder for a checkpoint, after removing the remains of killed saves.
+        """Removes the remains of killed saves, and creates an empty folder for a checkpoint.
 
-        If the name is in use already, for example by the same step of an earlier run, the existing
-        folder stays and the new name ends in a number.
+        If a folder of this name exists already, for example from the same step of an earlier run,
+        the existing folder stays, and a number is appended to the name of the new folder.
         """
         make_folder(self.directory)
         self._remove_leftovers()
@@ -194,7 +199,7 @@ class CheckpointStore:
                 folder.mkdir()
                 break
         try:
-            # From here on a killed save is recognized and removed by the next one.
+            # With this file in the folder, the next save recognizes the remains of a killed save.
             (folder / INCOMPLETE).touch()
             sync(folder)
             sync(self.directory)
@@ -213,7 +218,7 @@ class CheckpointStore:
 
     def amend(self, folder: Path, manifest: Manifest) -> None:
         """Replaces the manifest of a checkpoint; its other files are not touched."""
-        amended = folder / INCOMPLETE  # ignored beside a manifest
+        amended = folder / INCOMPLETE  # this file is ignored in a folder that has a manifest
         amended.write_bytes(manifest.dumps())
         sync(amended)
         os.replace(amended, folder / MANIFEST)
@@ -223,9 +228,9 @@ class CheckpointStore:
         """Returns the number for the next checkpoint: one more than the largest so far."""
         numbers = [0]
         for folder in self._checkpoint_folders():
-            # These folders are no checkpoints, or belong to another user. Any other error is
-            # raised: a number that is too small would make the next checkpoint older than an
-            # existing one.
+            # A folder with one of these errors is not a checkpoint, or belongs to another user. Any
+            # other error is raised: with a number missing, the next checkpoint could get a smaller
+            # number than an existing one, and count as older.
             with suppress(FileNotFoundError, PermissionError, ValueError):
                 numbers.append(self._manifest_of(folder).number)
         return max(numbers) + 1
@@ -233,16 +238,17 @@ class CheckpointStore:
     def retain(
         self, training: str, keep_last: int | None, keep_best: int, metric: str | None, mode: str
     ) -> None:
-        """Removes the checkpoints of a run except the newest and the best; other runs keep theirs.
+        """Removes the old checkpoints of one run, except the newest and the best of them.
 
-        A checkpoint with a missing or truncated file does not count as one of the newest or best,
-        and is removed once it is older than those that are kept.
+        The checkpoints of other runs stay. A checkpoint with a missing or truncated file does not
+        count as one of the newest or best. Such a checkpoint is removed once it is older than all
+        of the newest that are kept.
 
         Args:
             training: the identifier of the run in the manifests.
             keep_last: the number of newest checkpoints to keep; None for all.
-            keep_best: the number of best checkpoints by ``metric`` to keep in addition. NaN is
-                never the best. Of equal values the newer is better.
+            keep_best: the number of best checkpoints by ``metric`` to keep in addition. A value of
+                NaN is never the best. Of two checkpoints with equal values the newer is better.
             metric: the name of the metric in the manifests.
             mode: "max" or "min".
         """
@@ -250,8 +256,8 @@ class CheckpointStore:
             return
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
         kept = list(islice(filter(has_all_files, newest_first), keep_last))
-        # The limit is set by the newest checkpoints alone: an old best one must not protect all
-        # that are newer than itself.
+        # Checkpoints with a number below `oldest` are removed. The best checkpoints do not change
+        # this limit: an old best checkpoint must not protect all newer ones.
         oldest = min((each.manifest.number for each in kept), default=inf)
         kept += islice(filter(has_all_files, best_first(newest_first, metric, mode)), keep_best)
         failures = []
@@ -259,7 +265,7 @@ class CheckpointStore:
             if checkpoint.manifest.number < oldest and checkpoint not in kept:
                 try:
                     self.remove(checkpoint.folder)
-                except OSError as error:  # raised below: one failure does not keep the others
+                except OSError as error:  # raised after the loop, so that the others are removed
                     failures.append(error)
         if failures:
             raise failures[0]
@@ -281,7 +287,7 @@ class CheckpointStore:
         self._manifest_cache.pop(folder, None)
 
     def discard(self, folder: Path) -> None:
-        """Removes the remains of a failed save, as far as that is possible now."""
+        """Removes the remains of a failed save. After an error the next save tries again."""
         with suppress(OSError):
             if _is_unfinished(folder):
                 _remove_leftover(folder)
@@ -289,14 +295,14 @@ class CheckpointStore:
                 _remove_if_empty(folder)
 
     def _manifest_of(self, folder: Path) -> Manifest:
-        """Returns the manifest of a folder, which is read again only if its file has changed.
+        """Returns the manifest of a folder. The file is read again only if it has changed.
 
-        A manifest is always replaced as a whole, so a changed one has another inode or time.
+        A manifest is always replaced as a whole, so a changed file has another inode or time.
         """
         try:
             status = os.stat(folder / MANIFEST)
         except OSError:
-            return read_manifest(folder)  # raises the error that explains why
+            return read_manifest(folder)  # raises an error that says why it cannot be read
         version = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         cached = self._manifest_cache.get(folder)
         if cached is None or cached[0] != version:
@@ -309,7 +315,8 @@ class CheckpointStore:
             if os.path.lexists(folder / MANIFEST) or folder.is_symlink():
                 continue
             if not _is_unfinished(folder):
-                with suppress(OSError):  # killed just after mkdir(), or just before rmdir()
+                # A process that is killed after mkdir() or before rmdir() leaves an empty folder.
+                with suppress(OSError):
                     _remove_if_empty(folder)
                 continue
             try:
@@ -322,14 +329,18 @@ class CheckpointStore:
                 )
 
     def _checkpoint_folders(self) -> Iterator[Path]:
-        """Yields the folders that are named like checkpoints, links included, each target once."""
+        """Yields the folders that have a checkpoint's name, and links to folders.
+
+        A folder is yielded once, even if several links point to it.
+        """
         if not os.path.isdir(self.directory):
             return
         with os.scandir(self.directory) as entries:
             named = {each.path: each for each in entries if is_checkpoint_name(each.name)}
         links = {path for path, each in named.items() if each.is_symlink()}
         folders = [path for path in sorted(named) if os.path.isdir(path)]
-        # A folder has precedence over links to it: the links must not count as further checkpoints.
+        # If a link points to a folder in this directory, the folder is yielded and the link is not:
+        # the link must not count as a second checkpoint.
         found = {os.path.realpath(path) for path in folders if links and path not in links}
         for path in folders:
             if path in links:
@@ -365,9 +376,9 @@ def _check_content(path: Path, name: str, expected: FileRecord) -> str | None:
 def best_first(
     newest_first: Sequence[_WithManifest], metric: str | None, mode: str
 ) -> list[_WithManifest]:
-    """Returns the checkpoints with a value of ``metric``, the best first, NaN left out.
+    """Returns the checkpoints that have a value of ``metric``, the best first.
 
-    Of equal values the newer comes first.
+    Checkpoints with a value of NaN are left out. Of equal values the newer comes first.
 
     Args:
         newest_first: objects with the manifests of checkpoints.
@@ -384,22 +395,23 @@ def best_first(
 
 
 def _find_defect(folder: Path) -> str | None:
-    """Returns why a folder is not a checkpoint; None if it is one, or has no file of one.
+    """Returns why a folder is not a checkpoint.
 
-    A save or a removal may be in progress, so the folder may change between two calls.
+    Returns None if the folder is a checkpoint, or has none of a checkpoint's files. A save or a
+    removal may be in progress, so the folder may change while it is examined.
     """
     try:
         if _has_manifest(folder):
             read_manifest(folder)
             return None
         names = os.listdir(folder)
-    except FileNotFoundError:  # removed meanwhile
+    except FileNotFoundError:  # the folder was removed while it was examined
         return None
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except ValueError:
         return "its manifest is damaged"
-    # The manifest may have been committed after the first check: it is checked again.
+    # The manifest may have been committed after the first check, so it is checked again.
     if MANIFEST in names:
         return None if _has_manifest(folder) else "its manifest is not a file"
     if INCOMPLETE in names:
@@ -408,7 +420,9 @@ def _find_defect(folder: Path) -> str | None:
 
 
 def _has_manifest(folder: Path) -> bool:
-    """Returns whether the manifest is a regular file. Opening a FIFO would wait for ever.
+    """Returns whether the manifest is a regular file.
+
+    Call this function before opening the file: opening a FIFO would wait for ever.
 
     Raises:
         PermissionError: the folder cannot be entered.
@@ -431,21 +445,24 @@ def _is_unfinished(folder: Path) -> bool:
 
 
 def _remove_leftover(folder: Path) -> None:
-    """Removes an unfinished save or removal.
+    """Removes a folder that an unfinished save or removal has left.
 
-    All files of a save are removed. Of a removal only the files in its manifest are, because a user
-    may have put others into the complete checkpoint.
+    After an unfinished save all files in the folder are removed. After an unfinished removal only
+    the files in its manifest are removed, because a user may have put other files into the complete
+    checkpoint.
     """
     incomplete = folder / INCOMPLETE
     with incomplete.open("rb") as file:
         text = file.read(MAX_MANIFEST_BYTES)
-    # The deletions are synced before incomplete.json is deleted, because it lists the files that
-    # remain to be deleted if this process is killed, too.
+    # The deletions are synced to the disk before incomplete.json is deleted: if this process is
+    # killed as well, incomplete.json still lists the files that have to be deleted.
     try:
         names = list(Manifest.loads(text).files)
-    except ValueError:  # an empty or damaged list: a killed save, which owns all files
+    except ValueError:  # an empty or damaged list: the remains of a save, which wrote all files
         _remove_all(folder)
-        with suppress(OSError):  # a full disk must not stop a save that removes nothing of value
+        # The removed files have no value. So an error here, for example because the disk is full,
+        # must not stop the save that removes them.
+        with suppress(OSError):
             sync(folder)
     else:
         _remove_listed(folder, names)
@@ -466,12 +483,12 @@ def _remove_all(folder: Path) -> None:
 
 
 def _remove_listed(folder: Path, names: list[str]) -> None:
-    """Removes the files of these names, and the sub-folders that are empty afterwards."""
+    """Removes the files with these names, and the sub-folders that become empty."""
     root, parents = Path(os.path.realpath(folder)), set()
     for name in names:
         path = folder / name
-        # A manifest may have been edited, and a sub-folder may be a link: nothing outside of the
-        # folder is deleted.
+        # A name in an edited manifest, or a sub-folder that is a link, may lead out of the folder.
+        # Nothing outside of the folder is deleted.
         is_flat = path.parent == folder
         is_within = is_flat or Path(os.path.realpath(path.parent)) == (root / name).parent
         if is_within and (path.is_symlink() or not path.is_dir()):

@@ -1,7 +1,7 @@
 """Text for a terminal: values without control characters, and tables with aligned columns.
 
-Names, versions and command lines in a manifest come from the writer of the checkpoint. Printed
-without escaping, an escape sequence could clear the screen, a newline could fake a row of the
+Names, versions and command lines in a manifest come from whoever wrote the checkpoint. If they were
+printed unchanged, an escape sequence could clear the screen, a newline could fake a row of the
 table, and U+202E would reverse the rest of the line.
 """
 
@@ -22,19 +22,20 @@ _COLUMN_GAP = "  "
 def printable(value: object) -> str:
     """Returns a value as one line of text that standard output can print.
 
-    Control and format characters, line ends of all kinds, surrogates and characters that the
-    encoding of standard output lacks are replaced by Python escape sequences.
+    Python escape sequences replace control and format characters, line ends of all kinds,
+    surrogates, and characters that the encoding of standard output does not have.
     """
     text = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()
         for each in str(value)
     )
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # None for a replaced stream
+    # A stream that replaces standard output, for example in a test, may have no encoding.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def shortened(text: str, length: int) -> str:
-    """Returns a text of at most ``length`` characters; dots replace the middle of a longer one."""
+    """Returns ``text``, with dots in place of its middle if it is longer than ``length``."""
     if len(text) <= length:
         return text
     tail = (length - 3) // 2
@@ -48,16 +49,17 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def size_text(size: int) -> str:
-    """Returns a number of bytes, however large, with four significant digits and a unit."""
+    """Returns a number of bytes as text, with four significant digits and a unit."""
     power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
     number = float(Decimal(size) / 1024**power)  # size / 1024**power may overflow
     return f"{number:.4g} {_UNITS[power]}"
 
 
 def age_text(then: datetime, now: datetime) -> str:
-    """Returns the time from ``then`` to ``now`` in the largest unit of which it has two.
+    """Returns the time from ``then`` to ``now`` as text: "90 min", or "in 90 min" for the future.
 
-    A ``then`` without a time zone is taken as UTC.
+    The unit is the largest one that is not longer than half of the time. A ``then`` without a time
+    zone is taken as UTC.
     """
     if then.utcoffset() is None:
         then = then.replace(tzinfo=timezone.utc)
@@ -76,7 +78,10 @@ def _format_row(row: Iterable[str], widths: Iterable[int]) -> str:
 
 
 def _display_width(text: str) -> int:
-    """Returns the width of a text in columns: a CJK character has two, a combining mark none."""
+    """Returns the width of a text in columns.
+
+    A wide character, for example a Chinese one, takes two columns, and a combining mark takes none.
+    """
     return sum(
         0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "FW")
         for each in text

@@ -1,7 +1,7 @@
-"""A check for users' own tests: a run that is interrupted and resumed must not change its result.
+"""A check for users' own tests: an interrupted and resumed run must have an unchanged result.
 
-``assert_resumable`` is the check. It compares the digests that a ``RunRecorder`` takes of a run in
-each iteration.
+``assert_resumable`` is the check. For each run a ``RunRecorder`` takes digests in each iteration,
+and ``assert_resumable`` compares the digests of two runs.
 """
 
 import random
@@ -50,23 +50,24 @@ def assert_resumable(
         def test_my_training_can_be_resumed():
             assert_resumable(make_trainer, max_steps=20)
 
-    A first trainer runs to the end without an interruption. A second one does the same, and saves
-    at each of ``stops``. From each of these checkpoints a further trainer resumes and runs to the
-    end. In each iteration these are compared: the position, the batch, the random generators, the
-    loss, every parameter and buffer, and the states of the optimizer, the scheduler and the
-    handlers. The message names the first difference. It finds, for example, data with unsaved
-    state, a handler with unsaved state that changes the result, or a seed that is set in the wrong
-    place.
+    A first trainer runs to the end without an interruption. A second trainer also runs to the end,
+    and saves a checkpoint at each of ``stops``. From each of these checkpoints a new trainer
+    resumes and runs to the end. In each iteration the function compares the position, the batch,
+    the random generators, the loss, every parameter and buffer, and the states of the optimizer,
+    the scheduler and the handlers. The check finds, for example, data with unsaved state, a handler
+    with unsaved state that changes the result, or a seed that is set in the wrong place.
 
     Args:
-        make_trainer: builds the trainer as the script does, with its data, from its own seeds. It
-            is called several times and must give the same each time. Objects in ``also`` of a
-            ``SaveCheckpoint`` that it attaches are saved and resumed too.
-        max_steps: committed optimizer steps to train for, at best more than an epoch.
-        stops: the steps to resume from; default: five from the first to the last but one.
+        make_trainer: builds the trainer and its data as the script does, and seeds the random
+            generators itself. The function is called several times, and must build the same trainer
+            each time. If it attaches a ``SaveCheckpoint``, the objects in ``also`` of this handler
+            are saved and resumed too.
+        max_steps: committed optimizer steps to train for, preferably more than an epoch has.
+        stops: the steps to resume from. By default there are five, spread from the first step to
+            the last but one.
 
     Raises:
-        AssertionError: something differs; the message names the first difference.
+        AssertionError: the runs differ; the message names the first difference.
         TypeError: ``make_trainer`` does not return a trainer.
         ValueError: a stop is not between 1 and ``max_steps``; a trainer has resumed already.
     """
@@ -77,11 +78,12 @@ def assert_resumable(
     try:
         unbroken = _train(_make_checked(make_trainer), max_steps)
         saved = _train(_add_saves(_make_checked(make_trainer), directory, stops), max_steps)
-        # First, because with other seeds in each run a difference would say nothing of the resume.
+        # The two runs from scratch are compared first: if they differ already, a resumed run would
+        # differ too, whether or not the resume is correct.
         if difference := saved.first_difference(unbroken):
             raise AssertionError(
-                f"two runs from scratch are not the same, {difference} differs: seed all random "
-                "generators in make_trainer, before the model is made"
+                f"two runs from scratch are not the same, because {difference} differs: seed all "
+                "random generators in make_trainer, before the model is made"
             )
         for stop in stops:
             resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)
@@ -95,19 +97,21 @@ def assert_resumable(
                     f"resumed at step {stop}, {difference} differs from the unbroken run"
                 )
     finally:
-        ranks.gather(None)  # until here another rank may read the directory
+        ranks.gather(None)  # waits until no rank reads the directory any more
         if ranks.is_rank_0:
             shutil.rmtree(directory)
 
 
 class RunRecorder:
-    """A recorder of everything that must not differ between two runs, as digests.
+    """A recorder that takes a digest of everything that must not differ between two runs.
 
     Args:
-        trainer: the trainer, with its handlers attached, so that digests are taken after them.
+        trainer: the trainer, with all its handlers attached. The recorder's own event handlers are
+            added last, so that they are called after the others.
 
     Attributes:
-        iterations: the digests of each iteration, by what they were taken of.
+        iterations: by iteration, the digests; each digest by a text that names the recorded value,
+            for example "the loss".
     """
 
     def __init__(self, trainer: TrainingEngine) -> None:
@@ -118,11 +122,14 @@ class RunRecorder:
 
     @property
     def steps(self) -> int:
-        """The committed optimizer steps of the trainer."""
+        """The number of committed optimizer steps of the trainer."""
         return int(self._trainer.state.optimizer_step)
 
     def first_difference(self, other: "RunRecorder") -> str | None:
-        """Returns the first difference in the iterations that both runs have; None without one."""
+        """Returns the first difference in the iterations that both runs have.
+
+        Returns None if these iterations are equal.
+        """
         for iteration in sorted(self.iterations.keys() & other.iterations.keys()):
             mine, theirs = self.iterations[iteration], other.iterations[iteration]
             for what, value in theirs.items():
@@ -170,7 +177,7 @@ def _checked_stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
 
 
 def _make_checked(make_trainer: Callable[[], Engine]) -> Engine:
-    """Makes a trainer, and raises if it is something else, or has resumed already."""
+    """Makes a trainer, and raises if the result is not a trainer, or has already resumed."""
     engine = trainer = make_trainer()
     if not is_trainer(trainer):
         raise TypeError(
@@ -191,16 +198,16 @@ def _train(trainer: Engine, max_steps: int) -> RunRecorder:
     with warnings.catch_warnings():
         # An inexact resume is no failure by itself: the comparison shows whether it matters.
         warnings.filterwarnings("ignore", "resumed from")
-        # The other runs in the temporary directory are those of this check.
+        # The other runs in the temporary directory belong to this check.
         warnings.filterwarnings("ignore", ".* checkpoints of other runs")
-        # A stop may be the step at which a handler ends the run.
+        # If a handler ended the run at a stop, the resumed trainer trains nothing, and warns.
         warnings.filterwarnings("ignore", "nothing is trained")
         trainer.run(max_steps=max_steps)
     return recorder
 
 
 def _add_saves(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
-    """Attaches saves at the stops, besides those of the trainer's own handlers."""
+    """Attaches a ``SaveCheckpoint`` that saves at the stops, and returns the trainer."""
     save = SaveCheckpoint(
         directory, at_end=False, keep_last="all", on_signals=(), also=_saved_objects(trainer)
     )
@@ -209,7 +216,7 @@ def _add_saves(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
 
 
 def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
-    """Returns the objects in ``also`` of the trainer's own handlers, by name."""
+    """Returns the objects in ``also`` of the trainer's ``SaveCheckpoint`` handlers, by name."""
     handlers = attached_handlers(trainer, SaveCheckpoint)
     also = {name: each for handler in handlers for name, each in (handler.also or {}).items()}
     return {
@@ -219,8 +226,9 @@ def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
 
 
 def _resume_at(trainer: Engine, directory: Path, stop: int) -> Engine:
-    """Resumes a trainer at a stop, with the global generators as in another process."""
+    """Resumes a trainer at a stop, and returns it with the global generators in another state."""
     ResumeCheckpoint(directory / f"step_{stop:08d}").attach(trainer)
-    # Another process has drawn other random numbers before its run, which must not matter.
+    # A real resume is in another process, which may have drawn other random numbers before its run.
+    # These draws must not change the result.
     torch.rand(1), np.random.rand(), random.random()
     return trainer

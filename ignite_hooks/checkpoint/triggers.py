@@ -1,6 +1,7 @@
 """The triggers of a save: a schedule, the clock, a signal, or the end of a run.
 
-That is the first of the four stages of a save, "due"; ``write.py`` has a table of all stages.
+A trigger makes a save due, which is the first of the four stages of a save. ``writer.py`` has a
+table of all stages.
 """
 
 import warnings
@@ -38,7 +39,8 @@ from ignite_hooks.processes.decisions import name_ranks
 
 __all__ = ["CheckpointTriggers"]
 
-_CLOCK = "clock"  # the request for a save by time; a request for a signal is its name
+# A request for a save is a text: this one if `every_seconds` have passed, or the name of a signal.
+_CLOCK = "clock"
 
 
 class CheckpointTriggers:
@@ -47,7 +49,7 @@ class CheckpointTriggers:
     Args:
         options: the options of the handler.
         trainer: the trainer; no strong reference is kept.
-        announce: is called with each folder that has become a checkpoint, before CHECKPOINT_SAVED.
+        announce: is called with the folder of each complete checkpoint, before CHECKPOINT_SAVED.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class CheckpointTriggers:
         self._options = options
         self._directory = Path(options.directory)
         self._signals = StopSignals(options.on_signals, options.grace_seconds)
-        self._is_stopping = False  # for a signal, once all processes know of it
+        self._is_stopping = False  # True once all processes know of a signal, and the run will end
         self._is_saving = False
         # The parts of the state that a failure may have changed since the last step boundary.
         self._uncertain: dict[str, str] = {}
@@ -76,24 +78,25 @@ class CheckpointTriggers:
 
         self._writer = CheckpointWriter(options, trainer, announce_saved)
         is_single_process = self._writer.ranks.size == 1
-        # Then a step without a signal costs one comparison: see after_step().
+        # If this is True, after_step() only has to look for a signal, which costs one comparison.
         self._waits_for_signals_only = (
             is_single_process and options.every_seconds is None and not options.background
         )
         self.save = save
-        # In this order: the lock is released after the last file was written.
+        # The scope that is entered first is left last. So the lock is released after the scope that
+        # waits for the writer has written the last file.
         enter_at_each_run(trainer, lambda trainer: _LockScope(self, trainer))
         enter_at_each_run(trainer, self._waiting_for_writer)
 
     def defer(self, trainer: TrainingEngine) -> None:
-        """Saves when all handlers of the present event and the validation have returned."""
+        """Makes the trainer save after all handlers of the present event and the validation."""
         trainer.defer(self.save, Turn.CHECKPOINT)
 
     def schedule(self, trainer: TrainingEngine) -> None:
-        """Saves as ``defer`` does, and again if a signal breaks off the validation of this step.
+        """Defers a save, and repeats the save if a signal breaks off the validation of this step.
 
-        That validation runs when the run continues or is resumed. The scheduled save is then made
-        again, with the values of the validation.
+        In that case the validation is made when the run continues or is resumed. The scheduled save
+        is made again after it, with the values of the validation.
         """
         self._scheduled_iteration = trainer.place.progress.iteration
         self.defer(trainer)
@@ -107,7 +110,8 @@ class CheckpointTriggers:
 
         def save_and_stop() -> None:
             if not is_due():
-                # No schedule asked for it, so it need not be made again after the validation.
+                # Only a save that a schedule has asked for is made again after the validation. A
+                # deferred save with another cause is dropped: the save below replaces it.
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
 
@@ -129,15 +133,16 @@ class CheckpointTriggers:
     def check_state(self, trainer: TrainingEngine) -> None:
         """Raises, before the first batch, if the state cannot be saved."""
         if not self._writer.lock.is_held:
-            # A signal has ended the wait for the lock: nothing may be written.
+            # A signal has ended the wait for the lock. Without the lock nothing may be written.
             trainer.terminate(resumable=True)
             return
-        # Once more, since a new run has reset the counters after around_run() noted them.
+        # around_run() has noted the position before. Since then a new run has reset the counters,
+        # so the position is noted again.
         self._note_start(trainer)
         self._writer.rehearse(trainer)
 
     def request_on_all_ranks(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Handles signals and the clock of any rank, with several processes.
+        """Makes the trainer handle the signals and clocks of all ranks, for several processes.
 
         Returns:
             A function that undoes this.
@@ -147,9 +152,9 @@ class CheckpointTriggers:
         )
 
     def after_step(self, trainer: TrainingEngine) -> None:
-        """Handles a signal and the clock after a step, with one process.
+        """Handles a signal and the clock after a step, for a single process.
 
-        A checkpoint that was written in the background is announced here too.
+        The method also announces a checkpoint that was completed in the background.
         """
         if self._waits_for_signals_only and self._signals.received is None:
             return
@@ -160,14 +165,18 @@ class CheckpointTriggers:
             self._handle_requests(trainer, [request])
 
     def _own_request(self) -> str | None:
-        """Returns the request of this rank: a signal's name to save and stop, or to save now."""
+        """Returns the request of this rank; None if there is none.
+
+        The name of a signal asks to save and stop, and ``_CLOCK`` asks to save only.
+        """
         every = self._options.every_seconds
         is_due = every is not None and monotonic() - self._last_save_time >= every
         return self._signals.received or (_CLOCK if is_due else None)
 
     def _handle_requests(self, trainer: TrainingEngine, requests: Sequence[str | None]) -> None:
         """Saves if any rank requests it, and stops the run if the request is a signal."""
-        # Without the lock, for which a signal has ended the wait, nothing may be written.
+        # If a signal has ended the wait for the lock, the lock is not held, and nothing may be
+        # written.
         if any(requests) and self._writer.lock.is_held:
             self.defer(trainer)
         reason = _first_signal(requests)
@@ -178,7 +187,7 @@ class CheckpointTriggers:
     @contextmanager
     def around_run(self, trainer: TrainingEngine) -> Iterator[None]:
         """A scope around a run that notes signals, takes the lock, and saves the last state."""
-        # Once more, since the disk may have changed after the handler was attached.
+        # attach() has made these checks already. The disk may have changed since.
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
         if not is_interrupted(trainer):
@@ -203,13 +212,13 @@ class CheckpointTriggers:
                         self._save_now(trainer)
                     self._writer.note_end(trainer)
             if _has_ended_well(trainer):
-                # A signal that came during the last save is the reason of the stop as well.
+                # A signal may have arrived during the last save. It becomes the reason of the stop.
                 self._has_signal(trainer)
 
     def wait_for_others(self) -> None:
-        """Waits with ``on_busy="wait"`` until another run has ended, and notes what it has saved.
+        """Notes the newest checkpoint; with ``on_busy="wait"`` waits for another run to end first.
 
-        The lock is released again, and taken when the run begins.
+        After the wait the lock is released again. The trainer's run takes it when it begins.
         """
         lock = self._writer.lock
         if self._options.on_busy == "wait" and not lock.is_held:
@@ -218,9 +227,9 @@ class CheckpointTriggers:
         self._writer.note_newest()
 
     def _take_lock(self, trainer: TrainingEngine) -> None:
-        """Takes the lock of the directory for a run; a signal ends the wait for it.
+        """Takes the lock of the directory for a run. A signal ends the wait for the lock.
 
-        A run that was interrupted has kept the lock.
+        A run that was interrupted still holds the lock.
         """
         lock = self._writer.lock
         was_taken = lock.is_held
@@ -228,18 +237,24 @@ class CheckpointTriggers:
             self._writer.check_newest()
 
     def release(self) -> None:
-        """Releases the lock of the directory. During a run the end of the run does so instead."""
-        # A thread still writes if Ctrl-C broke off the wait for it.
+        """Releases the lock of the directory.
+
+        During a run nothing is done, because the end of the run releases the lock.
+        """
+        # The thread may still be writing, because Ctrl-C can break off the wait for the thread.
         if not (self.is_in_run or self._writer.is_writing):
             self._writer.lock.release()
 
     def _note_start(self, trainer: TrainingEngine) -> None:
-        """Notes that there is nothing to save yet, unless a failure prevented a save."""
+        """Notes that there is nothing to save yet, unless the run before has failed.
+
+        After a failure there may be steps that are not saved yet.
+        """
         if not self._is_after_failure:
             self._writer.note_start(trainer)
 
     def _has_signal(self, trainer: TrainingEngine) -> bool:
-        """Returns whether a rank has received a signal, which becomes the reason of the stop."""
+        """Returns whether a rank has received a signal; if so, sets the trainer's stop reason."""
         reason = _first_signal(self._writer.ranks.gather(self._signals.received))
         if reason is not None and not self._is_stopping:
             trainer.stop_reason = reason
@@ -247,9 +262,9 @@ class CheckpointTriggers:
 
     @contextmanager
     def _waiting_for_writer(self, trainer: TrainingEngine) -> Iterator[None]:
-        """A scope around a run that waits at its end for the thread, and raises what failed there.
+        """A scope around a run that waits at its end for the thread, and raises the thread's error.
 
-        The failure of the run itself comes first: that of the thread becomes a note on it.
+        If the run itself has failed, its error is raised, and the thread's error becomes a note.
         """
         if not is_interrupted(trainer):
             self._is_after_failure = trainer.stop_reason == "exception"
@@ -264,34 +279,34 @@ class CheckpointTriggers:
         self._writer.wait()
 
     def _save(self, trainer: TrainingEngine) -> None:
-        # If a validation has ended the epoch, the epoch is completed before the save. A window may
-        # be open, whose step comes first.
+        # If a validation has ended the epoch, the epoch is completed before the save. If a window
+        # of accumulated gradients is open, its optimizer step is made before the save.
         if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
             self.defer(trainer)
         elif is_interrupted(trainer) and not trainer.is_between_steps:
             raise RuntimeError(
-                "a checkpoint must be taken between two steps, and this run was interrupted within "
-                "one: save at Events.INTERRUPT, which waits for the end of the step, or interrupt "
-                "at TrainEvents.STEP_COMPLETED"
+                "a checkpoint must be taken between two steps, but this run was interrupted within "
+                "a step: save at Events.INTERRUPT, which waits for the end of the step, or "
+                "interrupt at TrainEvents.STEP_COMPLETED"
             )
         else:
             self._save_now(trainer)
             self._last_save_time = monotonic()
-            # In the background the checkpoint is not on the disk yet.
+            # A checkpoint that is written in the background is not complete yet.
             if self._is_stopping and not self._options.background:
                 self._signals.mark_complete()
 
     def _save_now(self, trainer: TrainingEngine) -> None:
-        # Without a ``finally``: after a failure the flag says that it was the save that failed.
+        # If the save fails, the flag stays True, so that _save_after_failure() knows the cause.
         self._is_saving = True
         self._writer.save(trainer, self._uncertain)
         self._is_saving = False
 
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Ends a run well, after a signal, if a worker of its loader has died.
+        """After a signal, lets the death of a loader worker end the run without an error.
 
-        A signal to all processes of a job ends a worker that did not ignore it. Then there are no
-        more batches, but the state of the last step boundary can be saved.
+        A signal to all processes of a job ends each worker that does not ignore it. Then there are
+        no more batches, but the state of the last step boundary can be saved.
 
         Returns:
             A function that undoes this.
@@ -314,12 +329,14 @@ class CheckpointTriggers:
         return lambda: channels.drop(hooks)
 
     def _save_after_failure(self, trainer: TrainingEngine, error: BaseException | None) -> None:
-        """Saves the last step boundary if a signal had asked for it; a note says how that went.
+        """Saves the last step boundary of a failed run if a signal had asked for a save.
+
+        A note on the error says whether the state was saved.
 
         Args:
             trainer: the trainer, whose run has failed.
-            error: the exception, which gets the note; None if a handler of EXCEPTION_RAISED has
-                handled it, and the note is a warning.
+            error: the exception that ended the run, which gets the note. None if a handler of
+                EXCEPTION_RAISED has handled the exception; then a warning replaces the note.
         """
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
@@ -329,18 +346,24 @@ class CheckpointTriggers:
         before, step = self._newest, trainer.state.optimizer_step
         reason = why_not_saved(trainer, error, self._writer.ranks.size)
         if self._is_saving:
-            reason = "it was the save that failed"
+            reason = "the save itself failed"
         if reason is None:
             self._uncertain = uncertain_parts(trainer, error)
             try:
                 self._save_now(trainer)
                 self._writer.wait()
             except Exception as failure:
-                reason = f"that failed too: {failure!r}"
+                reason = f"the save failed too: {failure!r}"
         if self._newest is not before:
-            text = f"{name} had come before: the state of step {step} was saved at {self._newest}"
+            text = (
+                f"{name} had asked for a save before the failure: the state of step {step} was "
+                f"saved at {self._newest}"
+            )
         else:
-            text = f"{name} had come before, but the state of step {step} was not saved: {reason}"
+            text = (
+                f"{name} had asked for a save before the failure, but the state of step {step} was "
+                f"not saved: {reason}"
+            )
         if error is not None:
             add_note(error, text)
         else:
@@ -350,8 +373,8 @@ class CheckpointTriggers:
 class _LockScope(AbstractContextManager[None, None]):
     """The outermost scope of a run, which releases the lock unless the run is interrupted.
 
-    It is a class, because its end must be repeated if Ctrl-C broke it off. The end of a generator
-    cannot be repeated.
+    The scope is a class and not a generator, because its end must be repeated if Ctrl-C breaks the
+    end off. The end of a generator cannot be repeated.
     """
 
     def __init__(self, triggers: CheckpointTriggers, trainer: TrainingEngine) -> None:
@@ -368,9 +391,10 @@ class _LockScope(AbstractContextManager[None, None]):
 
 
 def _first_signal(requests: Sequence[str | None]) -> str | None:
-    """Returns the first signal that a rank has received; None if there is no signal.
+    """Returns the signal of the first rank that has received one; None if there is no signal.
 
-    The text names the rank unless all ranks have received that signal: "SIGTERM on rank 1".
+    If some ranks have not received this signal, the text names the first rank that has received it:
+    "SIGTERM on rank 1".
     """
     signals = [None if each == _CLOCK else each for each in requests]
     first = next((each for each in signals if each is not None), None)

@@ -1,12 +1,13 @@
 """Values that change in a run and are in no state: counters of handlers, lists in closures.
 
-No checkpoint can restore them, so the report of a resume names them. Values are compared with those
-at the beginning of the first run, after the handlers of STARTED: a value that has not changed since
-is the same in the process that resumes. Objects of libraries are not compared; their values are
-clocks, files and connections.
+No checkpoint can restore such values, so the report of a resume names them. Each save compares the
+present values with those at the beginning of the first run, after the handlers of STARTED. If a
+value has not changed since, the process that resumes has the same value, and nothing is reported.
+Objects of libraries are not compared, because their values are clocks, files and connections.
 
-A ``state_dict`` that a class inherits from Ignite has the attributes that Ignite's class has. Other
-attributes, for example of a user's metric, are lost with a resume in the middle of an epoch.
+A class may inherit its ``state_dict`` from Ignite. Such a ``state_dict`` has only the attributes
+that Ignite's class defines. The other attributes, for example of a user's metric, are called
+attributes beside the state here. A resume in the middle of an epoch loses them.
 """
 
 import io
@@ -61,7 +62,8 @@ __all__ = [
     "unsaved_changes",
 ]
 
-# Bounds of what is digested of one value, since each save does so. Changes beyond them go unseen.
+# Each save digests all values, so these bounds limit the work for one value. A change in the part
+# of a value beyond the bounds is not noticed.
 _MAX_DEPTH = 8  # containers within each other
 _MAX_ELEMENTS = 10_000  # elements of containers together
 _MAX_NUMBERS = 1_000_000  # numbers in a list or an array
@@ -70,7 +72,7 @@ _MAX_INT = 2**63
 # Classes of libraries that users fill with their own values.
 _COMPARED_LIBRARY_CLASSES = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
 _SCALAR_TYPES = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
-# Attributes of Ignite's metrics that follow from the first batch, or from the last `compute`.
+# Attributes of Ignite's metrics that the first batch, or the last call of `compute`, sets.
 _DERIVED_ATTRIBUTES = {"_is_reduced", "_num_classes", "_result", "_type"}
 # Attributes of `trainer.state` that the trainer itself sets.
 _STATE_ATTRIBUTES = {
@@ -81,7 +83,7 @@ _STATE_ATTRIBUTES = {
 
 
 def record_initial_values(trainer: TrainingEngine) -> None:
-    """Records the values that a run begins with, for objects that this process has not seen yet."""
+    """Records the present values of all objects for which this process has no values yet."""
     initial = _initial_values(trainer)
     handler_objects = HandlerObjects.of(trainer)
     for path, values in (
@@ -91,11 +93,11 @@ def record_initial_values(trainer: TrainingEngine) -> None:
 
 
 def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) -> str:
-    """Returns a message about values that changed and are not saved, with remedies, or "".
+    """Returns a message about changed values that are not saved, with remedies; "" if none.
 
     Args:
         trainer: the trainer.
-        handler_objects: the objects that its handlers hold.
+        handler_objects: the objects that the handlers of the trainer hold.
     """
     initial, changed = _initial_values(trainer), []
     for path, values in _current_values(trainer, handler_objects).items():
@@ -112,13 +114,13 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
     if handler_paths:
         reasons.append(
             f"{summarize_names(handler_paths)} changed and cannot be saved: give the object "
-            "state_dict() and load_state_dict(), or keep the value in one that has them"
+            "state_dict() and load_state_dict(), or keep the value in an object that has them"
         )
     if paths_beside_state:
         reasons.append(
-            f"{summarize_names(paths_beside_state)} changed and is in no state_dict(): a value "
-            "computed from it is wrong until it is reset; a class can name such attributes in "
-            "_state_dict_all_req_keys"
+            f"{summarize_names(paths_beside_state)} changed and is in no state_dict(): after the "
+            "resume, values computed from it are wrong until it is reset; name such attributes in "
+            "the _state_dict_all_req_keys of the class"
         )
     if state_paths:
         names = ", ".join(repr(path.removeprefix(_STATE)) for path in sorted(state_paths))
@@ -128,11 +130,11 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
         )
     if handler_objects.unnamed:
         reasons.append(
-            f"{summarize_names(handler_objects.unnamed)} have no order that another process "
-            "repeats: keep them in a list or by name"
+            f"{summarize_names(handler_objects.unnamed)} are not saved, because the order of a set "
+            "differs between processes: keep them in a list or a dict"
         )
     if not handler_objects.is_complete:
-        reasons.append("handlers hold too many objects to look at all of them")
+        reasons.append("handlers hold too many objects to examine all of them")
     return "; ".join(reasons)
 
 
@@ -144,19 +146,22 @@ Values = dict[str, dict[str, list[str]]]
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the digests at the beginning, to which callers add those of new objects."""
+    """Returns the recorded digests of the first values. Callers add the digests of new objects."""
     initial: Values = engine_storage(trainer).setdefault("values_at_beginning", {})
     return initial
 
 
 def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) -> Values:
-    """Returns digests of the values that handlers hold, by the path to the holder and by name."""
+    """Returns digests of the values that handlers hold, by the path to the holder and by name.
+
+    A name has a list of digests, because a holder may have several values of the same name.
+    """
     values: Values = {}
     for path, holder in handler_objects.stateless:
         if (stored := stored_by_user(holder)) is not None:
             digests = values.setdefault(path, {})
             for name, value in stored:
-                # Most values are numbers. Their `repr` is the digest, which saves a call for each.
+                # Most values are numbers. For a number, `repr` is the digest, which saves a call.
                 cls = type(value)
                 is_short = (
                     cls is float
@@ -181,7 +186,7 @@ def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
 
 
 def _digests_beside_state(handler_objects: HandlerObjects) -> Values:
-    """Returns digests of attributes that a ``state_dict`` inherited from Ignite does not have."""
+    """Returns digests of the attributes beside the state, by the path to the object and by name."""
     return {
         f"{path}{_BESIDE}": {
             name: [digest_of_value(value)] for name, value in _attributes_beside_state(each)
@@ -192,9 +197,9 @@ def _digests_beside_state(handler_objects: HandlerObjects) -> Values:
 
 
 def _changed_beside_state(trainer: TrainingEngine, handler_objects: HandlerObjects) -> list[str]:
-    """Returns the attributes beside states inherited from Ignite that have changed.
+    """Returns the paths of the attributes beside the state that have changed.
 
-    Metrics that are reset before they are used again are left out.
+    The attributes of a metric that is reset before the next batch are left out.
     """
     initial, objects, changed = _initial_values(trainer), handler_objects.with_state, []
     for path, values in _digests_beside_state(handler_objects).items():
@@ -211,7 +216,7 @@ def _inherits_state(cls: type) -> bool:
         return False
     if not is_library_code(cls):
         return True
-    # The values of these two describe the machine, not the training.
+    # The values of Frequency and GpuInfo describe the machine, not the training.
     measures_the_machine = issubclass(cls, Frequency | GpuInfo)
     return source is Metric and not _names_in_state(cls) and not measures_the_machine
 
@@ -221,7 +226,7 @@ def _names_in_state(cls: type) -> tuple[str, ...]:
 
 
 def _attributes_beside_state(obj: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the attributes that the state of an object does not have, with their names."""
+    """Yields the name and the value of each attribute beside the state of an object."""
     cls = type(obj)
     saved_names = {*_DERIVED_ATTRIBUTES, *_names_in_state(cls)}
     if issubclass(cls, BaseParamScheduler):
@@ -229,7 +234,7 @@ def _attributes_beside_state(obj: Any) -> Iterator[tuple[str, Any]]:
     for name, value in stored_values(obj):
         if name not in saved_names:
             yield name, value
-            if issubclass(type(value), Metric):  # such as the metric within a CohenKappa
+            if issubclass(type(value), Metric):  # for example, a CohenKappa has a metric within it
                 yield from ((f"{name}.{n}", each) for n, each in stored_values(value))
 
 
@@ -243,7 +248,11 @@ def _is_reset_before_use(trainer: TrainingEngine, obj: Any) -> bool:
 
 
 def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
-    """Returns the values that an object of a user stores; None if its changes do not matter."""
+    """Returns the names and values that an object stores; None if the object is not compared.
+
+    Objects of users are compared, and objects of a few library classes. A list, dict, set or deque
+    is returned as a single value with an empty name.
+    """
     cls = type(holder)
     if cls in (list, dict, set, deque):
         return [("", holder)]
@@ -265,8 +274,11 @@ def _output_store_names(trainer: TrainingEngine) -> Iterator[str]:
 
 
 def digest_of_value(value: Any) -> str:
-    """Returns a digest of plain data, an iterator or a container, or of another object's class."""
-    budget = [_MAX_ELEMENTS]  # a list, because all calls below count it down together
+    """Returns a digest of a value; the digest of any other object is that of its class.
+
+    Plain data, arrays, containers and iterators have a digest of their contents or position.
+    """
+    budget = [_MAX_ELEMENTS]  # a list, because all the nested calls count down the same number
     digestible = _digestible(value, budget, 0)
     if digestible is None:
         return UNKNOWN
@@ -301,12 +313,13 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
     """Returns a container as data that can be digested, within the bounds."""
     cls = type(value)
     if not is_library_code(cls):
-        # A user's container is not iterated, which could run any code. One with a state is saved.
+        # A container of a user's class is not iterated, because this could run any code. If it has
+        # a state, the state is saved, so its length does not matter.
         return cls.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(cls, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:
         in_order = sorted(elements, key=repr) if issubclass(cls, set | frozenset) else elements
-        # Version 2 of the format: later ones depend on reference counts, not on the values alone.
+        # Later versions of the format than 2 depend on reference counts besides the values.
         return marshal.dumps(in_order, 2)
     if depth == _MAX_DEPTH or budget[0] < 0:
         return cls.__name__, len(elements)
@@ -321,13 +334,13 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
 
 
 def _iterator_position(iterator: Any, budget: list[int], depth: int) -> Any:
-    """Returns the position of an iterator, read without advancing it; None if it is unknown."""
+    """Returns the position of an iterator without advancing it; None if the position is unknown."""
     if isinstance(iterator, GeneratorType):
         if getgeneratorstate(iterator) == GEN_CREATED:
             return "generator, not begun"
         frame = iterator.gi_frame
         variables = {} if frame is None else getgeneratorlocals(iterator)
-        # The last instruction and the variables show how far the generator is.
+        # The last instruction and the local variables show how far the generator has run.
         position = None if frame is None else frame.f_lasti
         return "generator", position, _digestible(variables, budget, depth + 1)
     cls = type(iterator)
@@ -337,9 +350,10 @@ def _iterator_position(iterator: Any, budget: list[int], depth: int) -> Any:
 
 
 def _sample(value: Any) -> Any:
-    """Returns the elements of an array, or evenly spaced ones of a large array."""
+    """Returns the shape and the elements of an array; of a large array evenly spaced elements."""
     is_dense = not isinstance(value, torch.Tensor) or value.layout == torch.strided
     if not is_dense or (isinstance(value, np.ndarray) and value.dtype.hasobject):
-        return type(value).__name__, str(value.dtype), tuple(value.shape)  # values are not compared
+        # The elements of sparse tensors and of arrays of objects are not compared.
+        return type(value).__name__, str(value.dtype), tuple(value.shape)
     flat = value.detach().reshape(-1) if isinstance(value, torch.Tensor) else value.reshape(-1)
     return tuple(value.shape), flat[:: 1 + flat.shape[0] // _MAX_NUMBERS]

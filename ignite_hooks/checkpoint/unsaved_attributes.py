@@ -1,10 +1,11 @@
 """Attributes of modules and optimizers that no ``state_dict`` has: a counter, a cached mask.
 
-A ``state_dict`` has the parameters and the persistent buffers of a module. An attribute that a
-forward pass changes, or a buffer with ``persistent=False``, has its initial value again in the
-process that resumes, and the report names it. The same holds for loss functions, for modules that
-``batch_processor`` calls or handlers hold, and for optimizers of a user's class. A module that
-customizes its saving, for example by ``get_extra_state``, is assumed to save all that it needs.
+A ``state_dict`` has the parameters and the persistent buffers of a module. Attributes that a
+forward pass changes, and buffers with ``persistent=False``, are not in it: after a resume they have
+their initial values again. The report of the resume names them. The objects examined are the model,
+loss functions, modules that ``batch_processor`` calls or handlers hold, and optimizers of a user's
+class. A module that customizes its saving, for example by ``get_extra_state``, is assumed to save
+all that it needs.
 """
 
 from collections.abc import Callable
@@ -32,8 +33,8 @@ __all__ = ["record_initial_attributes", "unsaved_attributes"]
 
 _HANDLER_PREFIX = "handler "
 _MODULE_REMEDY = (
-    "register tensors as buffers, and return other values from get_extra_state(); what each "
-    "forward() sets before it is read needs nothing"
+    "register tensors as buffers, and return other values from get_extra_state(); an attribute "
+    "that each forward() sets before reading it need not be saved"
 )
 _REMEDIES = {
     "model": _MODULE_REMEDY,
@@ -45,17 +46,18 @@ Values = dict[str, dict[str, Any]]
 
 
 def record_initial_attributes(trainer: TrainingEngine) -> None:
-    """Records the values that a run begins with, for objects that this process has not seen yet."""
-    _ = trainer.generators  # makes the search whose objects `_holders` reads
+    """Records the present values of all objects for which this process has no values yet."""
+    _ = trainer.generators  # searches the objects of the run, which `_holders` selects from
     initial = _initial_values(trainer)
     for path, values in _current_values(trainer):
         initial.setdefault(path, values)
 
 
 def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
-    """Returns messages about attributes that changed and are in no state, by part of the report.
+    """Returns messages about changed attributes that are in no state, by part of the report.
 
-    The objects are those of the last search for ``trainer.generators``, which each save makes.
+    The objects examined are those that the last search for ``trainer.generators`` has found. Each
+    save makes this search.
     """
     initial = _initial_values(trainer)
     changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}
@@ -78,19 +80,19 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the digests at the beginning, to which callers add those of new objects."""
+    """Returns the recorded digests of the first values. Callers add the digests of new objects."""
     initial: Values = engine_storage(trainer).setdefault("attributes_at_beginning", {})
     return initial
 
 
 def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields for each object its path, and digests of its unsaved attributes by name."""
+    """Yields the path of each object, and digests of its unsaved attributes by name."""
     saved_storages: set[int] = set()
     holders = _holders(trainer)
     for path, get in holders:
         attributes = _unsaved_values(get())
-        # An attribute may be a tensor that a state has. The states are captured on first use, since
-        # few modules have such attributes.
+        # An attribute may refer to a tensor that is in a state, and so is saved. The storages in
+        # the states are only looked up if an attribute is a tensor, which is rare.
         if any(_storage_pointers(value) for value in attributes.values()) and not saved_storages:
             saved_storages = _saved_storages(trainer, holders)
         yield (
@@ -104,7 +106,7 @@ def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, An
 
 
 def _holders(trainer: TrainingEngine) -> list[Holder]:
-    """Returns the objects to compare; they are selected again only after a new search."""
+    """Returns the objects to compare. They are selected again only after a new search."""
     searched = trainer.searched_objects
     cached = engine_storage(trainer).get("attribute_holders")
     if cached is None or cached[0] is not searched:
@@ -117,15 +119,18 @@ def _holders(trainer: TrainingEngine) -> list[Holder]:
 
 
 def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holder]:
-    """Yields modules, the optimizer, and objects within them, unless the owner saves itself."""
-    saves_itself: dict[str, bool] = {}  # by path, whether a module or optimizer customizes saving
+    """Yields modules, the optimizer, and the objects within them.
+
+    Objects within a module or optimizer that customizes its saving are left out.
+    """
+    saves_itself: dict[str, bool] = {}  # by path: whether the module or optimizer customizes saving
     for path, get in searched.items():
         obj, root = get(), path.partition(".")[0]
         if root == "scheduler":
             continue
         if issubclass(type(obj), torch.nn.Module):
             if root.startswith(_HANDLER_PREFIX) and not tensors_in(obj):
-                continue  # `unsaved.py` compares it, like any object of a handler
+                continue  # `unsaved.py` compares this module, like any other object of a handler
             saves_itself[path] = has_custom_state(obj)
         elif issubclass(type(obj), Optimizer):
             saves_itself[path] = type(obj).state_dict is not Optimizer.state_dict
@@ -136,7 +141,7 @@ def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holde
 
 
 def _path_and_parents(path: str) -> Iterator[str]:
-    """Yields a path and the paths of the objects around it, innermost first."""
+    """Yields the path of an object, then the paths of the objects around it, innermost first."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -154,7 +159,7 @@ def _unsaved_values(obj: Any) -> dict[str, Any]:
 
 
 def _saved_storages(trainer: TrainingEngine, holders: list[Holder]) -> set[int]:
-    """Returns the addresses of the storages whose tensors are in the states of modules."""
+    """Returns the addresses of the storages of all tensors in the states of modules."""
     handler_modules = [get() for path, get in holders if path.startswith(_HANDLER_PREFIX)]
     modules = [each for each in handler_modules if issubclass(type(each), torch.nn.Module)]
     states = [module.state_dict() for module in (*trainer.modules.values(), *modules)]
@@ -167,7 +172,7 @@ def _saved_storages(trainer: TrainingEngine, holders: list[Holder]) -> set[int]:
 
 
 def _is_saved(saved_storages: set[int], value: Any) -> bool:
-    """Returns whether a value consists of tensors that a state has."""
+    """Returns whether a value consists of tensors that are in a state."""
     pointers = _storage_pointers(value)
     return bool(pointers) and saved_storages.issuperset(pointers)
 

@@ -72,13 +72,13 @@ MapLocation: TypeAlias = str | torch.device | Mapping[str, str] | Callable[[Any,
 class CheckpointEntry:
     """A checkpoint, described by its manifest.
 
-    Args:
+    Attributes:
         step: the number of committed optimizer steps.
         epoch: the number of complete epochs.
-        metric: the name of the metric that decides which checkpoint is best, None without a metric.
+        metric: the name of the metric that decides which checkpoint is best; None without a metric.
         metric_value: the value of the metric; None if it was not measured.
-        is_best: whether the checkpoint is the best of its run among those in the source. NaN is
-            never the best. Of equal values the newer is the best.
+        is_best: whether the checkpoint is the best of its run among the checkpoints in the source.
+            A checkpoint with NaN is never the best. Of equal values the newer checkpoint is better.
         path: the folder of the checkpoint, or its URL if the source is a URL.
         run: the identifier of the run. A directory may have checkpoints of several runs.
         saved_at: the time of the save, with its time zone.
@@ -98,11 +98,13 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class LoadedWeights(CheckpointEntry):
-    """The checkpoint that weights were loaded from, and what did not match with ``strict=False``.
+    """The checkpoint that weights were loaded from, and the names that were not loaded.
 
-    Args:
-        missing: names that only the module has: their values are unchanged.
-        unexpected: names that only the checkpoint has: their values are not loaded.
+    With ``strict=True`` both tuples of names are empty.
+
+    Attributes:
+        missing: names that only the module has. Their values in the module are unchanged.
+        unexpected: names that only the checkpoint has. Their values are not loaded.
     """
 
     missing: tuple[str, ...] = ()
@@ -114,8 +116,8 @@ def checkpoints(source: str | Path) -> list[CheckpointEntry]:
 
     Args:
         source: a directory of checkpoints, a single checkpoint, or the URL of either. Damaged
-            checkpoints are left out, with a warning. For a URL without checkpoints the list is
-            empty, because some servers do not tell an empty folder from an absent one.
+            checkpoints are left out, with a warning. A URL without checkpoints gives an empty list
+            and no error, because some servers answer the same for an empty and an absent folder.
 
     Raises:
         FileNotFoundError: the directory does not exist.
@@ -146,16 +148,16 @@ def load_weights(
     parameters stay frozen, and submodules keep their train or eval mode.
 
     The module may be wrapped by ``torch.compile``, ``DistributedDataParallel`` or an accelerator,
-    and so may the saved module have been.
+    whether or not the saved module was wrapped.
 
     Args:
         module: the module.
         source: a directory of checkpoints, a single checkpoint, or the URL of either. A single
             checkpoint is loaded even if it is not the best of its run.
         which: "best" is the checkpoint with the best metric in the run of the newest checkpoint;
-            "last" is the newest undamaged checkpoint, which a resume would load; an int is a step
-            (the newest checkpoint of that step); a name or a path is that of a folder in
-            ``source``.
+            "last" is the newest undamaged checkpoint, which a resume would load; an int selects the
+            newest checkpoint of that step; any other text, or a path, selects the checkpoint folder
+            with that name or path in ``source``.
         part: "model", "loss_fn", or the name of another saved object: "also/NAME" or
             "handlers/NAME". Further names select a state within a state: "also/teacher/ema". The
             weights of an averaged model, whose names begin with ``module.``, can be loaded into the
@@ -164,7 +166,7 @@ def load_weights(
         map_location: the device of tensors before they are copied into the module, as in
             ``torch.load``. It only matters for modules that keep the given tensors.
         cache_dir: the folder for downloads from a URL. Only the necessary files are downloaded.
-        verify: whether to compare the checksums of these files first.
+        verify: whether to compare the checksums of the necessary files before loading them.
 
     Raises:
         FileNotFoundError: the source has no checkpoint.
@@ -175,10 +177,10 @@ def load_weights(
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
             f"`module` must be a torch.nn.Module, got {type(module).__name__}: build the model "
-            "first, the checkpoint has its weights alone"
+            "first, because the checkpoint has its weights only"
         )
-    is_place = map_location is None or isinstance(map_location, str | torch.device | Mapping)
-    if not is_place and not callable(map_location):
+    is_data = map_location is None or isinstance(map_location, str | torch.device | Mapping)
+    if not is_data and not callable(map_location):
         raise TypeError(
             "`map_location` must be a device, a mapping of devices or a function, as for "
             f"torch.load, got {map_location!r}"
@@ -204,16 +206,17 @@ def export_weights(
 ) -> CheckpointEntry:
     """Writes the weights of a checkpoint to one safetensors file, and returns the checkpoint.
 
-    ``safetensors.torch.load_model`` reads the file. Tied weights are stored once, as safetensors
-    demands: ``load_model`` restores both names, and ``load_state_dict(load_file(path))`` misses the
-    second one. The metadata of the file contain the step, the epoch, the metric and the versions.
-    The file replaces an existing one, once it is complete.
+    Load the file with ``safetensors.torch.load_model``. Tied weights are stored under one of their
+    names, as safetensors demands. ``load_model`` restores all their names, but with
+    ``load_state_dict(load_file(path))`` the other names are missing. The metadata of the file
+    contain the step, the epoch, the metric and the versions. An existing file at ``path`` is
+    replaced once the new file is complete.
 
     Args:
         source: as in ``load_weights``.
-        path: the file, which ends in ``.safetensors``. Its folder must exist.
+        path: the file to write, which must end in ``.safetensors``. Its folder must exist.
         which: as in ``load_weights``.
-        part: as in ``load_weights``. The weights keep their names in the checkpoint.
+        part: as in ``load_weights``. The weights keep the names that they have in the checkpoint.
         cache_dir: as in ``load_weights``.
         verify: as in ``load_weights``.
 
@@ -224,11 +227,11 @@ def export_weights(
             safetensors cannot store.
     """
     target = Path(path).expanduser().absolute()
-    # Checked before anything is read: a large download must not end in an invalid path.
+    # The path is checked before anything is read, so that an error comes before a large download.
     if target.suffix != ".safetensors":
         raise ValueError(
-            f"`path` must be a file that ends in .safetensors, got {str(path)!r}: the format is "
-            "known by it"
+            f"`path` must be a file that ends in .safetensors, got {str(path)!r}: other programs "
+            "recognize the format by the ending"
         )
     if not target.parent.is_dir():
         raise FileNotFoundError(
@@ -240,11 +243,12 @@ def export_weights(
     if extra:
         kinds = [f"{name} ({_describe_value(value)})" for name, value in sorted(extra.items())]
         raise ValueError(
-            f"{part!r} of {entry.path} must be made of tensors that safetensors can hold, got "
-            f"{join_first(kinds)}: load it with load_weights(), and save what you need of it"
+            f"{part!r} of {entry.path} must consist of tensors that safetensors can store, got "
+            f"{join_first(kinds)}: load {part!r} with load_weights(), and save what you need of it"
         )
     metadata = {"format": "pt", **_export_metadata(entry, reader.versions), **aliases}
-    # Written in the folder of the target, because os.replace() is atomic only on one file system.
+    # The draft is in the folder of the target, because os.replace() is atomic only within one file
+    # system.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft, mode_file = Path(folder) / target.name, Path(folder) / "mode"
         Tensors(kept, metadata).write(draft)
@@ -257,9 +261,12 @@ def export_weights(
 
 
 class FoundPart(NamedTuple):
-    """The state of a part of a checkpoint, and the metadata of the module.
+    """The state of a part of a checkpoint.
 
-    ``about`` is None for an object that is not one of the trainer's modules.
+    Attributes:
+        state: the tensors and other values, by name.
+        about: the description of the module in ``trainer.pt``; None if the part is not one of the
+            trainer's modules.
     """
 
     state: dict[str, Any]
@@ -273,7 +280,7 @@ class _Arguments:
 
 
 class PreparedWeights:
-    """Weights that are known to fit a module, and are not loaded yet.
+    """Weights that were checked to fit a module, and that ``load`` loads.
 
     Args:
         module: the module, which may be wrapped.
@@ -322,18 +329,18 @@ class PreparedWeights:
             )
 
     def load(self) -> ModuleLoadResult:
-        """Loads the weights into the module; warns of values that differ from the checkpoint."""
+        """Loads the weights into the module; warns if values then differ from the checkpoint."""
         restored = load_into_module(self._module, self._state, self._about, strict=self._strict)
         if restored.converted:
             warnings.warn(
-                f"the module has other dtypes than {self._label}, and the values are converted: "
-                f"{join_first(sorted(restored.converted))}",
+                "the module has other dtypes than the checkpoint, so that these values of "
+                f"{self._label} were converted: {join_first(sorted(restored.converted))}",
                 stacklevel=3,
             )
         if restored.unlike:
             warnings.warn(
-                f"the loading of the module itself has changed or left out, of {self._label}: "
-                f"{join_first(sorted(restored.unlike))}",
+                "the module customizes its loading, which has changed or left out these values of "
+                f"{self._label}: {join_first(sorted(restored.unlike))}",
                 stacklevel=3,
             )
         return restored
@@ -344,14 +351,18 @@ class CheckpointReader:
 
     Args:
         source: a directory of checkpoints, a single checkpoint, or the URL of either.
-        cache_dir: the folder for downloads; needed to read, not to list, the files of a URL.
+        cache_dir: the folder for downloads from a URL. ``read`` needs the folder, listing does not.
+
+    Attributes:
+        versions: the versions of the packages that wrote the checkpoint that ``read`` has returned.
     """
 
     def __init__(self, source: str | Path, cache_dir: str | Path | None = None) -> None:
         try:
             checked = _Arguments(source=source, cache_dir=cache_dir)
         except ValidationError as error:
-            # Only the message: a pydantic error would name the private class.
+            # Only the message is raised again, because a pydantic error would name the private
+            # class.
             raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
         self._source_name = checked.source
         self._is_remote = is_url(checked.source)
@@ -361,21 +372,25 @@ class CheckpointReader:
         self._reported_problems: set[str] = set()
 
     def list_candidates(self) -> list[CheckpointCandidate]:
-        """Returns the checkpoints of the source, the newest first; warns of damaged ones."""
+        """Returns the checkpoints of the source, the newest first; warns of damaged checkpoints."""
         listing = self._source.find()
         for name, why in listing.damaged.items():
             self._warn_of_skipped(f"{name}: {why}")
         if not listing.candidates and not self._is_remote and not os.path.isdir(self._source_name):
             raise FileNotFoundError(
-                f"`source` must be a directory of checkpoints or one of them, got "
+                f"`source` must be a checkpoint or a directory of checkpoints, got "
                 f"{self._source_name}, which is not there: check the path"
             )
         return listing.candidates
 
-    def make_entry(
-        self, candidate: CheckpointCandidate, others: list[CheckpointCandidate]
-    ) -> CheckpointEntry:
-        """Returns the entry of a checkpoint, which may be the best of its run among ``others``."""
+    def make_entry(self, candidate: CheckpointCandidate, others: list[CheckpointCandidate]) -> CheckpointEntry:
+        """Returns the entry of a checkpoint.
+
+        Args:
+            candidate: the checkpoint.
+            others: all checkpoints that are compared to find the best of each run, including
+                ``candidate``.
+        """
         manifest = candidate.manifest
         best = best_of_each_run(others).get(manifest.training)
         address = self._source.address_of(candidate)
@@ -394,18 +409,19 @@ class CheckpointReader:
     def read(self, which: Which, part: str, *, verify: bool) -> tuple[CheckpointEntry, FoundPart]:
         """Reads a part of a checkpoint.
 
-        The run that saves in the source may prune a checkpoint while it is read. An error is then
-        no sign of damage, and the search begins again.
+        The run that saves to the source may remove a checkpoint while it is read. In that case an
+        error does not mean that the checkpoint is damaged, and the search begins again.
 
         Raises:
-            FileNotFoundError: the source has no checkpoint, or it was removed while it was read.
+            FileNotFoundError: the source has no checkpoint, or the checkpoint was removed while it
+                was read.
             ValueError: the checkpoint or part does not exist, or is damaged.
         """
         _check_arguments(which, part)
         if not self._can_fetch:
             raise ValueError(
-                f"`cache_dir` must be given for a URL, got None for {self._source_name}: a folder "
-                "to download to"
+                f"`cache_dir` must be given for a URL, got None for {self._source_name}: pass a "
+                "folder to download to"
             )
         removed: set[tuple[str, bytes]] = set()
         damaged: dict[str, str] = {}
@@ -422,18 +438,19 @@ class CheckpointReader:
                     raise
                 except (OSError, ValueError) as error:
                     if self._source.still_has(candidate):
-                        # Only "last" falls back to an older checkpoint: any other choice was
-                        # for this one.
+                        # With "last" an older checkpoint is used instead. Any other value of
+                        # `which` asks for this checkpoint.
                         if which != "last" or not isinstance(error, _DamagedError):
                             raise
                         damaged[candidate.name] = str(error)
                         self._warn_of_skipped(str(error))
                         continue
-                # The checkpoint was removed. A second removal of the same one is an error, so that
-                # this loop ends.
+                # The checkpoint was removed. If the search finds the same checkpoint again, and it
+                # is removed again, an error ends the loop.
                 if candidate.key in removed:
                     raise FileNotFoundError(
-                        f"{candidate.name} was removed while it was read: give another, or keep it"
+                        f"{candidate.name} was removed while it was read: give another checkpoint, "
+                        "or keep this one"
                     )
                 removed.add(candidate.key)
                 break
@@ -454,8 +471,8 @@ class CheckpointReader:
         if part == "model" and any(name.startswith(f"{SHARDED}/") for name in manifest.files):
             raise ValueError(
                 f"{candidate.name} has a model that is split over processes (FSDP, DeepSpeed), "
-                "which is read by the processes together: resume from it with as many, and save "
-                "the whole model there"
+                "which only these processes together can read: resume from the checkpoint with "
+                f"{manifest.world_size} processes, and save the whole model there"
             )
         files = {name: manifest.files[name] for name in sorted(needed)}
         # Files that the part does not need, such as the optimizer, are neither read nor downloaded.
@@ -468,7 +485,7 @@ class CheckpointReader:
             raise _DamagedError(f"{candidate.name} is damaged: {error}") from error
         if TRAINER not in needed:
             raise ValueError(
-                f"{candidate.name} must have a file {TRAINER}, got none: was it "
+                f"{candidate.name} must have a file {TRAINER}, got none: was the checkpoint "
                 "written by a SaveCheckpoint?"
             )
         try:
@@ -476,8 +493,8 @@ class CheckpointReader:
             return _find_part(about, part, folder, needed)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{TRAINER} of {candidate.name} must be as a SaveCheckpoint writes it, got another "
-                f"content ({type(error).__name__}: {error})"
+                f"{TRAINER} of {candidate.name} must have the contents that a SaveCheckpoint "
+                f"writes, got other contents ({type(error).__name__}: {error})"
             ) from error
 
     def best_of_run(self, run: str) -> tuple[CheckpointCandidate, CheckpointEntry]:
@@ -487,14 +504,14 @@ class CheckpointReader:
         return best, self.make_entry(best, candidates)
 
     def _warn_of_skipped(self, problem: str) -> None:
-        if problem not in self._reported_problems:  # a repeated search finds them again
+        if problem not in self._reported_problems:  # a repeated search finds the same problem
             self._reported_problems.add(problem)
-            # Level 4 is the caller of checkpoints().
+            # With stacklevel 4 the warning shows the line that calls checkpoints().
             warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=4)
 
 
 class _DamagedError(ValueError):
-    """A damaged or missing file of a checkpoint."""
+    """Raised if a file of a checkpoint is damaged or missing."""
 
 
 def _check_arguments(which: Which, part: str) -> None:
@@ -530,7 +547,7 @@ def _find_part(
     found = objects.get(kind) if kind in ("also", "handlers") else None
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
-    # The state of a saved module has its flags beside it.
+    # A saved module is a mapping with its state as "module", and its flags as "flags".
     if isinstance(found, Mapping) and {"module", "flags"} <= found.keys():
         found = found["module"]
     if path and isinstance(found, Mapping):
@@ -548,10 +565,16 @@ def _find_part(
 def _with_module_names(
     module: torch.nn.Module, state: dict[str, Any], *, is_object: bool
 ) -> dict[str, Any]:
-    """Returns a state without the prefixes of wrappers, if that makes its names fit a module.
+    """Returns a state without the prefixes of wrappers, if its names then fit a module.
 
-    Modules of the trainer are saved with plain names. Other objects may have been saved as
-    wrappers, such as an averaged or a compiled model, and may have further entries.
+    Modules of the trainer are saved with plain names. Any other object may have been saved with a
+    wrapper around it, such as an averaged or a compiled model. The state of the wrapper has names
+    with prefixes, and may have further entries.
+
+    Args:
+        module: the module.
+        state: the state.
+        is_object: whether the state is not that of one of the trainer's modules.
     """
     names = PlainNames(module)
     ours = names.plain_state(module.state_dict()).keys()
@@ -561,7 +584,8 @@ def _with_module_names(
     for name, value in state.items():
         plain[".".join(part for part in name.split(".") if part != "_orig_mod")] = value
     candidates = [plain]
-    # AveragedModel and DataParallel prefix all names with "module."; nested wrappers repeat it.
+    # AveragedModel and DataParallel prefix all names with "module."; nested wrappers repeat the
+    # prefix.
     while is_object and any(name.startswith("module.") for name in plain):
         start = "module."
         plain = {n.removeprefix(start): v for n, v in plain.items() if n.startswith(start)}
@@ -570,7 +594,7 @@ def _with_module_names(
 
 
 def _map_to_location(value: Any, location: MapLocation) -> Any:
-    """Moves a tensor, or the tensors in a mapping, to ``map_location``."""
+    """Moves a tensor, or the tensors in a mapping, to the devices that ``location`` gives."""
     if isinstance(value, Mapping):
         return {name: _map_to_location(each, location) for name, each in value.items()}
     if location is None or not isinstance(value, torch.Tensor) or is_lazy(value):
@@ -580,7 +604,8 @@ def _map_to_location(value: Any, location: MapLocation) -> Any:
         return value if target is None else value.to(target)
     if not callable(location):
         return value.to(location)
-    # torch.load calls a function with the storage and its location; sparse tensors have no storage.
+    # As in torch.load, the function is called with the storage of the tensor and its location. A
+    # sparse tensor has no storage, and stays where it is.
     storage = location(value.untyped_storage(), "cpu") if value.layout == torch.strided else None
     if storage is None:
         return value

@@ -2,20 +2,20 @@
 
 =======  =================================  =================================================
 due      ``triggers.CheckpointTriggers``    a schedule, the clock, a signal or the end of the
-                                            run asks for a save, which waits until all other
-                                            handlers of the event have returned
-capture  ``state.TrainingState``            the whole state becomes the contents of files,
-                                            tensors and plain data; with ``background`` in a
-                                            copy
-write    ``contents.Content``,              the files, in a new folder; each is synchronized
-         ``durable``                        with the disk and hashed
-commit   ``store.CheckpointStore``          the renaming of the manifest makes the folder a
-                                            checkpoint; older ones are removed, and
+                                            run asks for a save; the save waits until all
+                                            other handlers of the event have returned
+capture  ``state.TrainingState``            the whole state is turned into the contents of
+                                            files, tensors and plain data; with
+                                            ``background`` the contents are copied
+write    ``contents.Content``,              the files are written to a new folder, synced to
+         ``durable``                        the disk and hashed
+commit   ``store.CheckpointStore``          the manifest is renamed, which makes the folder a
+                                            checkpoint; older checkpoints are removed, and
                                             CHECKPOINT_SAVED fires
 =======  =================================  =================================================
 
-``CheckpointWriter._save`` does the stages from capture to commit. With ``background`` the thread of
-a ``BackgroundWriter`` writes and commits while training continues.
+``CheckpointWriter._save`` makes the stages from capture to commit. With ``background`` the thread
+of a ``BackgroundWriter`` writes and commits while training continues.
 """
 
 import os
@@ -62,7 +62,7 @@ _NO_REASONS: Mapping[str, str] = MappingProxyType({})
 class CheckpointWriter:
     """A writer of one trainer's checkpoints to one directory.
 
-    It saves only if the trainer has moved since the last save.
+    The writer saves only if the trainer has advanced since the last save.
 
     Args:
         options: the options of ``SaveCheckpoint``.
@@ -70,7 +70,7 @@ class CheckpointWriter:
         announce: is called with the folder when a checkpoint is complete.
 
     Attributes:
-        ranks: the collectives of the thread that trains.
+        ranks: the collectives that the training thread uses.
         lock: the lock of the directory.
     """
 
@@ -78,7 +78,7 @@ class CheckpointWriter:
         self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks(trainer.accelerator)
-        # The positions (see _position) of the last save, and of the one that is being made.
+        # The positions (see _position) of the last save, and of the save in progress.
         self._saved_at: tuple[Progress, int, bool] | None = None
         self._saving_at: tuple[Progress, int, bool] | None = None
         self._last_saved: Checkpoint | None = None  # of this run
@@ -92,21 +92,24 @@ class CheckpointWriter:
         )
         self._announce = announce
         self._writer = BackgroundWriter()
-        # The thread has its own group, so that its collectives do not mix with those of training.
+        # The background thread uses its own process group, so that its collectives do not mix with
+        # those of the training thread.
         self._writing_ranks = Ranks(trainer.accelerator) if options.background else self.ranks
-        self._unannounced: Path | None = None  # a complete checkpoint, before CHECKPOINT_SAVED
-        self._newest: int | None = None  # the number of the newest checkpoint that is known
+        # A complete checkpoint for which CHECKPOINT_SAVED has not fired yet.
+        self._unannounced: Path | None = None
+        # The number of the newest checkpoint in the directory, as far as this writer knows.
+        self._newest_known: int | None = None
         self._metric_value = MetricValue(options.metric, trainer)
 
     def save(self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NO_REASONS) -> None:
         """Takes a checkpoint now. The trainer must be at a step boundary.
 
-        During a run the lock is held already; between two runs it is taken for this save.
+        During a run the lock is held already. Between two runs the lock is taken for this save.
 
         Args:
             trainer: the trainer.
-            uncertain: why parts of the state may have changed since the step, by their names in the
-                ``ResumeReport``.
+            uncertain: by the name of a part in the ``ResumeReport``, why the part may have changed
+                since the step that is saved.
 
         Raises:
             OSError: the checkpoint could not be written; all older ones are still there.
@@ -128,7 +131,7 @@ class CheckpointWriter:
         if self.has_saved(trainer):
             if not is_background:
                 # A failure just after the commit may have prevented the announcement.
-                self._tell()
+                self._announce_once()
             return
         self._saving_at = _position(trainer)
         self.wait()
@@ -137,7 +140,8 @@ class CheckpointWriter:
         draft = self.ranks.call_on_rank_0(lambda: self._draft_manifest(trainer, files))
         folder = None
         if state.is_sharded:
-            # Accelerate writes the model itself, which cannot be done in the background.
+            # Accelerate writes a split model by its own functions, which cannot run in the
+            # background.
             folder = self._begin(draft, self.ranks)
             state.write_sharded(folder)
         if is_background:
@@ -148,7 +152,7 @@ class CheckpointWriter:
             self._write_and_commit(files, draft, self.ranks, folder)
         self._saved_at = _position(trainer)
         if not is_background:
-            self._tell()
+            self._announce_once()
 
     def _training_state(
         self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NO_REASONS
@@ -159,10 +163,11 @@ class CheckpointWriter:
         )
 
     def _capture(self, state: TrainingState) -> dict[str, Content]:
-        """Returns the files that this rank writes, by their names in the folder.
+        """Returns the contents of the files that this rank writes, by name.
 
-        With several ranks two exchanges come first: whether the parameters are the same on all
-        ranks, and which states differ from those of rank 0. The other ranks write only these.
+        With several ranks, the ranks first exchange digests. These show whether the parameters are
+        the same on all ranks, and which states differ from those of rank 0. Ranks above 0 write
+        only the states that differ.
         """
         files: dict[str, Content] = {}
         objects: dict[str, Any] = {}
@@ -177,8 +182,9 @@ class CheckpointWriter:
             unknown = {**state.trainer.unknown_parts(), **state.unknown_parts()}
             return (digest, {}, unknown) if rank else (digest, digests_of(objects), {})
 
-        # Of each rank: the digest of its parameters; of rank 0, the digests of its states; of the
-        # other ranks, why parts of their states may not be restored.
+        # Each rank gives three values: the digest of its parameters; the digests of its states,
+        # which only rank 0 fills in; the reasons why its parts may have unsaved state, which only
+        # the other ranks fill in.
         findings = self.ranks.call_on_all_ranks(inspect)
         if not is_single_process:
             state.trainer.compare_parameters([digest for digest, _, _ in findings])
@@ -191,10 +197,10 @@ class CheckpointWriter:
     def _draft_manifest(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
         """Returns the manifest without its number and its files, which the commit adds."""
         feed = trainer.feed
-        assert feed is not None  # its state has been captured
+        assert feed is not None  # the state of the feed has been captured
         position = feed.position
         if not is_running(trainer):
-            # Between two runs another trainer may have continued this run.
+            # Another trainer may have continued the run since this trainer's last run.
             self._lineage.decide_run(trainer)
         return Manifest(
             number=1,
@@ -228,7 +234,13 @@ class CheckpointWriter:
     ) -> None:
         """Writes the files of this rank; then rank 0 makes the folder a checkpoint.
 
-        With ``background`` the thread calls it. ``folder`` is None if it is not created yet.
+        With ``background`` this method runs in the thread.
+
+        Args:
+            files: the contents of the files of this rank, by name.
+            draft: the manifest without its number and its files.
+            ranks: the collectives of the thread that calls the method.
+            folder: the folder of the checkpoint; None if it is not created yet.
         """
         if folder is None:
             folder = self._begin(draft, ranks)
@@ -242,23 +254,26 @@ class CheckpointWriter:
         self._unannounced = folder
 
     def _commit(self, folder: Path, records: list[dict[str, FileRecord]], draft: Manifest) -> None:
-        """Completes a checkpoint with its manifest, and removes older ones, on rank 0."""
+        """Commits a checkpoint with its manifest, and removes older checkpoints, on rank 0."""
         files = {name: record for rank_files in records for name, record in rank_files.items()}
         if (folder / SHARDED).is_dir():
             paths = sorted(path for path in (folder / SHARDED).rglob("*") if path.is_file())
             copy_file_mode(folder / INCOMPLETE, paths)
             sync_tree(folder / SHARDED)
             files |= {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
-        # While the files were written, another run may have taken a lock that seemed abandoned.
+        # While the files were written, another run may have taken the lock, because the lock seemed
+        # to be abandoned.
         self.lock.check()
         number = self._store.next_number()
         manifest = draft.model_copy(update={"files": files, "number": number})
-        # Before the commit: if Ctrl-C comes after it, the checkpoint must count as this trainer's.
+        # The number is noted before the commit: if Ctrl-C comes just after the commit, the new
+        # checkpoint must count as saved by this trainer.
         self._lineage.known_numbers[self._real_directory] = number
         self._store.commit(folder, manifest)
-        self._last_saved, self._newest = Checkpoint(folder, manifest), number
+        self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
         if self.ranks.size == 1:
-            # The checkpoint is complete: a failure from here on must not repeat the save.
+            # The checkpoint is complete. If anything fails after this line, the save must not be
+            # repeated.
             self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
         try:
@@ -272,21 +287,25 @@ class CheckpointWriter:
         except OSError as error:
             warnings.warn(f"an old checkpoint could not be removed: {error}", stacklevel=2)
 
-    def _tell(self) -> None:
-        """Announces a checkpoint that is complete, once."""
+    def _announce_once(self) -> None:
+        """Announces the last complete checkpoint, unless it was announced already."""
         folder, self._unannounced = self._unannounced, None
         if folder is not None:
             self._announce(folder)
 
     def has_saved(self, trainer: TrainingEngine) -> bool:
-        """Returns whether the trainer has not moved since its last save, or since its run began."""
+        """Returns whether nothing is left to save, at the position of the last save.
+
+        The position at which a run begins counts as saved as well.
+        """
         return _position(trainer) == self._saved_at
 
     def note_end(self, trainer: TrainingEngine) -> None:
-        """Writes into the checkpoint of the present position what has finished the run since.
+        """Adds to the last checkpoint the name of the handler that has ended the run for good.
 
-        A handler may end the run for good in the same step, after the save. Without the note a
-        resume would train on.
+        A handler may end the run after the save of the same step. Without this entry in the
+        manifest a resume would train on. If the trainer has advanced since the save, nothing is
+        done.
         """
         ended_by = trainer.ended_by
         if ended_by is None or not self.has_saved(trainer):
@@ -308,14 +327,14 @@ class CheckpointWriter:
         self._capture(self._training_state(trainer))
 
     def note_start(self, trainer: TrainingEngine) -> None:
-        """Notes that a run begins, so that there is nothing to save yet."""
+        """Notes the position at which a run begins; nothing is saved until the trainer advances."""
         self._saved_at = _position(trainer)
         self._last_saved = None
 
     def warn_of_other_runs(self, trainer: TrainingEngine) -> None:
-        """Warns if the directory has checkpoints of other runs, and none of this one.
+        """Warns if the directory has checkpoints of other runs, and none of this run.
 
-        Before that it decides which run the trainer continues, or that a branch begins.
+        The method first decides whether the trainer continues its run or begins a branch.
         """
         if not self.ranks.is_rank_0:
             return
@@ -325,37 +344,39 @@ class CheckpointWriter:
             directory = str(self._store.directory)
             warnings.warn(
                 f"{directory} has {len(found)} checkpoints of other runs, the newest of step "
-                f"{found[0].step}: they stay, and a resume from the directory takes the newest of "
-                f"all; continue that run with resume_from=ResumeCheckpoint({directory!r}), or give "
-                "this run its own directory",
+                f"{found[0].step}: they stay, and a resume from the directory loads the newest "
+                "checkpoint of all runs; continue the run of the newest one with "
+                f"resume_from=ResumeCheckpoint({directory!r}), or give this run its own directory",
                 stacklevel=2,
             )
 
     def note_newest(self) -> None:
         """Notes the newest checkpoint of the directory, before a resume."""
         if self.ranks.is_rank_0:
-            self._newest = self._newest_number()
+            self._newest_known = self._newest_number()
 
     def check_newest(self) -> None:
         """Raises if another run has saved checkpoints since this trainer has resumed.
 
-        Training from an older state would go back behind them. All ranks call this method.
+        The trainer would start before these checkpoints, and train the same steps again. All ranks
+        must call this method together.
 
         Raises:
-            RuntimeError: the directory has newer checkpoints than those that a resume could find.
+            RuntimeError: the directory has newer checkpoints than the trainer could resume from.
         """
 
         def check() -> None:
             directory, lineage = self._store.directory, self._lineage
-            # A trainer that has trained meanwhile, or has resumed from a named checkpoint, begins a
-            # branch, and is free to start from an older state.
+            # A trainer that has trained since its resume, or has resumed from a named checkpoint,
+            # begins a branch. A branch may start from an older state.
             must_be_newest = self.lock.has_waited or lineage.has_resumed_from(self._real_directory)
-            is_newest = self._newest is None or self._newest_number() <= self._newest
+            known = self._newest_known
+            is_newest = known is None or self._newest_number() <= known
             if must_be_newest and not is_newest:
                 raise RuntimeError(
                     f"{directory} has checkpoints that another run saved after this trainer was "
                     "made, and this run would start before them: make the trainer again, so that "
-                    "it resumes from the newest"
+                    "it resumes from the newest checkpoint"
                 )
 
         self.ranks.call_on_rank_0(check)
@@ -365,29 +386,29 @@ class CheckpointWriter:
 
     @property
     def is_writing(self) -> bool:
-        """Returns whether a thread is writing now."""
+        """Returns whether the background thread is writing now."""
         return self._writer.is_busy
 
     def wait(self) -> None:
-        """Waits until the thread has written its checkpoint; raises what failed there."""
+        """Waits until the background thread has written its checkpoint; raises its error."""
         if self.lock.is_held_by_parent:
-            # This process was forked from the one that saves, and has no copy of its thread.
+            # This process was forked from the process that saves. A fork does not copy the thread.
             return
         if self._writer.wait():
-            self._tell()
+            self._announce_once()
 
     def announce_if_done(self) -> None:
-        """Announces the checkpoint that the thread was writing, if it is complete by now."""
+        """Announces the checkpoint of the background thread, if it is complete by now."""
         if not self._writer.is_busy:
             self.wait()
 
 
 class BackgroundWriter:
-    """A thread for one call at a time; ``wait`` raises the exception of the call.
+    """A thread that makes one call at a time. ``wait`` raises the exception of the call.
 
-    The interpreter waits for a call in progress before it exits. The thread is not that of an
-    executor, which accepts no calls after the main thread has ended: a run in another thread may
-    still have checkpoints to write then.
+    The interpreter waits for a call in progress before it exits. A thread is used and not an
+    executor, because an executor accepts no calls after the main thread has ended. A run in another
+    thread may still have checkpoints to write at that time.
     """
 
     def __init__(self) -> None:
@@ -400,15 +421,16 @@ class BackgroundWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, call: Callable[[], None]) -> None:
-        """Begins ``call``; ``wait`` must have returned for the call before."""
+        """Starts ``call`` in the thread. Call ``wait`` first if there was an earlier call."""
         thread = Thread(target=self._run, args=[call], name=_THREAD_NAME, daemon=False)
-        # Before the start, after which Ctrl-C may come: no thread is left that nothing waits for.
+        # The thread is stored before it starts: if Ctrl-C comes just after the start, ``wait`` must
+        # know the thread.
         self._thread = thread
         try:
             thread.start()
         except BaseException:
             if thread.ident is None:
-                # The thread never ran, and join() of such a thread raises.
+                # The thread never ran, and join() raises for a thread that was not started.
                 self._thread = None
             raise
 
@@ -416,7 +438,7 @@ class BackgroundWriter:
         """Waits for the call in progress, and raises its exception.
 
         Returns:
-            Whether there was a call that was not waited for yet.
+            True if there was a call to wait for, in progress or complete.
         """
         thread = self._thread
         if thread is None:
@@ -436,17 +458,18 @@ class BackgroundWriter:
 
 
 def _position(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
-    """Returns what changes whenever there is something new to save.
+    """Returns a value that changes whenever there is something new to save.
 
-    The counters alone would not do, because a new run resets them; the number of batches taken in
-    this process is never reset. After a validation that was broken off has run, there is something
-    new to save at the same counters.
+    The counters alone are not enough, because a new run resets them. So the value includes the
+    number of batches taken in this process, which is never reset. It also includes whether a
+    validation is broken off: when this validation has been made, there is something new to save,
+    although no counter has changed.
     """
     return trainer.place.progress, trainer.place.taken, trainer.is_broken_off
 
 
 def _write_files(folder: Path, files: dict[str, Content]) -> dict[str, FileRecord]:
-    """Writes files to a folder, synchronizes them with the disk, and returns their records."""
+    """Writes files to a folder, syncs them to the disk, and returns their sizes and hashes."""
     paths = {name: folder / name for name in files}
     for name, content in files.items():
         content.write(paths[name])

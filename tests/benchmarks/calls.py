@@ -46,7 +46,8 @@ class SaveProfile:
         self._stage = "due"
         handler = SaveCheckpoint(directory, every_steps=1, keep_last=3, at_end=False)
         trainer = make_trainer(batches_of(6), checkpoint=handler)
-        self._fsync, schedule, tell = os.fsync, CheckpointTriggers.schedule, CheckpointWriter._tell
+        self._fsync, schedule = os.fsync, CheckpointTriggers.schedule
+        announce_once = CheckpointWriter._announce_once
 
         def begin(*arguments):
             if trainer.state.optimizer_step == 6:
@@ -55,12 +56,12 @@ class SaveProfile:
             schedule(*arguments)
 
         def end(*arguments):
-            tell(*arguments)
+            announce_once(*arguments)
             sys.setprofile(None)
             os.fsync = self._fsync
 
         of_triggers = patch.object(CheckpointTriggers, "schedule", begin)
-        with of_triggers, patch.object(CheckpointWriter, "_tell", end):
+        with of_triggers, patch.object(CheckpointWriter, "_announce_once", end):
             trainer.run(max_epochs=1)
 
     def _count_fsync(self, descriptor):

@@ -142,7 +142,10 @@ def test_last_boundary_is_saved_and_noted_on_the_error(tmp_path, where):
     assert (trainer.stop_reason, saved(tmp_path)) == ("exception", [step])
     if hasattr(faulty.error, "add_note"):
         folder = tmp_path / f"step_{step:08d}"
-        assert text == f"SIGTERM had come before: the state of step {step} was saved at {folder}"
+        assert text == (
+            f"SIGTERM had asked for a save before the failure: the state of step {step} was saved "
+            f"at {folder}"
+        )
     resumed, unbroken = trainer_of(resume_from=tmp_path), trainer_of()
     report = resumed.resume_report
     levels = [report.parts[name].level for name in ("model", "optimizer", "random generators")]
@@ -326,7 +329,7 @@ def test_a_save_that_failed_is_not_tried_again(tmp_path, monkeypatch, background
         trainer.run(max_epochs=2)
     assert len(calls) == 1
     if hasattr(raised.value, "add_note") and not background:
-        assert "step 2 was not saved: it was the save that failed" in notes_of(raised.value)
+        assert "step 2 was not saved: the save itself failed" in notes_of(raised.value)
 
 
 def test_boundary_is_saved_if_a_handler_handles_the_error(tmp_path):
@@ -334,7 +337,7 @@ def test_boundary_is_saved_if_a_handler_handles_the_error(tmp_path):
     trainer.add_event_handler(Events.EXCEPTION_RAISED, lambda error: None)
     trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: send())
     trainer.add_event_handler(Events.ITERATION_STARTED(once=4), faulty.fail)
-    with pytest.warns(UserWarning, match="SIGTERM had come before: the state of step 1 was saved"):
+    with pytest.warns(UserWarning, match="before the failure: the state of step 1 was saved"):
         trainer.run(max_epochs=2)
     assert (trainer.stop_reason, saved(tmp_path)) == ("exception", [1])
 

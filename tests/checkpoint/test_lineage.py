@@ -79,8 +79,9 @@ def test_a_run_from_scratch_warns_of_other_runs(runs):
     (message,) = run_on(trainer_of(runs), 6)
     assert message.startswith(
         f"{runs} has 2 checkpoints of other runs, the newest of step 10: they stay, and a resume "
-        f"from the directory takes the newest of all; continue that run with "
-        f"resume_from=ResumeCheckpoint('{runs}'), or give this run its own directory"
+        f"from the directory loads the newest checkpoint of all runs; continue the run of the "
+        f"newest one with resume_from=ResumeCheckpoint('{runs}'), or give this run its own "
+        f"directory"
     )
     assert steps(runs) == [8, 10, 4, 6]
 

@@ -189,7 +189,7 @@ MISFITS = {
         {},
         {},
         lambda folder: set_manifest(folder, version=1),
-        "has the layout 1, and",
+        "has the layout 1, but",
     ),
     "another world size": (
         {},

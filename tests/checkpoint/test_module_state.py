@@ -393,7 +393,7 @@ def test_tensors_left_out_of_the_state_are_not_called_exact(tmp_path):
         _, trainer = resumed(tmp_path, Partial, Partial)
     assert str(trainer.resume_report.parts["model"]) == (
         "unknown (left out of the state_dict(): model.base.bias, model.base.weight; "
-        "build these as then)"
+        "build these with the same values as in the saved run)"
     )
 
 

@@ -141,7 +141,7 @@ def test_objects_without_a_state_are_refused_by_name(tmp_path, also, kind, name)
 
 def test_saving_without_any_trigger_is_refused(tmp_path):
     handler = SaveCheckpoint(tmp_path, at_end=False, on_signals=())
-    with pytest.raises(ValueError, match=r"must have something to save by, .*: every_epochs=1 is"):
+    with pytest.raises(ValueError, match=r"must have a trigger, got none .*: every_epochs=1 is"):
         handler.attach(trainer_of())
     handler.attach(trainer_of(), Events.EPOCH_COMPLETED)
     for alone in ({"at_end": True}, {"on_signals": ("SIGTERM",)}, {"every_seconds": 60.0}):
@@ -597,7 +597,7 @@ def test_registered_objects_need_trust_pickle(tmp_path):
         trainer.accelerator.register_for_checkpointing(Counter(Other()))
         return trainer
 
-    message = r"registered with .*got Counter: .*also={name: object}\), or say trust_pickle=True"
+    message = r"registered with .*got Counter: .*also={name: object}\), or set trust_pickle=True"
     with pytest.raises(ValueError, match=message):
         trainer_with().run()
     assert steps(tmp_path) == []

@@ -401,7 +401,7 @@ def test_call_while_interrupted_within_a_step_is_an_error(tmp_path, where):
     trainer = trainer_of(handler)
     trainer.add_event_handler(WITHIN[where], trainer.interrupt)
     trainer.run(max_epochs=2)
-    with pytest.raises(RuntimeError, match=r"between two steps, .* within one: save at"):
+    with pytest.raises(RuntimeError, match=r"between two steps, .* within a step: save at"):
         handler(trainer)
     assert saved(tmp_path) == []
     trainer.run()

@@ -446,7 +446,7 @@ def test_a_metric_is_not_reported_where_it_is_reset(tmp_path):
 def test_too_many_objects_are_reported(tmp_path):
     many = [Data() for _ in range(11_000)]
     reason = reason_after_run(calling(lambda: many, len), tmp_path)
-    assert "handlers hold too many objects to look at all of them" in reason
+    assert "handlers hold too many objects to examine all of them" in reason
 
 
 @pytest.mark.parametrize(
@@ -501,11 +501,11 @@ def test_another_order_of_a_set_is_no_change(make):
 def test_objects_without_an_order_are_reported(tmp_path):
     several = {Timer(), Timer()}
     reason = reason_after_run(on(lambda: several), tmp_path)
-    assert "have no order that another process repeats" not in reason  # they have no state
+    assert "the order of a set differs" not in reason  # they have no state
 
     stores = {EarlyStopping(1, float, make_trainer(batches_of(1))) for _ in range(2)}
     reason = reason_after_run(on(lambda: stores), tmp_path)
-    assert "<lambda>.stores.{EarlyStopping} have no order that another process repeats" in reason
+    assert "<lambda>.stores.{EarlyStopping} are not saved, because the order of a set" in reason
 
 
 def test_values_are_compared_with_the_first_run_of_the_process(tmp_path):
@@ -532,6 +532,6 @@ def test_the_report_names_unsaved_and_saved_objects(tmp_path):
     assert part.level == "unknown"
     assert part.reason == (
         "Counter.number changed and cannot be saved: give the object state_dict() and "
-        "load_state_dict(), or keep the value in one that has them"
+        "load_state_dict(), or keep the value in an object that has them"
     )
     assert part.names == ("EarlyStopping",)

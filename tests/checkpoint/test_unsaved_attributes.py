@@ -328,6 +328,6 @@ def test_the_report_names_the_attribute_and_the_remedy(tmp_path):
     assert part.level == "unknown"
     assert part.reason == (
         "in no state_dict(), and changed: model.number; register tensors as buffers, and return "
-        "other values from get_extra_state(); what each forward() sets before it is read needs "
-        "nothing"
+        "other values from get_extra_state(); an attribute that each forward() sets before reading "
+        "it need not be saved"
     )

@@ -135,7 +135,7 @@ def test_single_checkpoint_and_url_are_sources(run, tmp_path):
 
 
 def test_source_that_is_not_a_directory_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`source` must be a directory of checkpoints"):
+    with pytest.raises(FileNotFoundError, match="`source` must be a checkpoint or a directory of"):
         checkpoints(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="got the file"):

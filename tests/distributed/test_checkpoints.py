@@ -109,14 +109,14 @@ def test_clock_of_one_process_makes_both_save(findings):
 
 def test_a_checkpoint_of_one_process_is_an_error_on_two(findings):
     for finding in findings.of("other_number_of_processes"):
-        assert "is of 1 processes, and there are 2 now" in finding["text"]
+        assert "was saved by 1 processes, and this run has 2" in finding["text"]
         assert finding["same"]
 
 
 def test_a_checkpoint_of_two_processes_is_an_error_on_one(findings, folder, tmp_path):
     findings.of("resume_at_every_step")
     trainer = trainer_of(tmp_path, resumes=False)
-    with pytest.raises(ValueError, match="is of 2 processes, and there are 1 now"):
+    with pytest.raises(ValueError, match="was saved by 2 processes, and this run has 1"):
         ResumeCheckpoint(folder / "every step checkpoints").attach(trainer)
 
 
