@@ -151,7 +151,8 @@ def report_generators(saved: Set[str], present: Set[str]) -> ResumedPart:
         for name in sorted(saved - present)
     ]
     reasons += [
-        f"the random generator {name} exists now, but was not saved" for name in sorted(present - saved)
+        f"the random generator {name} exists now, but was not saved"
+        for name in sorted(present - saved)
     ]
     return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 

@@ -383,7 +383,9 @@ class CheckpointReader:
             )
         return listing.candidates
 
-    def make_entry(self, candidate: CheckpointCandidate, others: list[CheckpointCandidate]) -> CheckpointEntry:
+    def make_entry(
+        self, candidate: CheckpointCandidate, others: list[CheckpointCandidate]
+    ) -> CheckpointEntry:
         """Returns the entry of a checkpoint.
 
         Args:
