@@ -111,7 +111,7 @@ MISTAKES = {
     "value by position": (
         lambda s: GradientClipping(1.0),
         TypeError,
-        "`GradientClipping` takes no argument by position, got also 1.0: write max_norm=1.0",
+        "`GradientClipping` takes no argument by position, got 1.0: write max_norm=1.0",
     ),
     "singular for plural": (
         lambda s: Validation(s.evaluator(), s.loader, every_epoch=1),

@@ -172,8 +172,9 @@ def _call_problems(
         extra = args[len(by_position)]
         by_keyword = [p.name for p in parameters.values() if p not in by_position]
         takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
+        more = "also " if by_position else ""
         remedy = f"write {by_keyword[0]}={short_repr(extra)}" if by_keyword else "remove it"
-        yield f"`{name}` takes {takes} by position, got also {short_repr(extra)}: {remedy}"
+        yield f"`{name}` takes {takes} by position, got {more}{short_repr(extra)}: {remedy}"
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):

@@ -915,7 +915,7 @@ def test_invalid_argument_error_has_rule_and_value(name, value, rule):
 def test_unknown_and_positional_arguments_are_refused():
     with pytest.raises(TypeError, match="`MaxRAM` has no argument `evry`: did you mean `every`"):
         MaxRAM(evry=1)
-    with pytest.raises(TypeError, match="`MaxRAM` takes no argument by position, got also"):
+    with pytest.raises(TypeError, match="`MaxRAM` takes no argument by position, got"):
         MaxRAM(0.5)
 
 
