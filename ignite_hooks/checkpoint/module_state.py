@@ -65,8 +65,8 @@ class ModuleFit(NamedTuple):
     Attributes:
         differences: the reasons why the state cannot be loaded, such as names and shapes that
             differ.
-        renamed: for each parameter that is loaded from a tensor with another name: the name of the
-            parameter in the module, with the name of the tensor in the state.
+        renamed: maps the name of a parameter in the module to the name of the tensor in the state
+            that it is loaded from, if the two names differ.
     """
 
     differences: list[str]
@@ -135,9 +135,9 @@ def split_state(
     """Splits a state into the tensors that safetensors can hold, and the rest.
 
     Returns:
-        Three mappings by name: the tensors, copied where they would share memory; the aliases, each
-        a further name of one of the tensors (tied weights), with the first name of that tensor; and
-        all other values.
+        Three mappings: the tensors by name, copied where they would share memory; the aliases,
+        which map each further name of a tied weight to its first name; and all other values by
+        name.
     """
     tensors = {key: value for key, value in state.items() if _is_safetensors_value(value)}
     aliases = _aliases(tensors)
@@ -389,7 +389,7 @@ def _load_part(
     *,
     strict: bool,
 ) -> Any:
-    """Loads a module, or its submodule at ``path``, from a state with names in the whole module.
+    """Loads a whole module or one submodule from a state with the names of the whole module.
 
     Args:
         module: the module or the submodule.
@@ -405,7 +405,8 @@ def _load_part(
         for key, value in metadata.items()
         if key == path or key.startswith(prefix)
     }
-    if path:  # torch does not call the `load_state_dict` that a submodule overrides either
+    # As in torch's own loading, an overridden `load_state_dict` of a submodule is not called.
+    if path:
         return torch.nn.Module.load_state_dict(module, versioned, strict)
     # A user's own `load_state_dict` need not have the parameter `strict`.
     return module.load_state_dict(versioned) if strict else module.load_state_dict(versioned, False)

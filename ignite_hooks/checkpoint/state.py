@@ -1,7 +1,8 @@
 """The capture, the second stage of a save: turns the state of a trainer into contents of files.
 
 ``writer.py`` has a table of all stages, and ``layout.py`` has the names of the files. The manifest
-of each checkpoint has the ``training_id`` of the run of training that saved the checkpoint.
+of each checkpoint has the ``training_id`` of its run. All processes that resume the same run have
+the same id; a branch has a new one.
 """
 
 from collections.abc import Mapping
@@ -78,9 +79,9 @@ class TrainingState:
             is written by ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved. A resume
             has to unpickle them.
-        uncertain: by the name of a part in the ``ResumeReport``, why the part may have changed
-            since the step that is saved. The reasons for parts that may have unsaved state are
-            saved separately, see ``unknown_parts``.
+        uncertain: maps the name of a part, as in the ``ResumeReport``, to the reason why that part
+            may have changed since the step that is saved. The reasons for parts that may have
+            unsaved state are saved separately, see ``unknown_parts``.
     """
 
     trainer: TrainingEngine
@@ -144,7 +145,10 @@ class TrainingState:
         return {k: v for k, v in self.modules.items() if not (self.is_sharded and k == "model")}
 
     def objects(self) -> dict[str, dict[str, Any]]:
-        """Returns the states of handlers, and of what the user has named, by section and name.
+        """Returns the states of handlers, of metrics and of the user's objects.
+
+        Each section of the result maps names to states. The user's objects are those in ``also``
+        and the attributes of ``trainer.state`` that are registered to be saved.
 
         Raises:
             TypeError: a state cannot be saved without pickle.
@@ -200,8 +204,8 @@ class TrainingState:
             rank: the rank of this process.
             objects: the result of ``objects()`` on this process.
             rank0_digests: the result of ``digests_of`` for the objects of rank 0.
-            unknown: by rank, the reasons why parts may have unsaved state. Rank 0 writes the
-                reasons of all ranks, and computes its own here.
+            unknown: the reasons why parts may have unsaved state, one mapping for each rank. The
+                mapping of rank 0 is not used: rank 0 computes its own reasons here.
         """
         rank_content = self.trainer.position_state_dict()
         rank_content["evaluations"] = self.data_of_validations.state_dict()
@@ -219,7 +223,7 @@ class TrainingState:
             "modules": {},
             "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
-            # `unknown` has the reasons of the other ranks only. Those of rank 0 are computed here.
+            # The reasons of rank 0 are computed here, those of the other ranks are given.
             "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),

@@ -458,7 +458,9 @@ def _remove_leftover(folder: Path) -> None:
     # killed as well, incomplete.json still lists the files that have to be deleted.
     try:
         names = list(Manifest.loads(text).files)
-    except ValueError:  # an empty or damaged list: the remains of a save, which wrote all files
+    except (
+        ValueError
+    ):  # an empty list means an unfinished save: every file in the folder is its own
         _remove_all(folder)
         # The removed files have no value. So an error here, for example because the disk is full,
         # must not stop the save that removes them.

@@ -83,8 +83,8 @@ class CheckpointTriggers:
             is_single_process and options.every_seconds is None and not options.background
         )
         self.save = save
-        # The scope that is entered first is left last. So the lock is released after the scope that
-        # waits for the writer has written the last file.
+        # The scope that is entered first is left last. So the lock is released only after the scope
+        # that waits for the writer has ended, when the last file is written.
         enter_at_each_run(trainer, lambda trainer: _LockScope(self, trainer))
         enter_at_each_run(trainer, self._waiting_for_writer)
 
@@ -110,8 +110,9 @@ class CheckpointTriggers:
 
         def save_and_stop() -> None:
             if not is_due():
-                # Only a save that a schedule has asked for is made again after the validation. A
-                # deferred save with another cause is dropped: the save below replaces it.
+                # Only a save that a schedule has asked for is made a second time, after the
+                # validation. Any other deferred save is cancelled here, because
+                # _handle_requests() makes one for the signal.
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
 

@@ -164,7 +164,8 @@ def load_weights(
             plain model.
         strict: whether names must be the same on both sides, as in torch's ``load_state_dict``.
         map_location: the device of tensors before they are copied into the module, as in
-            ``torch.load``. It only matters for modules that keep the given tensors.
+            ``torch.load``. It matters only for modules whose own
+            loading keeps these tensors instead of copying their values.
         cache_dir: the folder for downloads from a URL. Only the necessary files are downloaded.
         verify: whether to compare the checksums of the necessary files before loading them.
 
@@ -576,7 +577,8 @@ def _with_module_names(
     Args:
         module: the module.
         state: the state.
-        is_object: whether the state is not that of one of the trainer's modules.
+        is_object: True for an object in ``also`` or held by a handler, False for one of the
+            trainer's modules.
     """
     names = PlainNames(module)
     ours = names.plain_state(module.state_dict()).keys()

@@ -306,21 +306,23 @@ class OptimizerStep(Handler):
     def complete_step(self, engine: Engine) -> None:
         """Fires STEP_COMPLETED for the last committed step, and calls the callbacks due after it.
 
-        If a failure broke off an earlier call for the same step, this call does the rest: it
-        repeats nothing that has begun. So the scheduler is moved if that call did not move it, and
-        a handler that averages weights misses no step.
+        If a failure came before this call or broke off an earlier one for the same step, only what
+        has not begun yet is done: the scheduler is moved if it has not moved for this step, and
+        STEP_COMPLETED is fired if none of its handlers was called. So a handler that averages
+        weights sees every step exactly once.
         """
         if self._scheduler_call:
             self._move_scheduler()
         if self._uncompleted_step:
             self._fire(engine, TrainEvents.STEP_COMPLETED)
-            # On a trainer the list was cleared with the first handler of the event, if any.
+            # On a trainer the engine clears the list when it calls the first handler of the event.
+            # Without a handler it is cleared here.
             self._uncompleted_step.clear()
         if self.steps >= self._timetable.next_due:
             self._timetable.call_due(self.steps)
 
     def _move_scheduler(self) -> None:
-        """Moves the scheduler, with signals held back, if a failure came between step and move."""
+        """Makes the scheduler's step that a failure has left undone, with signals held back."""
         self.signals.is_holding = True
         try:
             self._scheduler_call.pop()()
@@ -406,8 +408,9 @@ class OptimizerStep(Handler):
         self.attachment = attachment
 
     def _attach_to_trainer(self, attachment: Attachment) -> None:
-        """Attaches the callbacks on step schedules and the scheduler, in their turns.
+        """Attaches the handlers that call the callbacks on step schedules and move the scheduler.
 
+        Each has its fixed place (``Turn``) among the handlers of its event.
         If a failure keeps these handlers from being called, the loop calls the same functions.
         """
 
@@ -427,9 +430,9 @@ class OptimizerStep(Handler):
 class _PlainEngineStepping:
     """Opens, closes and drops windows at the events of a plain Ignite engine.
 
-    On a plain engine the number of batches left may be unknown, and so is which handler is the last
-    to read gradients. Gradients therefore stay until the next iteration starts, or until the epoch
-    or the run ends.
+    On a plain engine the number of batches left may be unknown. It is never known which handler is
+    the last to read gradients, so gradients stay until the next iteration starts, or until the
+    epoch or the run ends.
     """
 
     def __init__(self, step: OptimizerStep) -> None:

@@ -37,7 +37,8 @@ class RunPosition:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
-        given_limits: the limits that were passed to ``run``; they apply again when the run is over.
+        given_limits: the limits that were passed to ``run``. After the run they take the place of
+            ``limits``, so that changes by handlers end with the run.
         shown: the limits that the state shows. ``max_epochs`` may be derived from ``max_steps``.
         epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
             pass.
@@ -225,7 +226,10 @@ class RunPosition:
 
     @property
     def has_lost_batches(self) -> bool:
-        """True if the end of the data, when it comes now, ends the epoch before its last batch."""
+        """True if the end of the data ends this epoch: it is one pass, and has had batches.
+
+        The loop asks for this when the data end before the last batch of the epoch.
+        """
         return self.epoch_length is None and self.place.progress.batches > 0
 
     def end_epoch_early(self, request: Any = True) -> None:
@@ -380,7 +384,8 @@ class RunPosition:
             return False
         if self.ended_by is not None:
             return True
-        if self.has_failed:  # a stop broke off callbacks that are still to be called
+        # On a resumed run the flag means that callbacks of the saved step are still due.
+        if self.has_failed:
             return False
         limits = live if given in (Limits(), self.given_limits) else given
         return limits.reached(self.place.progress, self.steps) is not None
@@ -544,8 +549,9 @@ class RunPosition:
     def restore_random_state(self, *, is_last_time: bool) -> None:
         """Calls the callbacks of ``call_on_resume``, and restores the generators of a resumed run.
 
-        This is done after STARTED and again after EPOCH_STARTED. The handlers of these events draw
-        random numbers and reset metrics, and the resumed run had not called them at this place.
+        This is done after STARTED and again after EPOCH_STARTED. The handlers of these events may
+        draw random numbers and reset metrics, and the run that was saved did not call them at this
+        place.
 
         Args:
             is_last_time: whether this is the last call before the next batch.

@@ -59,7 +59,7 @@ def _describe_steps(trainer: TrainingEngine, feed: DataFeed | None) -> str:
     window_size: int = trainer.accelerator.gradient_accumulation_steps
     length = trainer.state.epoch_length or feed.length or feed.promised_length
     samples = _global_batch(feed, trainer.accelerator.num_processes)
-    # The last window_size of an epoch may be short: it is a step too.
+    # Rounded up, because the last window of an epoch may be short and makes a step too.
     steps = [f"{_counted(-(-length // window_size), 'step')} an epoch"] if length else []
     if samples:
         product = f" ({window_size} × {samples:,})" if window_size > 1 else ""
@@ -77,7 +77,7 @@ def _global_batch(feed: DataFeed, processes: int) -> int | None:
     """Returns the samples of a batch of all processes together; None if that is not known."""
     try:
         return global_batch_size(feed.loader, processes)
-    except Exception:  # a property of the user's sampler: no reason to fail in a repr
+    except Exception:  # a property of the user's sampler may raise; a ``repr`` should not
         return None
 
 
