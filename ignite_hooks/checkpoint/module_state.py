@@ -193,8 +193,9 @@ def check_module_fit(
         module_info: the information that ``module_file`` has returned.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether it is a difference if loading replaces parameters of the module by
-            new objects. An optimizer would continue to update the old parameters.
+        keeps_parameters: whether loading must keep the parameter objects of the module. If so, a
+            parameter that loading replaces by a new object is a difference, because an optimizer
+            would continue to update the old one.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
@@ -458,9 +459,9 @@ def _has_special_tensors(module: torch.nn.Module) -> bool:
 
 
 def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
-    """Returns whether the names of a parameter and of its source stand for different tensors.
+    """Returns whether a parameter is loaded from a tensor with another name.
 
-    Tied weights have two names for one tensor, which is no renaming.
+    A second name of the same tensor (tied weights) does not count as another name.
 
     Args:
         state: the saved state.

@@ -251,6 +251,7 @@ class TrainingState:
             name = type(registered).__name__
             content = Objects(registered.state_dict(), name, may_pickle=True)
             files[registered_file(number)] = content
+        # The name completes the message "the state of …".
         files[TRAINER] = Objects(trainer_content, "a handler, or of an object in `also`,")
         return files
 

@@ -371,7 +371,23 @@ class DataFeed:
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns the reasons why the next batches may differ from those of the saved run."""
         if not self._source.can_repeat:
-            return ["an iterator cannot be moved: it continues from where it is"]
+            return [
+                "an iterator cannot be moved to the saved position: the run takes its batches from
+                
+                
+                
+                
+                
+                
+                 where it is"
+                 
+                 
+                 
+                 
+                 
+                 
+                
+            ]
         if not self._source.is_reader:
             return []  # rank 0, which loads the batches, gives the reasons
         found = []

@@ -171,9 +171,9 @@ class OptimizerStep(Handler):
         """Back-propagates ``loss`` with its share in the mean over the window.
 
         If the length of the data is known, a trainer knows the size of a window when the window
-        opens. Losses are then divided by this size, by ``accelerator.backward`` as well. Otherwise
-        losses are divided by the size of a full window. The gradient of a short window is then
-        scaled up at the end of the window, which rounds differently.
+        opens. Losses are then divided by this size, also if ``accelerator.backward`` is called.
+        Otherwise losses are divided by the size of a full window. The gradient of a short window is
+        then scaled up at the end of the window, which rounds differently.
         """
         self.prepared.backward(loss, self._divisor)
 

@@ -295,7 +295,7 @@ class TrainingLoop(QuickEngine):
                 try:
                     state.batch = next(self._batches)
                 except StopIteration:
-                    if position.has_lost_batches:
+                    if position.ends_with_data:
                         self._end_short_epoch()
                         return
                     yield from self._enter_next_pass(fire_data_event)

@@ -25,10 +25,10 @@ __all__ = ["RunPosition"]
 class RunPosition:
     """The counters and limits of a run, its last step boundary, and the state that it resumes.
 
-    Only this object controls a run. The engine's state shows copies of the counters, so a handler
-    that overwrites them creates or suppresses no step. The position does not know the engine. The
-    loop moves the position forward, and rolls it back to the last step boundary when batches are
-    dropped before their step.
+    The counters here decide what the run does. The engine's state shows copies of them: if a
+    handler overwrites a copy, no step is added or left out. The position does not know the engine.
+    The loop moves the position forward, and rolls it back to the last step boundary when batches
+    are dropped before their step.
 
     Args:
         optimizer_step: counts the committed steps, and holds the open window.
@@ -43,13 +43,14 @@ class RunPosition:
         epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
             pass.
         is_resumed: whether the next run continues the run of another process.
-        has_failed: whether the run ended in a failure, and so is not finished.
+        is_unfinished: whether the run failed, or was resumed with callbacks that are still due.
+            Such a run is not finished, even at its limit.
         epoch_termination: the request that ended the present epoch before its last batch, or False.
         length_of_pass: the number of batches in the last epoch that was one whole pass; None if
             there was none.
-        uncompleted_epoch: while EPOCH_COMPLETED is due, the place and ``epoch_termination`` from
-            before the epoch was counted as complete. Empty once the first handler of the event is
-            called.
+        uncompleted_epoch: a list with at most one entry. From the time when an epoch is counted as
+            complete until the first handler of EPOCH_COMPLETED is called, the entry is the place
+            and ``epoch_termination`` from before that count.
         find_generators: returns the random generators of the run that are neither global nor in the
             data.
         ended_by: the name of the handler or function that ended the run before its limit, after
@@ -62,7 +63,7 @@ class RunPosition:
         self.limits = self.given_limits = Limits()
         self.shown = ShownLimits()
         self.epoch_length: int | None = None
-        self.is_resumed = self.has_failed = False
+        self.is_resumed = self.is_unfinished = False
         self._optimizer_step = optimizer_step
         self._boundary = self.place
         self.length_of_pass: int | None = None
@@ -156,7 +157,7 @@ class RunPosition:
 
     @property
     def is_between_steps(self) -> bool:
-        """True if the place can be saved: a step boundary, and the feed has given no more batch."""
+        """True if the place can be saved: a step boundary after which the feed gave no batch."""
         return (
             self.feed is not None
             and self.is_at_boundary
@@ -192,7 +193,8 @@ class RunPosition:
             return
         progress = Progress() if is_new else self.place.progress
         length, window_size = epoch_length or feed.length, step.accumulation.full_size()
-        # An epoch that is full has no batch left, even if ``terminate_epoch()`` has cut it short.
+        # ``is_full`` means that the epoch gets no further batch. After ``terminate_epoch()`` it has
+        # had fewer batches than its length.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
@@ -221,11 +223,11 @@ class RunPosition:
 
     @property
     def has_epoch_to_complete(self) -> bool:
-        """True if the epoch has had all its batches in this process, and only its end is due."""
+        """True if the epoch gets no further batch, and no random state is still to be restored."""
         return self.place.progress.is_full and self._random_state is None
 
     @property
-    def has_lost_batches(self) -> bool:
+    def ends_with_data(self) -> bool:
         """True if the end of the data ends this epoch: it is one pass, and has had batches.
 
         The loop asks for this when the data end before the last batch of the epoch.
@@ -316,7 +318,7 @@ class RunPosition:
         Args:
             has_failed: whether the run ended in a failure.
         """
-        self.has_failed = has_failed
+        self.is_unfinished = has_failed
         self._has_dropped_batches = self._has_dropped_batches or not self.is_between_steps
         if self.uncompleted_epoch:  # no handler of EPOCH_COMPLETED has been called
             self._boundary, self.epoch_termination = self.uncompleted_epoch[0]
@@ -353,11 +355,11 @@ class RunPosition:
         live = self.limits.with_changes(shown, now.limits)
         if self.shown.asks_for_new_run(now) or live == Limits():
             return None
-        is_over = live.reached(progress, steps) is not None and not self.has_failed
+        is_over = live.reached(progress, steps) is not None and not self.is_unfinished
         if given == self.given_limits and not is_over:
             given = Limits()
-        # After a finished run a limit that is not higher than before begins a new run. Such a limit
-        # may lie in the past, which is no error.
+        # After a finished run a limit that is not higher than before begins a new run. So it is
+        # checked against the beginning of a run, and not against the steps that are done.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
         else:
@@ -367,7 +369,7 @@ class RunPosition:
             before = given  # the limits of the other process were for its run only
         further = given if given != Limits() else before
         if further.reached(progress, steps):
-            return further if self.has_failed else None
+            return further if self.is_unfinished else None
         limits = given | before.without_reached(progress, steps)
         limits.check_values(progress, steps)
         return limits
@@ -384,8 +386,7 @@ class RunPosition:
             return False
         if self.ended_by is not None:
             return True
-        # On a resumed run the flag means that callbacks of the saved step are still due.
-        if self.has_failed:
+        if self.is_unfinished:
             return False
         limits = live if given in (Limits(), self.given_limits) else given
         return limits.reached(self.place.progress, self.steps) is not None
@@ -465,7 +466,7 @@ class RunPosition:
         }
 
     def unknown_parts(self, found: FoundGenerators | None = None) -> dict[str, str]:
-        """Returns the parts that may not be restored, and the reason for each.
+        """Returns the parts of which it is uncertain that a resume restores them, with reasons.
 
         The keys are names of parts as in ``ResumeReport``.
 
@@ -503,7 +504,7 @@ class RunPosition:
 
         self._pending_seek = seek
         self.is_resumed = True
-        self.has_failed = bool(state_dict.get("due"))
+        self.is_unfinished = bool(state_dict.get("due"))
         self.epoch_termination = state_dict.get("cut", False)
         self.ended_by = None
         self.uncompleted_epoch.clear()
@@ -526,7 +527,7 @@ class RunPosition:
 
         self._pending_seek = seek
         self.is_resumed, self._random_state = False, None
-        self.has_failed = self.epoch_termination = False
+        self.is_unfinished = self.epoch_termination = False
         self.ended_by = None
         self.uncompleted_epoch.clear()
         self._optimizer_step.start_from(steps)

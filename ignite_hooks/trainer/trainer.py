@@ -378,7 +378,7 @@ class Trainer(TrainingLoop):
     def _note_outcome(self) -> None:
         """Notes whether the run failed. ``run`` calls this in its last statement."""
         if not is_interrupted(self):
-            self._position.has_failed = self.stop_reason == "exception" or self.is_broken_off
+            self._position.is_unfinished = self.stop_reason == "exception" or self.is_broken_off
 
     def _run(self, data: Any, given: Limits, epoch_length: int | None) -> State:
         """Starts, continues or resumes a run. The scopes around the run are open already."""

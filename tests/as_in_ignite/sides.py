@@ -38,16 +38,30 @@ DEPARTURES = {
     "Ignite fires EPOCH_COMPLETED for the failed epoch and trains the next one.",
     "a failure within the step is handled once": "The handlers of EXCEPTION_RAISED are called "
     "once, even if one of them raises. Ignite calls them again then.",
-    "a finished run continues to another kind of limit": "A finished run continues to a further "
-    "limit of another kind. In Ignite the first limit must be set to None.",
+    "a finished run continues to another kind of limit": "A finished run continues to a limit "
+    "of another kind that is not reached yet. In Ignite the first limit must be set to None.",
     # Limits and lengths
     "an epoch is one pass": "Without an epoch_length each epoch asks for the current length of "
     "the data. Ignite keeps the length of the first epoch.",
     "set_data ends the epoch with its pass": "Without an epoch_length the epoch ends where the new "
     "data end. Ignite keeps the length of the old data.",
-    "a limit that is passed ends the run": "A limit below what is already done ends the run at "
-    "once. Ignite tests for equality, and continues to the end of the epoch or forever.",
-    "limits are checked before the run": "max_epochs=0 is an error. Ignite runs nothing.",
+    "a limit that is passed ends the run": "A limit that a handler sets below what is already "
+    "done ends the run at once. Ignite tests for equality, and continues to the end of the epoch or
+    
+    
+    
+    
+    
+    
+    
+    
+    
+    
+    
+    
+    
+    
+     forever.", "limits are checked before the run": "max_epochs=0 is an error. Ignite runs nothing.",
     "max_iters does not set max_epochs": "Ignite derives max_epochs from max_iters when the length "
     "of the data becomes known, and may therefore end a run before max_iters.",
     "other data may have another length": "A run that continues with other data takes their "

@@ -225,7 +225,9 @@ def batch_loss(model, batch):
 
 EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
 AGAIN = "earlier batches of this pass are iterated again"
-MOVED = "an iterator cannot be moved: it continues from where it is"
+MOVED = (
+    "an iterator cannot be moved to the saved position: the run takes its batches from where it is"
+)
 
 KINDS = [
     Kind("`DataLoader(shuffle=True)`", lambda: loader(Drawing())),
@@ -331,7 +333,7 @@ KINDS = [
         lambda: StatefulRepeatable(Drawing()),
     ),
     Kind(
-        "a generator, started again",
+        "a generator that the new process creates again",
         lambda: (torch.full((2, 4), number / 10) for number in range(2 * BATCHES)),
         between=OTHER,
         within=OTHER,
