@@ -105,7 +105,7 @@ def check_context(context: Any) -> None:
         raise TypeError(
             f"`context` must be a function that makes a context manager, got the context manager "
             f"{context!r}, which may work only once: pass lambda engine: ... that makes a new "
-            "context manager each time"
+            "one each time"
         )
     function = _undecorated(context)
     _check_takes_engine("`context`", function)

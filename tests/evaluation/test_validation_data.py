@@ -347,7 +347,7 @@ def test_data_under_another_name_are_reported(tmp_path):
     make = on(lambda: loader(Still()), prefix="held_out_")
     part = Run(make, resume_from=ResumeCheckpoint(tmp_path))(max_steps=3).report
     assert (part.level, part.reason.partition(":")[0]) == ("approximate", "held_out_")
-    assert "the checkpoint, which has val_" in part.reason
+    assert "the checkpoint has no data of this name, but has val_" in part.reason
 
 
 def test_a_new_or_removed_validation_is_not_a_difference(tmp_path):

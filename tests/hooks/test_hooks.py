@@ -444,8 +444,8 @@ BAD = {
     "a context manager used up at once": (
         lambda hooks: hooks.register("on_step", record_function("step")),
         TypeError,
-        "`context` must be a function that makes a context manager, got <.*record_function.*> "
-        "itself.*: pass lambda engine: ",
+        "`context` must be a function that makes a context manager, got the context "
+        "manager <.*record_function.*>, which .*: pass lambda engine: ",
     ),
     "a context that takes no engine": (
         lambda hooks: hooks.register("on_step", lambda: nullcontext()),

@@ -75,7 +75,7 @@ def test_refused_kernel_backend_is_error_with_reason_and_remedy():
 def test_auto_is_the_sampler_if_a_reset_has_no_effect(monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, text: len(text))
     assert MaxRAM().used_backend == "sampler"
-    with pytest.raises(ValueError, match=r"does not lower VmHWM\): backend=.auto. takes"):
+    with pytest.raises(ValueError, match=r"does not lower VmHWM\): backend=.auto. uses"):
         MaxRAM(backend="kernel")
 
 
