@@ -12,6 +12,7 @@ import ignite.engine
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from ignite.metrics import Metric
 
 import ignite_hooks.checkpoint
 import ignite_hooks.evaluation
@@ -293,6 +294,14 @@ def _check_handlers(handlers: Any) -> None:
                 f"{type(handler).__name__} without this method: add a function with "
                 "trainer.add_event_handler(event, function)"
             )
+        if isinstance(handler, Metric):
+            name = type(handler).__name__
+            raise TypeError(
+                f"`handlers` must have attach(engine), handlers[{index}] is the metric {name}: "
+                f'give it to an evaluator, create_supervised_evaluator(model, {{"name": {name}()}})'
+                ", and the evaluator to `validation`; or attach it by name, with "
+                "metric.attach(trainer, name)"
+            )
         try:
             inspect.signature(attach).bind("engine")
         except TypeError as error:
@@ -337,10 +346,16 @@ def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> Non
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        shown = getattr(function, "__name__", type(function).__name__)
+        shown = f"{getattr(function, '__name__', type(function).__name__)}{signature}"
+        remedy = f"write {name}=lambda {', '.join(arguments)}: …"
+        if isinstance(function, torch.nn.Module):
+            takes = ", ".join(signature.parameters)
+            shown = f"the module {type(function).__name__}, whose forward takes ({takes})"
+        if isinstance(function, torch.nn.Module) and name == "loss_fn":
+            remedy = "pass a loss, torch.nn.CrossEntropyLoss() for example"
         raise TypeError(
-            f"`{name}` must take {' and '.join(arguments)} by position, got {shown}{signature} "
-            f"({error}): write {name}=lambda {', '.join(arguments)}: …"
+            f"`{name}` must take {' and '.join(arguments)} by position, got {shown} ({error}): "
+            f"{remedy}"
         ) from None
 
 

@@ -280,7 +280,7 @@ BEFORE_THE_FIRST_BATCH = {
     "second clipper": (
         lambda data: attach_twice(data, lambda trainer: GradientClipping(max_norm=1.0)),
         ValueError,
-        ("one GradientClipping", "has one already", "remove()"),
+        ("one GradientClipping", "got a second one", "remove()"),
     ),
     "clipper in handlers and as grad_clip": (
         lambda data: train(
@@ -289,7 +289,7 @@ BEFORE_THE_FIRST_BATCH = {
             handlers=[GradientClipping(clip_value=1.0)],
         ),
         ValueError,
-        ("one GradientClipping", "has one already", "leave out `grad_clip` in the factory"),
+        ("one GradientClipping", "got a second one", "as `grad_clip` or in `handlers`"),
     ),
     "clipper on an engine that does not step": (
         clip_without_step,
@@ -526,7 +526,7 @@ BEFORE_THE_FIRST_BATCH = {
             "`evaluate`",
             "must be an engine or a callable",
             "got CountedBatches",
-            "create_supervised_ev",
+            "the order is Validation(evaluator, loader)",
         ),
     ),
     "callable with two arguments": (
@@ -666,7 +666,7 @@ AT_THE_FIRST_BATCH = {
     "batch of three": (
         {"data": [(torch.ones(2, 4), torch.ones(2, 2), torch.ones(2))]},
         ValueError,
-        ("a batch must be a pair (x, y)", "tuple of length 3", "`prepare_batch`"),
+        ("a batch must be a pair (x, y)", "tuple of length 3", "prepare_batch=lambda"),
     ),
     "batch that is a dict": (
         {"data": [{"x": torch.ones(2, 4), "y": torch.ones(2, 2)}]},

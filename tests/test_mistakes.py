@@ -58,6 +58,13 @@ class Script:
         return GradientClipping(max_norm=1.0)
 
 
+class NeedsMore:
+    """A handler as Ignite's loggers are, with further arguments of attach()."""
+
+    def attach(self, engine, log_handler):
+        raise AssertionError("not to be called")
+
+
 def from_import(name, package="ignite_hooks"):
     exec(f"from {package} import {name}")
 
@@ -168,12 +175,12 @@ MISTAKES = {
     "float for a count": (
         lambda s: SaveCheckpoint(s.folder, every_steps=1e3),
         ValueError,
-        "`every_steps` must be an integer >= 1, got 1000.0; leave it out for no such schedule",
+        "`every_steps` must be an integer >= 1, got 1000.0, a float (write 1000); leave it out",
     ),
     "string for a count": (
         lambda s: GarbageCollector(freeze_after="1"),
         ValueError,
-        "`freeze_after` must be an integer >= 1, got '1'; it counts iterations",
+        "`freeze_after` must be an integer >= 1, got '1', a string (write 1, without quotes); it",
     ),
     "misspelt choice": (
         lambda s: MaxRAM(backend="kernal"),
@@ -248,7 +255,8 @@ MISTAKES = {
     "number for an event": (
         lambda s: s.trainer().add_event_handler(5, print),
         ValueError,
-        "Event 5 is not a valid event for this Trainer: there are `Events.",
+        "Event 5 is not a valid event for this Trainer: write an event, "
+        "Events.ITERATION_COMPLETED(every=5) for example",
     ),
     "short name of a channel": (
         wrong_channel,
@@ -321,7 +329,8 @@ MISTAKES = {
     "loader and evaluator swapped": (
         lambda s: Validation(s.loader, s.evaluator(), every_epochs=1),
         TypeError,
-        "`evaluate` must be an engine or a callable, got DataLoader: pass",
+        "`evaluate` must be an engine or a callable, got DataLoader: the order is "
+        "Validation(evaluator, loader)",
     ),
     "data set for a loader": (
         lambda s: s.trainer(s.model, s.optimizer, s.loss_fn, s.loader.dataset),
@@ -342,8 +351,14 @@ MISTAKES = {
     "metric among the handlers": (
         lambda s: s.trainer(handlers=[Accuracy()]),
         TypeError,
-        "attach() of handlers[0] (Accuracy) needs other arguments (missing a required "
-        "argument: 'name'): attach the handler yourself, with attach(trainer, …)",
+        "`handlers` must have attach(engine), handlers[0] is the metric Accuracy: give it to an "
+        "evaluator, create_supervised_evaluator(model, ",
+    ),
+    "logger among the handlers": (
+        lambda s: s.trainer(handlers=[NeedsMore()]),
+        TypeError,
+        "attach() of handlers[0] (NeedsMore) needs other arguments (missing a required argument: "
+        "'log_handler'): attach the handler yourself, with attach(trainer, …)",
     ),
     "function among the handlers": (
         lambda s: s.trainer(handlers=[lambda engine: None]),
@@ -374,7 +389,7 @@ MISTAKES = {
     "name for a handler": (
         lambda s: RunSettings(handlers=["gc"]),
         ValueError,
-        "`handlers[0]` must be an instance of Handler, got 'gc'",
+        "`handlers[0]` must be an instance of Handler, got 'gc': write an object, Garbage",
     ),
     "list for objects by name": (
         lambda s: SaveCheckpoint(s.folder, also=[s.model]),
@@ -400,7 +415,8 @@ MISTAKES = {
     "class of a loader": (
         lambda s: s.trainer(s.model, s.optimizer, s.loss_fn, DataLoader),
         TypeError,
-        "`data` must be an iterable of batches, got the class DataLoader: pass",
+        "`data` must be an iterable of batches, got the class DataLoader: pass an object of this "
+        "class, DataLoader(…)",
     ),
     "class of a scheduler": (
         lambda s: s.trainer(lr_scheduler=StepLR),
@@ -464,7 +480,7 @@ MISTAKES = {
     "two clippings": (
         lambda s: s.trainer(grad_clip=s.clipping(), handlers=[s.clipping()]),
         ValueError,
-        "`engine` must have one GradientClipping, and it has one already",
+        "`engine` must have one GradientClipping, got a second one: give only one, as `grad_clip`",
     ),
     "clipping without a step": (
         lambda s: s.clipping().attach(ignite.engine.Engine(lambda engine, batch: None)),
@@ -485,7 +501,8 @@ MISTAKES = {
     "layer as the loss": (
         lambda s: s.trainer(s.model, s.optimizer, torch.nn.Softmax(dim=1)),
         TypeError,
-        "`loss_fn` must take y_pred and y by position, got Softmax(input:",
+        "got the module Softmax, whose forward takes (input) (too many positional arguments): pass "
+        "a loss, torch.nn.CrossEntropyLoss() for example",
     ),
     "batch processor without the model": (
         lambda s: create_supervised_trainer(
@@ -504,7 +521,7 @@ MISTAKES = {
     "batches of three parts": (
         lambda s: s.trainer(s.model, s.optimizer, s.loss_fn, of_three(s)).run(),
         ValueError,
-        "a batch must be a pair (x, y), got list of length 3: give `prepare_batch`",
+        "a batch must be a pair (x, y), got list of length 3: choose two parts with prepare_batch=",
     ),
     "best weights of nothing": (
         lambda s: s.trainer().load_best(),
@@ -515,22 +532,22 @@ MISTAKES = {
     "resume from nowhere": (
         lambda s: s.trainer(resume_from=s.folder / "nowhere"),
         FileNotFoundError,
-        "where there is no checkpoint: fix the path, or say",
+        "where there is no checkpoint: fix the path, or write ResumeCheckpoint(",
     ),
     "resume from a folder without checkpoints": (
         lambda s: s.trainer(resume_from=ResumeCheckpoint(s.folder)),
         FileNotFoundError,
-        'or say on_missing="start" to begin from scratch',
+        'or write ResumeCheckpoint(path, on_missing="start")',
     ),
     "resume from a file": (
         resume_from_a_file,
         ValueError,
-        "`source` must be a folder, got the file ",
+        "give the directory of a SaveCheckpoint, or one of the folders in it",
     ),
     "save into a file": (
         save_into_a_file,
         ValueError,
-        "`directory` must be a folder that can be written to, got ",
+        "`directory` must be a folder that can be written to, got the file ",
     ),
     "save to a URL": (
         lambda s: SaveCheckpoint("s3://bucket/runs", every_steps=1),

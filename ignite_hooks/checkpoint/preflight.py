@@ -26,6 +26,11 @@ def check_directory(directory: Path) -> None:
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(b"?")
     except OSError as error:
+        if directory.exists() and not directory.is_dir():
+            raise ValueError(
+                f"`directory` must be a folder that can be written to, got the file {directory}: "
+                "give a folder, which is made if it does not exist"
+            ) from error
         raise ValueError(
             f"`directory` must be a folder that can be written to, got {directory} "
             f"({type(error).__name__}: {error}): give another directory, or make this one writable"

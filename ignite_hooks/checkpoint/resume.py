@@ -241,7 +241,8 @@ class ResumeCheckpoint(Handler):
             return None
         raise FileNotFoundError(
             f"`source` must be a checkpoint or a directory of them, got {self.source}, where there "
-            'is no checkpoint: fix the path, or say on_missing="start" to begin from scratch'
+            'is no checkpoint: fix the path, or write ResumeCheckpoint(path, on_missing="start") '
+            "to begin from scratch"
         )
 
     def _read_checkpoint(

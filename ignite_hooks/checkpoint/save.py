@@ -36,6 +36,7 @@ from ignite_hooks.core.fields import SignalNames
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Scheduled
 from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.data.random_state import GENERATOR_CLASSES
@@ -164,10 +165,11 @@ class SaveCheckpoint(Scheduled):
         for name, each in objects.items() if self.also is not None else ():
             is_generator = isinstance(each, GENERATOR_CLASSES)
             if not isinstance(self.also, Mapping) or not (is_generator or has_state(each)):
+                of_name = f" for {name!r}" if isinstance(self.also, Mapping) else ""
                 raise TypeError(
                     "`also` must be a dict of objects with state_dict() and load_state_dict(), or "
-                    f"of random generators, got {type(each).__name__} for {name!r}: give the "
-                    "objects by name"
+                    f"of random generators, got {shown_type(each)}{of_name}: give such objects by "
+                    'name, also={"ema": ema} for example'
                 )
 
     @property

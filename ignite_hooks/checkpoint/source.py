@@ -118,8 +118,8 @@ class FolderSource(Source):
             return []
         except NotADirectoryError:
             raise ValueError(
-                f"`source` must be a folder, got the file {path}: give a checkpoint or a "
-                "directory of them"
+                f"`source` must be a folder, got the file {path}: give the directory "
+                "of a SaveCheckpoint, or one of the folders in it, step_00000100 for example"
             ) from None
         except OSError as error:
             raise SourceError(

@@ -219,4 +219,6 @@ def error_message(error: Any) -> str:
     if isinstance(value, type) and error_type in ("is_instance_of", "dataclass_type"):
         return f"must be {rule}, got the class {value.__name__} itself: write {value.__name__}(…)"
     remedy = f": write {error['ctx']['class_name']}(…)" if error_type == "dataclass_type" else ""
+    if error_type == "is_instance_of" and error["ctx"]["class"] == "Handler":
+        remedy = ": write an object, GarbageCollector(every_steps=100) for example"
     return f"must be {rule}, got {short_repr(value)}{remedy}"

@@ -219,11 +219,13 @@ class EventCheckingEngine(Engine):
             return
         known = {each.name: each for each in self._allowed_events if isinstance(each, Enum)}
         name = str(event_name).rpartition(".")[2].upper()
-        close = get_close_matches(name, known, n=2, cutoff=0.75)
+        close = get_close_matches(name, known, n=1, cutoff=0.75)
         if isinstance(event_name, Enum):
             remedy = "attach to the engine that fires it, a trainer for TrainEvents"
+        elif isinstance(event_name, int):
+            remedy = f"write an event, Events.ITERATION_COMPLETED(every={event_name}) for example"
         elif close:
-            remedy = f"did you mean {' or '.join(_shown_event(known[name]) for name in close)}?"
+            remedy = f"did you mean {_shown_event(known[close[0]])}?"
         else:
             remedy = f"there are {', '.join(map(_shown_event, known.values()))}"
         raise ValueError(

@@ -24,6 +24,7 @@ from ignite_hooks.core.paths import absolute_source
 from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.paths import path_in_url
 from ignite_hooks.core.paths import url_of_path
+from ignite_hooks.core.rules import conversion_hint
 from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import is_count
 from ignite_hooks.core.rules import is_integer
@@ -81,7 +82,8 @@ def must_be(
     def check(value: Any, info: ValidationInfo) -> Any:
         if (value is None and may_be_none) or holds(value):
             return value
-        raise ValueError(f"`{info.field_name}` must be {rule}, got {short_repr(value)}; {remedy}")
+        shown = f"{short_repr(value)}{conversion_hint(value, holds)}"
+        raise ValueError(f"`{info.field_name}` must be {rule}, got {shown}; {remedy}")
 
     # Before pydantic's own check, which would convert True or "1" to 1.
     return BeforeValidator(check)

@@ -1,12 +1,15 @@
 """Checks of values, and the common parts of their error messages."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any
 
 __all__ = [
     "check_count",
+    "conversion_hint",
     "did_you_mean",
     "is_count",
     "is_integer",
@@ -40,7 +43,25 @@ def check_count(name: str, value: Any, remedy: str) -> None:
         remedy: what to do instead, for the message.
     """
     if not is_count(value):
-        raise ValueError(f"`{name}` must be an integer >= 1, got {value!r}: {remedy}")
+        shown = f"{short_repr(value)}{conversion_hint(value, is_count)}"
+        raise ValueError(f"`{name}` must be an integer >= 1, got {shown}: {remedy}")
+
+
+def conversion_hint(value: Any, holds: Callable[[Any], bool]) -> str:
+    """Returns the words for a value of the wrong type that would be right after a conversion.
+
+    Args:
+        value: a value that breaks a rule.
+        holds: the rule. The words are for 1000.0 or "1000" where an integer is expected.
+    """
+    if isinstance(value, float) and value.is_integer() and holds(int(value)):
+        return f", a float (write {int(value)})"
+    if isinstance(value, str):
+        for convert in (int, float):
+            with suppress(ValueError):
+                if holds(convert(value)):
+                    return f", a string (write {convert(value)}, without quotes)"
+    return ""
 
 
 _SHORT_REPR = Repr()

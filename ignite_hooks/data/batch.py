@@ -45,8 +45,9 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
     # abstract class, took 2 µs per batch.
     if not isinstance(batch, (tuple, list, Sequence)) or len(batch) != 2:
         raise ValueError(
-            f"a batch must be a pair (x, y), got {describe_value(batch)}: give `prepare_batch`, "
-            "(batch, device, non_blocking) -> (x, y), or in training a `batch_processor`"
+            f"a batch must be a pair (x, y), got {describe_value(batch)}: choose two parts with "
+            "prepare_batch=lambda batch, device, non_blocking: (batch[0], batch[1]), or give the "
+            "trainer a `batch_processor`, (model, batch) -> (outputs, loss)"
         )
     x, y = batch
     return x, y

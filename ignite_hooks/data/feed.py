@@ -372,21 +372,8 @@ class DataFeed:
         """Returns the reasons why the next batches may differ from those of the saved run."""
         if not self._source.can_repeat:
             return [
-                "an iterator cannot be moved to the saved position: the run takes its batches from
-                
-                
-                
-                
-                
-                
-                 where it is"
-                 
-                 
-                 
-                 
-                 
-                 
-                
+                "an iterator cannot be moved to the saved position: the run takes its batches from "
+                "where it is"
             ]
         if not self._source.is_reader:
             return []  # rank 0, which loads the batches, gives the reasons
@@ -564,13 +551,15 @@ class DataFeed:
         hint = "" if self.can_repeat else "; an iterator is used up after one pass"
         return (
             f"`data` gave no batch in pass {self.position.data_pass + 1}, it must give at least "
-            f"one: check the {_type_name(self.loader)} and its data set{hint}"
+            f"one batch: check the {_type_name(self.loader)} and its data set{hint}"
         )
 
 
 def _remedy_for(data: Any) -> str:
     if isinstance(data, Dataset):
         return "DataLoader(dataset, batch_size=32), or another size"
+    if isinstance(data, type):
+        return f"an object of this class, {data.__name__}(…)"
     return "a DataLoader, a list of batches or a generator"
 
 

@@ -214,9 +214,11 @@ def _check_data(
 
 def _check_callable(where: str, evaluate: Any) -> None:
     if not callable(evaluate) or isinstance(evaluate, torch.nn.Module):
+        remedy = "pass create_supervised_evaluator(model, metrics)"
+        if isinstance(evaluate, Iterable) and not isinstance(evaluate, torch.nn.Module):
+            remedy = "the order is Validation(evaluator, loader)"
         raise TypeError(
-            f"{where} must be an engine or a callable, got "
-            f"{type(evaluate).__name__}: pass create_supervised_evaluator(model, metrics)"
+            f"{where} must be an engine or a callable, got {shown_type(evaluate)}: {remedy}"
         )
     _count_required_arguments(evaluate)
 

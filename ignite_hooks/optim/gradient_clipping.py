@@ -58,8 +58,9 @@ class GradientClipping(Handler):
         _find_optimizer_step(engine)
         if attached_handlers(engine, GradientClipping):
             raise ValueError(
-                "`engine` must have one GradientClipping, and it has one already: remove() the "
-                "earlier attachment first, or leave out `grad_clip` in the factory"
+                "`engine` must have one GradientClipping, got a second one: give only one, as "
+                "`grad_clip` or in `handlers`; to replace an attached one, remove() its attachment "
+                "first"
             )
 
     def attach_to(self, attachment: Attachment) -> None:
@@ -96,6 +97,7 @@ def _find_optimizer_step(engine: Engine) -> OptimizerStep:
     for step in attached_handlers(engine, OptimizerStep):
         return step
     raise ValueError(
-        "`engine` must have an OptimizerStep before a GradientClipping, and it has none: attach "
-        "OptimizerStep(accelerator, optimizer) first"
+        "`engine` must have an OptimizerStep before a GradientClipping, and it has none: give the "
+        "clipping to the factory, create_supervised_trainer(…, grad_clip=…), or attach "
+        "OptimizerStep(accelerator, optimizer) first, which makes the steps itself"
     )

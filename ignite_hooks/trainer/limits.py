@@ -73,7 +73,9 @@ class Limits:
         for name, value in vars(self).items():
             if value is None:
                 continue
-            check_count(name, value, "leave it out for no such limit")
+            check_count(
+                name, value, "leave it out for no such limit; without any limit one epoch is run"
+            )
             if value < done[name]:
                 raise ValueError(
                     f"`{name}` must be at least what is done already, {done[name]}, got {value}: "

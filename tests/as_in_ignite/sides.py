@@ -46,22 +46,9 @@ DEPARTURES = {
     "set_data ends the epoch with its pass": "Without an epoch_length the epoch ends where the new "
     "data end. Ignite keeps the length of the old data.",
     "a limit that is passed ends the run": "A limit that a handler sets below what is already "
-    "done ends the run at once. Ignite tests for equality, and continues to the end of the epoch or
-    
-    
-    
-    
-    
-    
-    
-    
-    
-    
-    
-    
-    
-    
-     forever.", "limits are checked before the run": "max_epochs=0 is an error. Ignite runs nothing.",
+    "done ends the run at once. Ignite tests for equality, and continues to the end of the epoch "
+    "or forever.",
+    "limits are checked before the run": "max_epochs=0 is an error. Ignite runs nothing.",
     "max_iters does not set max_epochs": "Ignite derives max_epochs from max_iters when the length "
     "of the data becomes known, and may therefore end a run before max_iters.",
     "other data may have another length": "A run that continues with other data takes their "

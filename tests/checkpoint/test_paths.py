@@ -140,7 +140,7 @@ def test_manifest_that_is_not_a_file_is_reported_and_skipped(directory, make, ca
     trainer.run(max_epochs=2)
     assert found(directory) == [2, 1]
     assert main(["verify", str(directory)]) == 1
-    assert "step_00000009: no checkpoint" in capsys.readouterr().out
+    assert "step_00000009: not a checkpoint" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("make", [*MAKERS[:-1]])

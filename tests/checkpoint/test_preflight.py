@@ -41,7 +41,7 @@ def test_files_that_are_there_stay_as_they_are(tmp_path):
 @pytest.mark.parametrize("below", ["file", "file/checkpoints"])
 def test_a_path_that_cannot_be_a_directory_is_an_error(tmp_path, below):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"`directory` must be a folder .*file.*: give another"):
+    with pytest.raises(ValueError, match=r"`directory` must be a folder .*file.*: give a"):
         check_directory(tmp_path / below)
 
 

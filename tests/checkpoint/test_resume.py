@@ -355,7 +355,7 @@ def test_error_lists_every_damaged_checkpoint(tmp_path, on_missing):
     resume = ResumeCheckpoint(tmp_path, on_missing=on_missing)
     with (
         pytest.warns(UserWarning, match="skipped"),
-        pytest.raises(ValueError, match="all are damaged") as caught,
+        pytest.raises(ValueError, match="all checkpoints are damaged") as caught,
     ):
         make_trainer(batches_of(3), resume_from=resume)
     for step, part in enumerate(["optimizer.bin has", "manifest", "model.safetensors cannot"], 1):

@@ -125,16 +125,16 @@ def test_keep_best_needs_a_metric(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("also", "kind", "name"),
+    ("also", "shown"),
     [
-        ([Counter()], "list", "also"),
-        (Counter(), "Counter", "also"),
-        ({"count": 3}, "int", "count"),
-        ({"count": Counter(), "class": Counter}, "type", "class"),
+        ([Counter()], "list"),
+        (Counter(), "Counter"),
+        ({"count": 3}, "int for 'count'"),
+        ({"count": Counter(), "class": Counter}, "the class Counter for 'class'"),
     ],
 )
-def test_objects_without_a_state_are_refused_by_name(tmp_path, also, kind, name):
-    message = f"`also` must be a dict of objects with state_dict.*, got {kind} for '{name}': give"
+def test_objects_without_a_state_are_refused_by_name(tmp_path, also, shown):
+    message = f"`also` must be a dict of objects with state_dict.*, got {shown}: give such"
     with pytest.raises(TypeError, match=message):
         SaveCheckpoint(tmp_path, also=also)
 

@@ -169,7 +169,7 @@ def test_nan_is_read_from_a_string():
         ("every", 0, "`every` must be an integer >= 1, got 0; leave it out"),
         ("none", 3, "must be None, got 3"),
         ("none", {"a": 1}, "must be None, got {'a': 1}"),
-        ("every", "3", "`every` must be an integer >= 1, got '3'; leave it out"),
+        ("every", "3", "`every` must be an integer >= 1, got '3', a string (write 3, without"),
     ],
 )
 def test_wrong_value_is_refused_with_its_path_and_the_rule(field, data, rule):

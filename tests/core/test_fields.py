@@ -48,7 +48,8 @@ def assert_refused(cls, name, value, rule, remedy, **others):
     with pytest.raises(ValueError, match=f"`{name}` must be {rule}, got ") as raised:
         cls(**{name: value}, **others)
     message = str(raised.value)
-    assert f"`{name}` must be {rule}, got {short_repr(value)}; {remedy}" in message
+    assert message.startswith(f"`{name}` must be {rule}, got {short_repr(value)}")
+    assert f"; {remedy}" in message
 
 
 @pytest.mark.parametrize("value", NOT_COUNTS, ids=stable_id)
@@ -61,7 +62,8 @@ def test_every_must_be_an_integer_above_zero(value):
 def test_schedule_of_a_handler_must_be_an_integer_above_zero(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1, got ") as raised:
         Validation(lambda: None, **{name: value})
-    assert f"got {value!r}; leave it out" in str(raised.value)
+    assert f"got {value!r}" in str(raised.value)
+    assert "; leave it out" in str(raised.value)
 
 
 @pytest.mark.parametrize("value", NOT_POSITIVE, ids=stable_id)

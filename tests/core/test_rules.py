@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +28,23 @@ def test_is_integer_rejects_other_numbers(value):
 def test_a_count_begins_at_one(value, is_one):
     assert is_integer(value)
     assert is_count(value) is is_one
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1000.0, "1000.0, a float (write 1000): "),
+        ("7", "'7', a string (write 7, without quotes): "),
+        (0.0, "0.0: "),
+        (2.5, "2.5: "),
+        ("x", "'x': "),
+        ("0", "'0': "),
+        (True, "True: "),
+    ],
+)
+def test_a_value_that_a_conversion_makes_right_is_named(value, shown):
+    with pytest.raises(ValueError, match=re.escape(f"got {shown}leave it out")):
+        check_count("length", value, "leave it out")
 
 
 def test_whole_number_says_what_it_got_and_what_to_do():

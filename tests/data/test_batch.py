@@ -33,4 +33,4 @@ def test_unpack_describes_a_batch_that_is_not_a_pair(batch, described):
         default_prepare_batch(batch)
     message = str(raised.value)
     assert f"got {described}:" in message
-    assert "`prepare_batch`" in message
+    assert "prepare_batch=" in message

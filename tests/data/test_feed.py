@@ -897,7 +897,8 @@ class TestErrors:
     )
     def test_data_known_to_be_empty_is_an_error_at_once(self, empty, accelerated, accelerator):
         with pytest.raises(
-            ValueError, match=r"`data` gave no batch in pass 1, it must give at least one: check"
+            ValueError,
+            match=r"`data` gave no batch in pass 1, it must give at least one batch",
         ):
             DataFeed(empty, accelerator if accelerated else None)
 

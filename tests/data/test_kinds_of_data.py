@@ -343,7 +343,7 @@ KINDS = [
 ]
 
 ERRORS = [
-    ("data that are empty", list, "the data must give at least one batch"),
+    ("data that are empty", list, "it must give at least one batch"),
     (
         "a generator that ends before the run",
         lambda: iter([*Repeatable(Still())]),
