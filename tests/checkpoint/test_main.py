@@ -188,7 +188,7 @@ def test_path_that_is_not_a_directory_is_an_error(tmp_path, command, capsys):
     assert main([command, none, *more]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert re.match("error: `source` must be a directory", said.err)
+    assert re.match("error: `source` must be a (checkpoint or a )?directory", said.err)
 
 
 def test_commands_leave_the_directory_unchanged(store):

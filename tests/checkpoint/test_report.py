@@ -180,7 +180,7 @@ DIFFERENCES = {
         lambda: loader(num_workers=1, in_order=False),
         lambda: loader(num_workers=1, in_order=False),
         {},
-        r"data: approximate \(workers give batches in any order \(in_order=False\), and which",
+        r"data: approximate \(workers give batches in any order \(in_order=False\), and the",
     ),
     "an iterator": (
         lambda: iter(batches_of(9)),

@@ -75,7 +75,7 @@ def test_a_training_that_can_be_resumed_passes():
 
 def test_nondeterministic_training_is_reported_before_resuming():
     numbers = itertools.count()
-    with pytest.raises(AssertionError, match="two runs from scratch are not the same, the batch"):
+    with pytest.raises(AssertionError, match="two runs from scratch are not the same, because the"):
         assert_resumable(lambda: make_trainer(number=next(numbers)), max_steps=4)
 
 

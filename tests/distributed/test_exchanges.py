@@ -30,11 +30,11 @@ def test_ranks_keep_their_values_if_nothing_is_sent(findings):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("the last rank", "another b on rank 2, which differs from that on rank 0 by 1.0e+00"),
-        ("the farthest rank", "another a on rank 2, which differs from that on rank 0 by 2.0e+00"),
-        ("by its norm", "another a on rank 1, which differs from that on rank 0 by 1.0e+00"),
-        ("of zeros", "another a on rank 1, which differs"),
-        ("complex", "another a on rank 1, which differs from that on rank 0 by 7.1e-01"),
+        ("the last rank", "another b on rank 2 than on rank 0, with a difference of 1.0e+00"),
+        ("the farthest rank", "another a on rank 2 than on rank 0, with a difference of 2.0e+00"),
+        ("by its norm", "another a on rank 1 than on rank 0, with a difference of 1.0e+00"),
+        ("of zeros", "another a on rank 1 than on rank 0"),
+        ("complex", "another a on rank 1 than on rank 0, with a difference of 7.1e-01"),
     ],
 )
 def test_error_names_the_most_different_rank_and_parameter(findings, name, told):

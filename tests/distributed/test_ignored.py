@@ -27,7 +27,7 @@ def findings(tmp_path_factory):
 def test_manually_split_model_is_refused(findings):
     for found in findings.of("split_by_hand"):
         assert found["error"].startswith("`model` must be whole on every process, got parameters")
-        assert "Accelerator with fsdp_plugin=" in found["error"]
+        assert "Accelerator has an fsdp_plugin" in found["error"]
 
 
 def test_plugin_that_accelerate_ignores_is_reported(findings):

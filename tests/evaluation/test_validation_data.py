@@ -388,7 +388,7 @@ def test_a_checkpoint_without_data_positions_is_resumed(tmp_path):
     Run(on(lambda: loader(Still())), checkpoint=SaveCheckpoint(tmp_path))(max_steps=2)
     forget_places(tmp_path / "step_00000002")
     part = Run(on(lambda: loader(Still())), resume_from=ResumeCheckpoint(tmp_path))().report
-    assert (part.level, "does not hold the places" in part.reason) == ("unknown", True)
+    assert (part.level, "does not hold the positions" in part.reason) == ("unknown", True)
 
 
 def test_data_of_a_plain_engine_are_not_reported(tmp_path):

@@ -479,7 +479,7 @@ def test_a_generator_that_cannot_repeat_batches_is_an_error():
     )
     trainer.add_event_handler(Events.ITERATION_STARTED(once=5), fail_once(Failure()))
     with (
-        pytest.warns(UserWarning, match="the last 2 batches were not trained on, and an iterator"),
+        pytest.warns(UserWarning, match="an iterator, which cannot give the last 2 batches again"),
         pytest.raises(Failure),
     ):
         trainer.run((batch for batch in batches), max_epochs=1)

@@ -94,7 +94,7 @@ def test_unreadable_manifest_warns_and_older_checkpoint_is_used(directory, damag
         trainer = trainer_of(directory)
     assert trainer.resume_report.step == 4
     assert main(["verify", str(directory)]) == 1
-    assert "step_00000005: no checkpoint" in capsys.readouterr().out
+    assert "step_00000005: not a checkpoint" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_manifest_is_no_checkpoint(directory, capsys):
@@ -102,7 +102,7 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(directory, capsys):
     with pytest.warns(UserWarning, match="step_00000005: no manifest"):
         assert trainer_of(directory).resume_report.step == 4
     assert main(["verify", str(directory)]) == 1
-    assert "step_00000005: no checkpoint" in capsys.readouterr().out
+    assert "step_00000005: not a checkpoint" in capsys.readouterr().out
 
 
 def flips(content):
