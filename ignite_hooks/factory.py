@@ -99,19 +99,19 @@ def create_supervised_trainer(
         lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes a scheduler from
             the prepared optimizer. The scheduler moves once per committed step, for any number of
             processes, unless ``scheduler_at`` says otherwise.
-        scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch" and
-            after the validation there, or after each "validation". A validation before the first
-            step does not move the scheduler.
-        scheduler_metric: the name in ``state.metrics`` of the value for a ``ReduceLROnPlateau``,
-            for example "val_loss".
+        scheduler_at: when the scheduler moves. "step": after each committed step, which is one that
+            has changed the parameters. "epoch": at the end of each epoch, after the validation
+            there. "validation": after each validation, except one before the first step.
+        scheduler_metric: the name of the metric in ``state.metrics`` that a ``ReduceLROnPlateau``
+            takes, for example "val_loss".
         batch_processor: (model, batch) -> (outputs, loss), to be given instead of ``loss_fn``,
             ``prepare_batch``, ``model_fn`` and ``model_transform``. ``output_transform`` is then
             called with (batch, None, outputs, loss). With mixed precision the whole batch processor
             runs in the accelerator's autocast.
-        grad_clip: clips the gradient of each step.
-        validation: validates on its schedule. ``handlers`` may contain further validations.
-            Validations that are due at the same event are run as one.
-        checkpoint: saves on its schedule.
+        grad_clip: the handler that clips the gradient of each step.
+        validation: the handler that validates on a schedule. ``handlers`` may contain further
+            validations. Validations that are due at the same event are run as one.
+        checkpoint: the handler that saves checkpoints on a schedule.
         resume_from: a ``ResumeCheckpoint``, the path of a checkpoint, or the path of a directory of
             checkpoints. The checkpoint is loaded when everything else is built, and the next
             ``run`` continues from it.
@@ -126,9 +126,11 @@ def create_supervised_trainer(
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred, loss) -> ``state.output``. The default is
             ``loss.detach()``: ``.item()`` would synchronize with the device in each iteration.
-        agree_every: with several processes, the number of windows between two exchanges of stops,
-            signals and clocks. If one process requests a stop, all processes obey at the same step,
-            at most ``agree_every`` + 1 windows later or at the end of the epoch.
+        agree_every: with several processes, the number of windows from one exchange of requests to
+            the next. A window is the batches whose gradients are accumulated for one step. A
+            request is a stop, a signal, or a save by the clock. If one process makes a request, all
+            processes obey at the same step, at most ``agree_every`` + 1 windows later, or at the
+            end of the epoch if that comes first.
 
     Raises:
         TypeError: an argument has a wrong type.
@@ -206,6 +208,7 @@ def create_supervised_trainer(
     return trainer
 
 
+# Ends the remedy in messages about arguments that are in the wrong order.
 _ORDER = "create_supervised_trainer(model, optimizer, loss_fn, data)"
 
 
@@ -227,7 +230,12 @@ def _check_arguments(
 
 
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
-    """Raises a ValueError for functions that a trainer with a ``batch_processor`` never calls."""
+    """Raises a ValueError for functions that a trainer with a ``batch_processor`` never calls.
+
+    Args:
+        batch_processor: the ``batch_processor``, or None.
+        functions: maps the name of an argument to a pair: its value, and its default.
+    """
     given = [name for name, (function, default) in functions.items() if function is not default]
     if batch_processor is not None and given:
         raise ValueError(
@@ -239,7 +247,7 @@ def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
 def _check_handler_arguments(
     grad_clip: Any, validation: Any, checkpoint: Any, resume_from: Any
 ) -> None:
-    """Checks the types of the handlers that have a named argument of their own.
+    """Checks the types of the handlers that are separate arguments, outside of ``handlers``.
 
     The class of a handler is imported only if the argument was given, because the import of a class
     with checked fields takes 60 ms.
@@ -262,7 +270,7 @@ def _check_handler_arguments(
 
 
 def _check_type(name: str, handler: Any, expected: type, remedy: str) -> None:
-    """Raises a TypeError for a handler of another class."""
+    """Raises a TypeError unless ``handler`` is an object of the class ``expected``."""
     if not isinstance(handler, expected):
         raise TypeError(
             f"`{name}` must be a {expected.__name__}, got {shown_type(handler)}: pass {remedy}"
@@ -313,7 +321,7 @@ def _check_handlers(handlers: Any) -> None:
 
 
 def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
-    """Checks that there is either a loss function or a batch processor, and that it is callable."""
+    """Checks that exactly one function is given, and that it takes the right arguments."""
     if (loss_fn is None) == (batch_processor is None):
         got = "neither" if loss_fn is None else "both"
         raise ValueError(
@@ -341,7 +349,7 @@ def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> Non
     takes = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         signature = inspect.signature(takes)
-    except (TypeError, ValueError):  # a function that is not written in Python
+    except (TypeError, ValueError):  # a function written in C may have no signature to check
         return
     try:
         signature.bind(*arguments)
@@ -360,10 +368,15 @@ def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> Non
 
 
 def _modules_of_functions(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:
-    """Returns the modules among the functions, by the name of their argument.
+    """Returns the modules that the functions belong to.
 
-    If a function is a method of a module, this module is returned. A module whose parameters and
-    buffers all belong to the model, such as a submodule, is left out.
+    A function belongs to a module if it is the module itself, or a method of the module. The result
+    maps the name of the function's argument to the module. A module whose parameters and buffers
+    all belong to the model, such as a submodule of the model, is left out.
+
+    Args:
+        model: the model.
+        functions: maps the name of an argument of the factory to its value.
     """
     found: dict[str, torch.nn.Module] = {}
     model_tensors = set(map(id, _tensors(model)))
@@ -386,15 +399,18 @@ def _check_parameters(
     optimizer: torch.optim.Optimizer,
     modules: Mapping[str, torch.nn.Module],
 ) -> None:
-    """Raises a ValueError for a frozen model, or an optimizer of parameters outside the modules."""
+    """Raises a ValueError if the model is frozen, or the optimizer holds other parameters.
+
+    Other parameters are those that belong neither to ``model`` nor to one of ``modules``.
+    """
     known = list(model.parameters())
     if not any(parameter.requires_grad for parameter in known):
         raise ValueError(
             f"`model` must have trainable parameters, {type(model).__name__} has none out of "
             f"{len(known)}: set requires_grad, or use create_supervised_evaluator"
         )
-    # Sharding may have replaced the parameters in the optimizer, so they cannot be looked up among
-    # those of the model.
+    # Sharding may have replaced the parameters in the optimizer. The replacements cannot be looked
+    # up among the parameters of the model.
     if _may_hold_replacements(optimizer):
         return
     for module in modules.values():
@@ -445,7 +461,7 @@ def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accel
 
     Args:
         modules: the modules outside of the model whose parameters the optimizer holds.
-        accelerator: decides whether the model is split.
+        accelerator: its distributed type tells whether the model is split.
     """
     for name, module in {} if is_data_parallel(accelerator) else modules.items():
         raise ValueError(

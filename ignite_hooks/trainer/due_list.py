@@ -1,6 +1,7 @@
 """Callbacks that are deferred until all handlers of an event have returned.
 
-A callback on this list is *due*. The list calls the callbacks in the order of their turns.
+A callback is *due* while it is on the list. Each callback has a *turn* (``Turn``), which gives its
+place in the order of the calls: callbacks with an earlier turn are called earlier.
 """
 
 from collections.abc import Callable
@@ -15,18 +16,20 @@ _Entry = tuple[Turn, Callable[[], None]]
 
 
 class DueList:
-    """The deferred callbacks of a trainer: each is called once, after all handlers of an event.
+    """The deferred callbacks of a trainer, called when all handlers of an event have returned.
 
-    If a callback raises, this callback and all callbacks after it stay due, and the next run calls
-    them first.
+    If a callback raises an exception, this callback and the callbacks that have not been called yet
+    stay on the list, and the next run calls them first.
 
     Attributes:
         entries: the callbacks that are due, with their turns, in the order in which they were
             added.
-        broken_off: the callbacks that were due when a stop broke off a validation. The next run
-            makes them due again.
-        on_resume: the same for a run that is resumed from a checkpoint: the numbers of these
-            callbacks by name, because callbacks cannot be saved.
+        broken_off: the entries that were on the list when a request to stop broke off a validation.
+            They are set aside until the next run in this process puts them back into ``entries``.
+        on_resume: the callbacks that a loaded checkpoint lists as due, until the resumed run has
+            put them on the list. Callbacks cannot be saved, so a checkpoint has numbers instead.
+            This attribute maps a kind of callback, such as "validations", to the numbers of the
+            due callbacks of this kind.
     """
 
     def __init__(self) -> None:
@@ -34,12 +37,12 @@ class DueList:
         self.broken_off: list[_Entry] = []
         self.on_resume: Mapping[str, Any] = {}
         self._current: _Entry | None = None  # the entry that is being called
-        self._results: list[None] = []  # the result of ``_current``, once it has returned
+        self._results: list[None] = []  # has one entry if ``_current`` has returned
 
     def add(self, callback: Callable[[], None], turn: Turn) -> None:
-        """Adds ``callback`` unless it is on the list already; an earlier turn is called earlier."""
-        # The callback that is being called is still on the list. If it adds itself, it is called
-        # once more, so its present entry is ignored here.
+        """Adds ``callback`` with its turn, unless the callback is on the list already."""
+        # While a callback is being called, its entry is still on the list. This entry is ignored
+        # here, so that a callback can add itself for the next ``call``.
         waiting = (entry for entry in self.entries if entry is not self._current)
         if all(callback != other for _, other in waiting):
             self.entries.append((turn, callback))
@@ -57,42 +60,45 @@ class DueList:
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off callbacks that the next run has to call."""
+        """True if callbacks are set aside for the next run to call."""
         return bool(self.broken_off or self.on_resume)
 
     def break_off(self) -> None:
-        """Sets aside all callbacks that are due now; callbacks added later are called as usual."""
+        """Sets aside all callbacks on the list, for the next run.
+
+        Callbacks that are added later are called as usual.
+        """
         self.remove_returned()
         self.broken_off, self.entries = [*self.broken_off, *self.entries], []
 
     def resume(self) -> None:
-        """Makes the callbacks that were set aside due again, before callbacks added since."""
+        """Puts the callbacks that were set aside back on the list, before those added since."""
         earlier = [callback for _, callback in self.broken_off]
         later = [entry for entry in self.entries if entry[1] not in earlier]
-        # One line, so that after an exception (Ctrl-C) the callbacks are either still set aside or
-        # due, and never both or neither.
+        # One statement changes both lists, so that after Ctrl-C each callback is in exactly one.
         self.entries, self.broken_off = [*self.broken_off, *later], []
 
     def call(self) -> None:
-        """Calls the callbacks that are due, and the callbacks that they add.
+        """Calls the callbacks on the list, including those that are added during the calls.
 
-        Each callback is called once. If a callback is added again after its call, the next ``call``
-        calls it, so that two callbacks that add each other cannot run for ever.
+        Each callback is called at most once. If a called callback is added again, the new entry
+        stays for the next ``call``. Otherwise two callbacks that add each other would run for ever.
         """
         called: list[Callable[[], None]] = []
         self.remove_returned()
         while waiting := [entry for entry in self.entries if entry[1] not in called]:
             self._current = entry = min(waiting, key=lambda each: each[0])
             called.append(entry[1])
-            # One line, so that after an exception ``_results`` shows whether the callback returned.
+            # One statement makes the call and notes its return, so that after Ctrl-C ``_results``
+            # shows whether the callback has returned.
             self._results.append(entry[1]())
             self.remove_returned()
 
     def remove_returned(self) -> None:
-        """Removes the callback that was called last if it has returned.
+        """Removes the entry of the callback that was called last, if this callback has returned.
 
-        If the callback raised, it stays on the list. If it also added itself before it raised, it
-        stays once, not twice.
+        If the callback raised an exception instead, the entry stays on the list. A second entry,
+        which the callback may have added before the exception, is removed.
         """
         current = self._current
         if self._results:

@@ -21,11 +21,11 @@ _EVENTS_WITH_GRADIENTS = (
 
 
 def warn_of_gradient_logger(handler: Any, event: Any) -> None:
-    """Warns if ``handler`` logs gradients, and there are none at ``event``."""
+    """Warns if ``handler`` logs gradients, but no gradients exist at ``event``."""
     if not isinstance(handler, BaseWeightsHandler):
         return
-    # By name: each logger of Ignite (TensorBoard, MLflow, …) has its own GradsScalarHandler and
-    # GradsHistHandler, with no common base class.
+    # The classes are recognized by their names: each logger of Ignite (TensorBoard, MLflow, …) has
+    # a GradsScalarHandler and a GradsHistHandler, and no base class is common to these alone.
     if not any(base.__name__.startswith("Grads") for base in type(handler).__mro__):
         return
     events = event if isinstance(event, EventsList) else [event]
@@ -47,10 +47,11 @@ def warn_of_lr_finder(handler: Any, event: Any, window_size: int) -> None:
     Args:
         handler: the handler that is being attached.
         event: the event that ``handler`` is attached to.
-        window_size: the number of batches in a full window.
+        window_size: the number of batches in a full window. The gradients of these batches are
+            accumulated for one optimizer step.
     """
-    # FastaiLRFinder attaches several bound methods. Exactly one of them is attached to STARTED, so
-    # that the warning comes once.
+    # FastaiLRFinder attaches several bound methods. Only one of them is attached to STARTED, so the
+    # check for this event makes the warning come once.
     is_finder = isinstance(getattr(handler, "__self__", None), FastaiLRFinder)
     if is_finder and window_size > 1 and event == Events.STARTED:
         warnings.warn(

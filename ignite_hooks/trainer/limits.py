@@ -1,4 +1,4 @@
-"""The limits of a run, and the limits as the state of its engine shows them."""
+"""The limits of a run, and the limits that the state of the engine shows."""
 
 import sys
 from dataclasses import dataclass
@@ -17,12 +17,15 @@ __all__ = ["Limits", "ShownLimits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a run, counted from its beginning. The first limit that is reached ends it.
+    """The limits of a run. The run ends when the first of them is reached.
+
+    All limits count from the beginning of the run, also if the run is continued.
 
     Args:
-        max_epochs: complete epochs; None for no such limit.
-        max_iters: batches; None for no such limit.
-        max_steps: committed optimizer steps; None for no such limit.
+        max_epochs: the number of complete epochs; None for no such limit.
+        max_iters: the number of batches; None for no such limit.
+        max_steps: the number of committed optimizer steps, which are those that have changed the
+            parameters; None for no such limit.
     """
 
     max_epochs: int | None = None
@@ -39,7 +42,9 @@ class Limits:
         return ", ".join(f"{name}={limit}" for name, limit in given.items()) or "no limit"
 
     def with_changes(self, shown: "Limits", now: "Limits") -> "Limits":
-        """Returns these limits with the changes that a handler or the user made to the state.
+        """Returns these limits, updated with the limits that were changed on the state.
+
+        A handler or the user may have written new limits there.
 
         Args:
             shown: the limits that the trainer last wrote to the state.
@@ -56,7 +61,12 @@ class Limits:
         return limits
 
     def check(self, progress: Progress, steps: int) -> None:
-        """Raises a ValueError for limits that must not be passed to ``run``."""
+        """Raises a ValueError for limits that must not be passed to ``run``.
+
+        Args:
+            progress: the counters of the run.
+            steps: the number of optimizer steps committed so far.
+        """
         if self.max_epochs is not None and self.max_iters is not None:
             raise ValueError(
                 "only one of `max_epochs` and `max_iters` must be given, got "
@@ -65,7 +75,11 @@ class Limits:
         self.check_values(progress, steps)
 
     def check_values(self, progress: Progress, steps: int) -> None:
-        """Raises a ValueError for a limit that is not a positive integer, or lies in the past."""
+        """Raises a ValueError for a limit that is not a positive integer, or lies in the past.
+
+        A limit lies in the past if it is lower than the number that is done already. The arguments
+        are those of ``check``.
+        """
         # An epoch that has begun counts as done, because ``max_epochs`` cannot end the run before
         # the end of this epoch.
         begun = progress.epochs + (progress.batches > 0)
@@ -86,8 +100,8 @@ class Limits:
     def check_written(self) -> None:
         """Raises a ValueError for limits that a handler must not write to the state.
 
-        Unlike ``check_values``, this allows a limit that lies in the past, which ends the run at
-        once.
+        Unlike ``check_values``, this method allows a limit that lies in the past: writing such a
+        limit ends the run at once.
         """
         for name, value in vars(self).items():
             if value is not None and not (is_integer(value) and value >= 0):
@@ -104,12 +118,13 @@ class Limits:
     def steps_to_come(
         self, progress: Progress, steps: int, window_size: int, epoch_length: int | None
     ) -> int:
-        """Returns the minimum number of optimizer steps until a limit; 0 if none is certain.
+        """Returns the number of optimizer steps that the run certainly makes before it ends.
 
         Args:
-            progress: the counters.
+            progress: the counters of the run.
             steps: the number of optimizer steps committed so far.
-            window_size: the number of batches in a full window.
+            window_size: the number of batches in a full window, whose gradients are accumulated for
+                one step.
             epoch_length: the number of batches in an epoch; None if not known.
         """
         counts = []
@@ -119,7 +134,7 @@ class Limits:
             batches = self.max_iters - progress.iteration
             counts.append(progress.steps_in(batches, window_size, epoch_length))
         if self.max_epochs is not None:
-            # If the length is not known, an epoch may have no batch: the minimum is 0.
+            # If the length is not known, an epoch may have no batch, so no step is certain.
             length = epoch_length or 0
             batches = (self.max_epochs - progress.epochs) * length - progress.batches
             counts.append(progress.steps_in(max(0, batches), window_size, epoch_length))
@@ -128,19 +143,20 @@ class Limits:
     def epochs_to_come(
         self, progress: Progress, steps: int, window_size: int, epoch_length: int | None
     ) -> int:
-        """Returns the minimum number of complete epochs until a limit.
+        """Returns the number of epochs that the run certainly completes before it ends.
 
         The arguments are those of ``steps_to_come``.
         """
         counts = [] if self.max_epochs is None else [self.max_epochs - progress.epochs]
-        # If the length is not known, ``max_iters`` or ``max_steps`` may be reached before an epoch
-        # is complete. With this length they always are, so that the minimum is 0.
+        # If the length is not known, the epoch may be so long that ``max_iters`` or ``max_steps``
+        # ends the run within it. The largest length stands for this case: no epoch is certain.
         length = epoch_length or sys.maxsize
         if self.max_iters is not None:
             batches = self.max_iters - progress.iteration
             counts.append((progress.batches + batches) // length)
         if self.max_steps is not None:
-            # The epoch in which step ``max_steps`` + 1 would be made is not complete: subtract 1.
+            # The run does not complete the epoch in which step ``max_steps`` + 1 would be made.
+            # ``epochs_for`` counts this epoch too, so 1 is subtracted.
             epochs = progress.epochs_for(self.max_steps - steps + 1, window_size, length)
             counts.append(epochs - 1 - progress.epochs)
         return min(counts)
@@ -159,7 +175,8 @@ class Limits:
 class ShownLimits(NamedTuple):
     """The limits and the epoch length that the state of an engine shows.
 
-    Handlers may write these attributes of the state.
+    Handlers may write to these attributes of the state. This copy is compared with the state later,
+    to find what has been written.
     """
 
     max_epochs: int | None = None
@@ -179,10 +196,10 @@ class ShownLimits(NamedTuple):
         return Limits(*self[:3])
 
     def asks_for_new_run(self, now: "ShownLimits") -> bool:
-        """Returns whether a limit was set to None, which in Ignite asks for a new run.
+        """Returns whether a limit was changed to None: Ignite's way to ask for a new run.
 
         Args:
-            now: the limits that the state shows now; ``self`` was shown before.
+            now: the limits that the state shows now; ``self`` has those that it showed before.
         """
         pairs = zip(self[:3], now[:3], strict=True)
         return any(before is not None and after is None for before, after in pairs)

@@ -59,22 +59,26 @@ class TrainingLoop(QuickEngine):
 
     The methods that follow the drawing in ``events.py`` are, from the outside in, ``_run_loop``,
     ``_loop``, ``_epochs`` and ``_iterations``. All four are generators, so that ``interrupt()`` can
-    suspend a run with its scopes open. Scopes are context managers around a part of the loop; the
-    contexts on channels are scopes.
+    suspend a run with its scopes open. A *scope* is a context manager around a part of the loop.
+    The contexts that users register on a channel (on_loop, on_epoch, …) are scopes.
 
-    However a run ends, ``_roll_back_to_boundary`` is called. It drops the open window, deactivates
-    the loader in Accelerate, and returns counters and data to the last step boundary (a place
-    between two windows). The next run continues from there.
+    A *window* is the batches whose gradients are accumulated for one optimizer step, and a *step
+    boundary* is a place between two windows. At the end of each run, also of a run that failed,
+    ``_roll_back_to_boundary`` drops the open window, deactivates the loader in Accelerate, and
+    returns counters and data to the last step boundary. The next run continues from there.
 
-    The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) at the same
-    places as Ignite: after the events whose handlers can make a request. To end the run or the
-    epoch, the loop first leaves the scopes that are open within on_loop or on_epoch. Then it raises
-    ``RunTerminated`` or ``EpochTerminated`` to get out of the generators. A subclass must not
-    replace the three flags (``should_terminate`` and so on): the loop reads only the dictionary
-    that their descriptors write to.
+    An epoch is *full* if it gets no further batch. A full epoch completes before the run ends.
+
+    The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) after the
+    same events as Ignite. To end the run, the loop leaves the scopes that are open within on_loop,
+    and then raises ``RunTerminated`` to get out of the generators. To end only the epoch, the loop
+    leaves the scopes within on_epoch, and then raises ``EpochTerminated``. A subclass must not
+    replace the three flags (``should_terminate`` and so on): the loop does not read the flags, but
+    the dictionary that their descriptors write to.
 
     With several processes all ranks obey a request of one rank at the same step boundary
-    (``Decisions``): at most ``agree_every`` + 1 windows later, or at the end of the epoch.
+    (``Decisions``). This boundary is at most ``agree_every`` + 1 windows after the request, or at
+    the end of the epoch if that comes first.
     """
 
     should_terminate = RequestFlag()
@@ -98,17 +102,20 @@ class TrainingLoop(QuickEngine):
         self._is_end_noted = False  # once set, no further request changes ``ended_by``
         self._running_metrics = RunningMetrics(self._metrics, optimizer_step.signals)
         self._position = RunPosition(optimizer_step)
-        # The engine calls its process function only with itself, so a narrower type is safe.
+        # The engine passes itself to the process function, so the narrower argument type is safe.
         super().__init__(process_function)  # type: ignore[arg-type]
         # Kept to notice when a user replaces ``state`` by another object.
         self._own_state = self.state
         self._position.uncompleted_epoch = self.list_cleared_at(Events.EPOCH_COMPLETED)
         self._changes = UndoStack()
-        # The changes that were pending before the run; the scopes around ``run`` undo these.
+        # The callbacks that undo the changes from before the run. The roll-back does not call them:
+        # the scopes around ``run``, which made these changes, undo them later.
         self._outer_changes: tuple[Callable[[], None], ...] = ()
-        # Whether the position is at a step boundary and no change is left to undo.
+        # Whether the last run has been rolled back: the position is at a step boundary, and no
+        # change is left to undo.
         self._is_rolled_back = True
-        # The value of a ``terminate_epoch()`` that a failed run did not obey any more.
+        # The value of a ``terminate_epoch()`` that the last run did not obey, because it failed
+        # before; False if there was none.
         self._pending_epoch_termination: Any = False
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
@@ -119,7 +126,8 @@ class TrainingLoop(QuickEngine):
         self._after_first_step: list[Callable[[], None]] = []
         self._batches: Iterator[Any] = iter(())
         self._has_data = False
-        # How many scopes are open directly within on_loop, and directly within on_epoch.
+        # How many scopes were open just after on_loop was entered, and just after on_epoch was
+        # entered. Scopes that are opened later are within on_loop or on_epoch.
         self._loop_depth = self._epoch_depth = 0
         self._started = 0.0
 
@@ -134,7 +142,7 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
-        # These changes are undone after the run, by the scopes around ``run`` that made them.
+        # The scopes around ``run`` made these changes, and undo them after the run.
         self._outer_changes = self._changes.pending
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
@@ -142,7 +150,7 @@ class TrainingLoop(QuickEngine):
             scopes.enter(_Unwinding(self))
             try:
                 yield from self._loop()
-            except GeneratorExit:  # no failure: the run was interrupted and will not continue
+            except GeneratorExit:  # no failure: an interrupted run is closed, and will not continue
                 raise
             except BaseException as error:
                 if not self._handle_failure(error):
@@ -153,7 +161,8 @@ class TrainingLoop(QuickEngine):
         """Runs from STARTED to COMPLETED, within on_loop, as in the drawing."""
         self._clear_times()
         self._started = time.time()
-        # While this is 0, STARTED was not fired, so a failure fires no TERMINATE.
+        # As long as ``_loop_depth`` is 0, STARTED has not been fired. TERMINATE is then not fired
+        # either, if a context handles a failure.
         self._loop_depth = self._epoch_depth = 0
         with self.hook_channels.on_loop:
             self._loop_depth = self._epoch_depth = len(self.hook_channels.scopes.open)
@@ -176,21 +185,23 @@ class TrainingLoop(QuickEngine):
         Before the first epoch, the run completes the work that the previous run left undone.
         """
         position = self._position
-        # Ignite's profilers write to the table of handlers without calling a method, when they are
-        # attached and at STARTED. So the handlers are looked up again here and at STARTED.
+        # Ignite's profilers write to the engine's table of handlers directly, when they are
+        # attached and again at STARTED. The engine does not notice, so the handlers are looked up
+        # again here, and STARTED is fired from the table.
         self._update_handlers()
         self._fire_from_table(Events.STARTED)
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
             self._decisions.exchange_now()
         self._check_limits()
-        # If a stop broke off a validation, this validation is made up first, even at a limit.
+        # If a stop broke off a validation of the previous run, the validation is repeated first. So
+        # a run that is at its limit already does not end here.
         if not (self.is_broken_off and self._requests.terminate_flag == AT_LIMIT):
             yield from self._handle_requests()
         self._finish_previous_step()
         if self.is_leaving_epoch and not self._requests.terminate_flag:
             self._end_terminated_epoch()
-        elif not position.place.progress.is_full:  # a full epoch completes before the run ends
+        elif not position.place.progress.is_full:  # a full epoch is completed below
             yield from self._handle_requests()
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
         self._call_deferred_on_resume()
@@ -207,21 +218,23 @@ class TrainingLoop(QuickEngine):
                     self._check_limits()
                     self._note_frozen_modules()
                     if not position.place.progress.is_full:  # a full epoch completes first
-                        # A handler of EPOCH_STARTED may have lowered a limit: no batch then.
+                        # A handler of EPOCH_STARTED may have lowered a limit. The epoch then gets
+                        # no batch.
                         if position.limit_reached is not None:
                             self._stop_at_limit(position.limit_reached)
                         yield from self._handle_requests()
-                        # A ``terminate_epoch()`` at EPOCH_STARTED is an error, which is raised at
-                        # once, and not when all ranks know of the request.
+                        # A ``terminate_epoch()`` at EPOCH_STARTED is an error. This rank raises the
+                        # error at once, although the other ranks do not know of the request yet.
                         if TERMINATE_EPOCH in self._requests.requested_flags:
                             raise EpochTerminated
-                # Handlers of EPOCH_STARTED draw random numbers and reset metrics. A run that is
-                # resumed in the middle of an epoch had not called them at this place.
+                # Handlers of EPOCH_STARTED may have drawn random numbers and reset metrics. This is
+                # undone if the run resumes in the middle of an epoch, because the saved run had not
+                # called these handlers at this place.
                 position.restore_random_state(is_last_time=True)
                 self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
-                # Ignite sets the time twice: before EPOCH_COMPLETED, so that its handlers can read
-                # the time, and after these handlers.
+                # As in Ignite, the time of the epoch is set twice: here, for the handlers of
+                # EPOCH_COMPLETED to read, and below, after these handlers.
                 self.state.times[Events.EPOCH_COMPLETED.name] = time.time() - started
                 self._complete_epoch()
             self._requests.withdraw_flag(TERMINATE_EPOCH)
@@ -231,10 +244,11 @@ class TrainingLoop(QuickEngine):
             self._check_limits()  # a user may have written limits while the run was interrupted
 
     def _finish_previous_step(self) -> None:
-        """Does the work after the last step if the previous run failed during this work.
+        """Does the rest of the work after the last step, which a failure has left undone.
 
-        Also calls what handlers of STARTED have deferred, such as ``Validation(at_start)``. If the
-        last step was the last of an epoch, all of this waits for the epoch to complete.
+        Then calls the deferred callbacks, including those that handlers of STARTED have deferred,
+        such as ``Validation(at_start)``. If the epoch is full, the callbacks wait for
+        EPOCH_COMPLETED instead.
         """
         position = self._position
         if self._pending_epoch_termination and not position.place.progress.is_full:
@@ -246,19 +260,21 @@ class TrainingLoop(QuickEngine):
         self._check_limits()
         if not position.place.progress.is_full:
             self._call_deferred()
-            # At a limit the callbacks are called here, because no epoch follows.
+            # If the run is at a limit, no epoch follows, so the callbacks that were due when the
+            # checkpoint was saved are called here.
             if self._due.on_resume and self._requests.terminate_flag == AT_LIMIT:
                 position.restore_random_state(is_last_time=True)
-                # Within an epoch the state shows the number of this epoch.
+                # In the middle of an epoch ``state.epoch`` also counts the present epoch.
                 if position.place.progress.batches:
                     self.state.epoch = position.place.progress.epochs + 1
                 self._call_deferred_on_resume()
 
     def _call_deferred_on_resume(self) -> None:
-        """Calls the callbacks that a stop broke off in the run that is resumed.
+        """Calls the callbacks that were due when the checkpoint of the resumed run was saved.
 
-        This is done once everything is restored. If the stop came at the last batch of an epoch,
-        the callbacks wait for the epoch to complete.
+        The saved run did not call them, because of a stop or a failure. They are called as soon as
+        the random generators are restored; before that, this method does nothing. If the epoch is
+        full, the callbacks wait for EPOCH_COMPLETED.
         """
         if self._due.on_resume and self._position.is_restored:
             make_due(self, self._due.on_resume)
@@ -277,7 +293,8 @@ class TrainingLoop(QuickEngine):
         requests, decisions = self._requests.active_flags, self._decisions
         window = optimizer_step.window
         fire_data_event = fire if self._has_data else _fire_nothing
-        # When the first batch starts the workers of a loader, torch installs a SIGCHLD handler.
+        # The first batch may start the workers of a loader, and torch then installs a handler of
+        # SIGCHLD. This handler must be wrapped, so that it can be held back during a step.
         optimizer_step.signals.must_wrap_handlers = True
         try:
             if self._due.on_resume:
@@ -312,8 +329,9 @@ class TrainingLoop(QuickEngine):
                     # The length of a pass may become known with its first batch.
                     self._show_lengths()
                 optimizer_step.take_batch(self._count_batches_left)
-                # Metrics are copied before a window of several batches only: if a window of one
-                # batch is dropped, no metric has seen its batch.
+                # Metrics are copied before a window of several batches, to be restored if the
+                # window is dropped. A window of one batch needs no copies: if it is dropped, no
+                # metric has seen its batch yet.
                 if window.count == 1 < window.size:
                     self._running_metrics.open_window(progress.iteration - 1)
                 is_closing = window.is_closing
@@ -326,8 +344,8 @@ class TrainingLoop(QuickEngine):
                     is_committed = is_closing and optimizer_step.close_window(self)
                     fire(Events.ITERATION_COMPLETED)
 
-                    # All handlers of ITERATION_COMPLETED have returned. If the window was full:
-                    # STEP_COMPLETED, and then validation and save, if due.
+                    # All handlers of ITERATION_COMPLETED have returned. If the window has made a
+                    # step, STEP_COMPLETED follows, and then the validation and the save, if due.
                     if is_closing:
                         optimizer_step.zero_grad()
                     if is_committed:
@@ -350,7 +368,7 @@ class TrainingLoop(QuickEngine):
                     return  # the epoch completes before the run ends
                 if requests:
                     yield from self._handle_requests()
-                    self._check_limits()  # limits that were written during an interruption
+                    self._check_limits()  # adopts limits that were written during an interruption
         except EpochTerminated:
             self._end_terminated_epoch()
 
@@ -371,7 +389,8 @@ class TrainingLoop(QuickEngine):
         yield from self._handle_requests()
         if self._batches is ended:  # unless a handler has set other data
             self._batches = iter(self._present_feed)
-        # The next pass may start workers, and torch then installs a SIGCHLD handler.
+        # The next pass may start workers, and torch then installs a handler of SIGCHLD, which must
+        # be wrapped, as in ``_iterations``.
         self._optimizer_step.signals.must_wrap_handlers = True
         self.state.batch = next(self._batches)
 
@@ -390,7 +409,7 @@ class TrainingLoop(QuickEngine):
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._fire_epoch_completed()
-        # With handlers of EPOCH_COMPLETED, the list was cleared when the first was called.
+        # If EPOCH_COMPLETED has handlers, the list was cleared when the first of them was called.
         self._position.uncompleted_epoch.clear()
         if self._decisions is None:
             self._call_deferred()
@@ -407,12 +426,12 @@ class TrainingLoop(QuickEngine):
     def _fire_epoch_completed(self) -> None:
         """Fires EPOCH_COMPLETED; the epoch stays incomplete if a stop breaks off its validation.
 
-        In this case the next run fires EPOCH_COMPLETED again: it repeats the validation and then
-        calls the other handlers, which see its results.
+        In this case the next run fires EPOCH_COMPLETED again. The validation is then repeated, and
+        the handlers that come after the validation see its results.
         """
         (before,) = self._position.uncompleted_epoch
-        # Ignite's metrics compute before the validation, and compute again in the next run. So they
-        # are restored if the validation is broken off.
+        # Ignite's metrics compute their values before the validation. If the validation is broken
+        # off, they compute again in the next run, so the state from before is restored.
         restore_metrics = self._running_metrics.snapshot() if stop_monitors(self) else _do_nothing
         try:
             self._fire(Events.EPOCH_COMPLETED)
@@ -420,14 +439,14 @@ class TrainingLoop(QuickEngine):
         except ValidationStopped:
             self._position.reopen_epoch(before)
         restore_metrics()
-        # The position keeps the request to terminate the epoch.
+        # The flag is not needed any more: ``epoch_termination`` of the position keeps the request.
         self._requests.withdraw_flag(TERMINATE_EPOCH)
         self._stop_broken_off()
         self.hook_channels.scopes.leave(self._loop_depth)
         raise RunTerminated
 
     def _move_scheduler(self) -> None:
-        """Moves a scheduler that is due after a validation or at the end of an epoch."""
+        """Moves the scheduler if a validation or the end of an epoch has made a move due."""
         self._optimizer_step.scheduler.move_after_validation(self)
         self._optimizer_step.scheduler.move_after_epoch(self)
 
@@ -436,21 +455,22 @@ class TrainingLoop(QuickEngine):
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self._requests.terminate_flag != "skip_completed":
-            # From the table again: Ignite's profilers remove here what they wrote at STARTED.
+            # Fired from the table, as STARTED is: at COMPLETED, Ignite's profilers remove the
+            # handlers that they wrote into the table at STARTED.
             self._fire_from_table(Events.COMPLETED)
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
 
     def _note_frozen_modules(self) -> None:
-        """Does nothing here. ``Trainer`` overrides this; it is called after EPOCH_STARTED."""
+        """Does nothing. ``Trainer`` overrides this method, which is called after EPOCH_STARTED."""
 
     # Limits and lengths, which handlers read and write on the state
 
     def _check_limits(self) -> None:
-        """Adopts the limits and the epoch length that handlers wrote; requests a stop at a limit.
+        """Adopts limits that handlers wrote to the state; requests the end of the run at a limit.
 
-        This is called wherever a handler may have written to the state: after STARTED,
-        EPOCH_STARTED, each iteration, each epoch, and the deferred callbacks.
+        This method is called wherever a handler may have written to the state: after STARTED, after
+        EPOCH_STARTED, after each iteration, after each epoch, and after the deferred callbacks.
         """
         state, position = self.state, self._position
         if state is not self._own_state:
@@ -474,7 +494,10 @@ class TrainingLoop(QuickEngine):
                 self._requests.withdraw_flag(TERMINATE_RUN)
 
     def _adopt_limits(self) -> None:
-        """Adopts limits that were written to the state; drops a window that they leave open."""
+        """Adopts limits that were written to the state.
+
+        A new epoch length may end the epoch within a window. The window is then dropped.
+        """
         position, optimizer_step = self._position, self._optimizer_step
         now = ShownLimits.read(self.state)
         self._check_can_end(now)
@@ -503,10 +526,10 @@ class TrainingLoop(QuickEngine):
         self._show_lengths()
 
     def _show_lengths(self) -> None:
-        """Writes the length of the present epoch and the epochs for ``max_steps`` to the state.
+        """Writes the length of the present epoch, and the epochs that ``max_steps`` takes.
 
-        If a handler has written another value, this value is kept until ``_check_limits`` adopts
-        it.
+        They are written to ``state.epoch_length`` and ``state.max_epochs``. A value that a handler
+        has written there is not overwritten, so that ``_check_limits`` can adopt the value.
         """
         state, position = self.state, self._position
         shown, length, max_epochs = position.shown, state.epoch_length, state.max_epochs
@@ -535,10 +558,13 @@ class TrainingLoop(QuickEngine):
     # The ways out
 
     def _stop_at_limit(self, limit: str) -> None:
-        """Requests the end of the run at ``limit``, unless its end was requested before."""
+        """Requests the end of the run because ``limit`` is reached.
+
+        An earlier request to end the run keeps its reason and its value.
+        """
         if self._decisions is not None and not self._requests.terminate_flag:
-            # This is the last chance to obey a request of another rank, because no step boundary
-            # follows.
+            # No step boundary follows, so this is the last chance to obey a request of another
+            # rank.
             self._decisions.exchange_now()
         asked = self._requests.stop.reason if self._requests.terminate_flag else limit
         self.stop_reason = self.stop_reason or asked
@@ -547,7 +573,7 @@ class TrainingLoop(QuickEngine):
             self._requests.set_flag(TERMINATE_RUN, AT_LIMIT)
 
     def _end_short_epoch(self) -> None:
-        """Ends an epoch when its data end earlier than expected."""
+        """Ends an epoch whose data have ended earlier than expected."""
         self._optimizer_step.drop_window()
         progress = self._position.place.progress
         self._position.mark_boundary(progress._replace(is_full=True))
@@ -571,8 +597,8 @@ class TrainingLoop(QuickEngine):
             self._requests.withdraw_flag(INTERRUPT_RUN)
             feed = self._present_feed
             try:
-                # ``out_of_order``, because scopes that were entered before this one, around the
-                # run, may be left first, while the run is suspended.
+                # ``out_of_order=True``: while the run is suspended, scopes around the run may be
+                # left before this scope, although they were entered earlier.
                 with deactivated(feed.loader, out_of_order=True):
                     yield self.state
             except GeneratorExit:  # the run will not continue, and the feed may be closed already
@@ -600,7 +626,7 @@ class TrainingLoop(QuickEngine):
         """Fires EXCEPTION_RAISED and closes the open contexts.
 
         Returns:
-            Whether a handler of the event, or a context, has handled the failure.
+            Whether a handler of EXCEPTION_RAISED, or a context, has handled the failure.
         """
         self.stop_reason = "exception"
         self.logger.error("Engine run is terminating due to exception: %s", error)
@@ -623,7 +649,8 @@ class TrainingLoop(QuickEngine):
             Whether a context has handled the failure. If so, the run has ended as if it had been
             terminated.
         """
-        # A ``terminate()`` from before the failure does not handle the failure: clear the flag.
+        # A ``terminate()`` from before the failure does not handle the failure, so the flag is
+        # cleared.
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
@@ -639,8 +666,8 @@ class TrainingLoop(QuickEngine):
     def _roll_back_to_boundary(self) -> None:
         """Returns counters, data and window to the last step boundary, and undoes pending changes.
 
-        If the run has failed, the callbacks that are due after the step of this boundary stay due.
-        If an exception breaks off this method, the next run calls it again.
+        If the run has failed at a step boundary, the deferred callbacks stay on the list for the
+        next run. If an exception breaks off this method, the next run calls the method again.
         """
         if self._is_rolled_back:
             return
@@ -652,16 +679,16 @@ class TrainingLoop(QuickEngine):
         optimizer_step.count_step(self.state)
         drops_window = not position.is_at_boundary
         if has_failed and drops_window:
-            # The batches of the window are given again, and handlers then defer their callbacks
-            # again.
+            # The next run gets the batches of the window again, and handlers then defer their
+            # callbacks again.
             self._due.clear()
             optimizer_step.scheduler.forget_validation()
         is_leaving = has_failed and not drops_window and self.is_leaving_epoch
         self._pending_epoch_termination = (
             is_leaving and self._requests.active_flags[TERMINATE_EPOCH]
         )
-        # The run counts as failed until ``_note_outcome``, the last statement of ``run``, because
-        # an exception may still come before.
+        # The run counts as failed until ``run`` calls ``_note_outcome`` in its last statement,
+        # because an exception may come before that statement.
         position.roll_back(has_failed=True)
         self.state.iteration = position.place.progress.iteration
         self._running_metrics.end_run(self.state.iteration, drops_window=drops_window)
@@ -674,8 +701,8 @@ class TrainingLoop(QuickEngine):
     def _call_deferred(self) -> None:
         """Calls the deferred callbacks and, if the run ends here, the callbacks of ``call_at_end``.
 
-        If a stop breaks off a validation among them, this validation and the callbacks after it
-        are set aside for the next run.
+        If a stop breaks off a validation among the deferred callbacks, the validation and the
+        callbacks after it are set aside for the next run.
         """
         self._call_deferred_or_stop()
         self._check_limits()
@@ -695,7 +722,7 @@ class TrainingLoop(QuickEngine):
             self._due.entries = []
 
     def _call_deferred_or_stop(self) -> None:
-        """Calls the deferred callbacks; stops if a validation among them is broken off."""
+        """Calls the deferred callbacks; stops the run if a validation among them is broken off."""
         try:
             self._due.call()
         except ValidationStopped:
@@ -704,8 +731,9 @@ class TrainingLoop(QuickEngine):
     def _stop_broken_off(self) -> None:
         """Stops the run after a validation was broken off.
 
-        The validation and the callbacks after it are set aside for the next run. Then ``obey`` of
-        each stop monitor defers the save on a signal, and this save is called now.
+        The validation and the callbacks after it are set aside for the next run. A stop monitor is
+        a source of requests to stop, such as a signal. Its ``obey`` ends the run and defers a save,
+        which is made before this method returns.
         """
         self._due.break_off()
         for watch in stop_monitors(self):
@@ -717,8 +745,8 @@ class TrainingLoop(QuickEngine):
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds a handler, as Ignite does.
 
-        If a handler of this package cannot work on a trainer or at this event, the error is raised
-        here, and not in the run.
+        A handler of this package that cannot work on a trainer, or not at this event, raises its
+        error here, and not in the run.
         """
         if isinstance(handler, Handler):
             handler.check(self, event_name)
@@ -728,14 +756,17 @@ class TrainingLoop(QuickEngine):
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     def _update_handlers(self) -> None:
-        """Looks up the handlers again, and which of them update metrics."""
+        """Looks up the handlers again, and notes which of them update metrics."""
         self._running_metrics.forget_updates()
         super()._update_handlers()
 
     def _make_callback(
         self, name: Any, function: Any, args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns the function to call for a handler, with tracking if it updates a metric."""
+        """Returns the function to call for a handler.
+
+        If the handler updates a metric, the function also notes the iteration of each call.
+        """
         handler = super()._make_callback(name, function, args, kwargs)
         if name != Events.ITERATION_COMPLETED.name or bound_object(function, Metric) is None:
             return handler
@@ -769,7 +800,7 @@ class TrainingLoop(QuickEngine):
         return self._position.batches_left
 
     def _count_batches_left(self) -> int | None:
-        """Returns ``batches_left``, as a function that is called only if the number is needed."""
+        """Returns ``batches_left``. The optimizer step calls this only if it needs the number."""
         return self._position.batches_left
 
     @property
@@ -783,7 +814,7 @@ class TrainingLoop(QuickEngine):
         With several processes the run ends on all of them, at the same step boundary.
 
         The next ``run()`` of this process continues the run. Another process that resumes from a
-        checkpoint of the run continues it only if all requests to end the run were resumable.
+        checkpoint continues the run only if all requests to end the run were resumable.
         Requests of Ignite's ``TimeLimit`` and of signals are resumable. A run that
         ``EarlyStopping`` ended is finished.
 
@@ -793,7 +824,8 @@ class TrainingLoop(QuickEngine):
                 should after a time limit or a budget. If False, the run is finished.
         """
         if self.should_terminate in (False, AT_LIMIT):
-            self._requests.requested_stops.clear()  # entries of a request that was withdrawn
+            # The flag is not set, so the entries belong to a request that was withdrawn.
+            self._requests.requested_stops.clear()
         # Ignite's handlers pass no reason, so the caller's frame tells which handler calls.
         self._requests.requested_stops.append(
             StopRequest.from_frame(sys._getframe(1), resumable=resumable)
@@ -816,14 +848,15 @@ class TrainingLoop(QuickEngine):
     ) -> Callable[[], None]:
         """Lets any rank request that ``obey`` is called on all ranks, at the same step boundary.
 
-        ``obey`` is called before the callbacks that are due at this boundary, and also at the end
-        of an epoch. Only for several processes.
+        The ranks exchange their requests at step boundaries and at the end of each epoch. ``obey``
+        is called before the callbacks that are due there. With one process this method must not be
+        called.
 
         Args:
-            asked: returns the request of this rank, an object that can be pickled, or None. It is
-                called at each boundary.
-            obey: is called with the list of the requests of all ranks, in the order of the ranks,
-                if any rank has a request.
+            asked: returns the request of this rank, an object that can be pickled, or None for no
+                request. The function is called in each exchange.
+            obey: is called if any rank has a request. The argument is the sequence of the requests
+                by rank, with None for a rank without a request.
 
         Returns:
             A function that removes the two functions again.
@@ -838,7 +871,7 @@ class TrainingLoop(QuickEngine):
 
     @property
     def ended_by(self) -> str | None:
-        """The handler or function that finished the run before its limit, by name.
+        """The name of the handler or function that finished the run before its limit.
 
         None if a limit or a resumable request ended the run.
         """
@@ -848,7 +881,7 @@ class TrainingLoop(QuickEngine):
         return stop.caller if is_asked and stop.is_final else None
 
     def finish_resumed_run(self, ended_by: str) -> None:
-        """Marks the run that is resumed as finished: the next ``run()`` trains nothing.
+        """Marks the resumed run as finished, so that the next ``run()`` trains nothing.
 
         Args:
             ended_by: the name of the handler or function that finished the run.
@@ -879,7 +912,8 @@ class TrainingLoop(QuickEngine):
         Args:
             callback: is called without arguments. A callback that is deferred already is not added
                 again.
-            turn: the turn of the callback; callbacks with an earlier turn are called earlier.
+            turn: the place of the callback in the order of the calls. Deferred callbacks with an
+                earlier turn are called earlier.
         """
         self._due.add(callback, turn)
 
@@ -890,8 +924,8 @@ class TrainingLoop(QuickEngine):
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Registers ``callback``, to be called at the end of each run.
 
-        The callback is called at the last step boundary, after the deferred callbacks. This is
-        before TERMINATE and COMPLETED, because a longer run would not call their handlers here. A
+        The callback is called at the last step boundary, after the deferred callbacks. TERMINATE
+        and COMPLETED are fired later, because a longer run would not fire them at this boundary. A
         run that fails, or that ends between two step boundaries, does not call the callback.
 
         Returns:
@@ -904,7 +938,7 @@ class TrainingLoop(QuickEngine):
         """Registers ``callback``, to be called when a resumed run restores its random generators.
 
         The callback can restore state that handlers of STARTED and EPOCH_STARTED reset, metrics for
-        example. It is also called if the run that is resumed is finished.
+        example. The callback is also called if the saved run was finished.
 
         Returns:
             A function that removes the callback again.
@@ -928,9 +962,9 @@ class TrainingLoop(QuickEngine):
         """Makes the next run continue at the saved position, on data built in the same way.
 
         The random generators are restored when the handlers of STARTED have returned. In the middle
-        of an epoch they are restored again after the handlers of EPOCH_STARTED. The reason is that
-        the resumed run did not call these handlers at this place. If the saved run was finished,
-        the next ``run`` returns at once, unless a higher limit is passed.
+        of an epoch they are restored again after the handlers of EPOCH_STARTED, because the saved
+        run had not called these handlers at this place. If the saved run was finished, the next
+        ``run`` returns at once, unless a higher limit is passed.
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
@@ -965,7 +999,7 @@ class TrainingLoop(QuickEngine):
         state, position = super().state_dict(), self._position
         length = state["epoch_length"]
         if length is not None and length == position.shown.epoch_length:
-            # The state may show an estimate; this is None if the length is not known.
+            # The state may show an estimate; ``length_of_epoch`` is None if the length is unknown.
             length = position.length_of_epoch
         state["epoch_length"] = length or position.length_of_pass
         return state
@@ -975,14 +1009,14 @@ class TrainingLoop(QuickEngine):
         state, position = self.state, self._position
         epochs, length = state.epoch, state.epoch_length or 0
         if state.iteration < epochs * length:
-            epochs -= 1  # within an epoch the state also counts the present epoch
+            epochs -= 1  # in the middle of an epoch the state also counts the present epoch
         progress = Progress(state.iteration, epochs, state.iteration - epochs * length)
         shown = ShownLimits.read(state)
         position.move_to(progress, state.optimizer_step, shown.limits, state.epoch_length)
         position.shown = shown
 
     def _prepare_to_load(self, what: str) -> None:
-        """Closes an interrupted run and drops its due callbacks.
+        """Closes the run if it is interrupted, and drops the deferred callbacks.
 
         Raises:
             RuntimeError: the trainer is running.
@@ -1007,8 +1041,8 @@ class TrainingLoop(QuickEngine):
 class _Unwinding(AbstractContextManager[None, None]):
     """The outermost scope of a run, which rolls back when the run ends.
 
-    This is a class and not a generator, because a traceback that user code keeps would keep a
-    suspended generator open.
+    This scope is a class and not a generator. If user code keeps a traceback, a suspended generator
+    in the traceback would stay open.
     """
 
     def __init__(self, loop: TrainingLoop) -> None:

@@ -35,7 +35,8 @@ def make_process_function(
 
     Args:
         model: the prepared model.
-        optimizer_step: scales the loss for the window, and decides when ranks exchange gradients.
+        optimizer_step: divides the loss for gradient accumulation, and decides when ranks exchange
+            gradients.
         forward: (model, batch) -> (x, y, outputs, loss).
         output_transform: (x, y, outputs, loss) -> ``state.output``.
     """
@@ -88,15 +89,16 @@ def _batch_processor_forward(
     accelerator: Accelerator,
 ) -> Forward:
     """Returns a forward function that calls ``batch_processor``."""
-    # The cache is disabled. With a cache, autocast would keep cast weights until the end of the
-    # batch processor, which may change the weights between two calls of the model.
+    # Autocast runs without its cache here. Its cache would keep cast weights until the batch
+    # processor returns, but the batch processor may change the weights between two model calls.
     no_cache = AutocastKwargs(cache_enabled=False)
     hooked_models: set[torch.nn.Module] = set()
 
     def forward(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         if accelerator.native_amp:
-            # The hook is registered once per model, because torch.compile compiles a model again
-            # when the model gets a new hook.
+            # The hook clears the cache of the second autocast, which Accelerate has put around the
+            # ``forward`` of the model. The hook is registered only once per model, because
+            # torch.compile compiles a model again when the model gets a new hook.
             if model not in hooked_models:
                 hooked_models.add(model)
                 model.register_forward_pre_hook(_clear_autocast_cache)
@@ -116,7 +118,7 @@ def _batch_processor_forward(
 
 
 def _clear_autocast_cache(model: torch.nn.Module, inputs: Any) -> None:
-    """Drops the weights that Accelerate's autocast has cast and cached in the forward before."""
+    """Drops the cast weights that autocast has cached in the previous forward pass."""
     torch.clear_autocast_cache()
 
 
@@ -161,13 +163,19 @@ def detached_loss(x: Any, y: Any, y_pred: Any, loss: torch.Tensor) -> torch.Tens
 
 
 def _check_loss(loss: Any, source: str) -> torch.Tensor:
-    """Returns ``loss``, or raises an error that names the function that it comes from."""
+    """Returns ``loss`` if it can be minimized, and raises an error otherwise.
+
+    Args:
+        loss: the loss of a batch.
+        source: the argument of the factory that returned the loss, to be named in the error.
+    """
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
             f"the loss of `{source}` must be a tensor, got {describe_value(loss)}: return the "
             "tensor to minimize, not a number made from it"
         )
     if loss.numel() != 1:
+        # The user may have returned (loss, outputs). The hint ends the message below.
         order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""
         raise ValueError(
             f"the loss of `{source}` must be a scalar, got {describe_value(loss)}: reduce it, with "

@@ -1,6 +1,8 @@
 """The position of a run: its counters and limits, and the saved state that it resumes from.
 
-A *step boundary* is a place between two windows, from which a run can continue.
+A *place* is the counters together with the position in the data. A *window* is the batches whose
+gradients are accumulated for one optimizer step. A *step boundary* is a place between two windows,
+from which a run can continue. An epoch is *full* if it gets no further batch.
 """
 
 from collections.abc import Callable
@@ -23,11 +25,11 @@ __all__ = ["RunPosition"]
 
 
 class RunPosition:
-    """The counters and limits of a run, its last step boundary, and the state that it resumes.
+    """The counters and limits of a run, its last step boundary, and the saved state to resume from.
 
-    The counters here decide what the run does. The engine's state shows copies of them: if a
-    handler overwrites a copy, no step is added or left out. The position does not know the engine.
-    The loop moves the position forward, and rolls it back to the last step boundary when batches
+    The counters here decide what the run does. The engine's state only shows copies: if a handler
+    overwrites a copy, the run makes the same steps. This class does not use the engine. The loop
+    moves the position forward, and rolls the position back to the last step boundary when batches
     are dropped before their step.
 
     Args:
@@ -37,24 +39,26 @@ class RunPosition:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
-        given_limits: the limits that were passed to ``run``. After the run they take the place of
-            ``limits``, so that changes by handlers end with the run.
-        shown: the limits that the state shows. ``max_epochs`` may be derived from ``max_steps``.
+        given_limits: the limits that were passed to ``run``, without such changes. When the run is
+            over, they replace ``limits``, so that changes by handlers end with the run.
+        shown: the limits that the trainer last wrote to the engine's state or adopted from there.
+            Here ``max_epochs`` may be derived from ``max_steps``; ``limits`` then has none.
         epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
             pass.
         is_resumed: whether the next run continues the run of another process.
-        is_unfinished: whether the run failed, or was resumed with callbacks that are still due.
-            Such a run is not finished, even at its limit.
-        epoch_termination: the request that ended the present epoch before its last batch, or False.
+        is_unfinished: whether the run has work left even at its limit: it failed, or callbacks that
+            it should have called are still due.
+        epoch_termination: the value of the request that ended the present epoch before its last
+            batch; False if there was no such request.
         length_of_pass: the number of batches in the last epoch that was one whole pass; None if
             there was none.
-        uncompleted_epoch: a list with at most one entry. From the time when an epoch is counted as
-            complete until the first handler of EPOCH_COMPLETED is called, the entry is the place
-            and ``epoch_termination`` from before that count.
-        find_generators: returns the random generators of the run that are neither global nor in the
-            data.
-        ended_by: the name of the handler or function that ended the run before its limit, after
-            which the run counts as finished; otherwise None.
+        uncompleted_epoch: a list that has one entry while an epoch is counted as complete, but no
+            handler of EPOCH_COMPLETED has been called; otherwise empty. The entry is a pair: the
+            place and ``epoch_termination`` before the epoch was counted.
+        find_generators: a function that returns the random generators of the run, except the global
+            ones and those of the data.
+        ended_by: the name of the handler or function that ended the run before its limit, so that
+            the run counts as finished; None if there was none.
     """
 
     def __init__(self, optimizer_step: OptimizerStep) -> None:
@@ -67,16 +71,17 @@ class RunPosition:
         self._optimizer_step = optimizer_step
         self._boundary = self.place
         self.length_of_pass: int | None = None
-        # Dropped batches have drawn random numbers, and the generators are not rolled back. A
-        # checkpoint contains this flag.
+        # Whether batches were dropped at the end of a run. These batches have drawn random numbers,
+        # and the generators are not rolled back. A checkpoint contains this flag.
         self._has_dropped_batches = False
         self.epoch_termination: Any = False
         self.ended_by: str | None = None
         self.uncompleted_epoch: list[tuple[Place, Any]] = []
-        # Moves the feed to the resumed position, when the next run has chosen its data.
+        # A function that moves the feed to the loaded position. It is called once, when the next
+        # run has chosen its data; otherwise None.
         self._pending_seek: Callable[[DataFeed], None] | None = None
         self.find_generators: Callable[[], FoundGenerators] = FoundGenerators
-        # The saved random state of a run that is resumed, until the generators are restored.
+        # The random state from the checkpoint; None as soon as the generators are restored.
         self._random_state: Mapping[str, Any] | None = None
         self._resume_callbacks: list[Callable[[], None]] = []
 
@@ -119,13 +124,13 @@ class RunPosition:
         return self._with_rest_of_pass(feed.promised_length)
 
     def _with_rest_of_pass(self, length: int | None) -> int | None:
-        """Returns the length of this epoch if it ends with the present pass.
+        """Returns the length that the present epoch has, given that it ends with this pass.
 
         Args:
             length: the number of batches in the pass; None if not known.
         """
         assert self.feed is not None
-        # As long as the seek is pending, the feed is not at the position of this run.
+        # Until ``_pending_seek`` is called, the feed is not at the position of this run.
         if not length or self._pending_seek is not None:
             return length or None
         return self.place.progress.batches + length - self.feed.position.batches
@@ -151,13 +156,13 @@ class RunPosition:
 
     @property
     def is_at_boundary(self) -> bool:
-        """True if each batch up to this place was used in a step, or its window was dropped."""
+        """True at a step boundary: no window is open, and no batch is being processed."""
         window = self._optimizer_step.window
         return not window.count and window.taken == self.place.taken
 
     @property
     def is_between_steps(self) -> bool:
-        """True if the place can be saved: a step boundary after which the feed gave no batch."""
+        """True at a step boundary if the feed has given no batch since: the place can be saved."""
         return (
             self.feed is not None
             and self.is_at_boundary
@@ -166,9 +171,10 @@ class RunPosition:
 
     @property
     def epochs_needed(self) -> int | None:
-        """The total number of epochs of a run that only ``max_steps`` ends.
+        """The total number of epochs that the run needs to reach ``max_steps``.
 
-        None if the run also has ``max_epochs``, or if the length of an epoch is not known.
+        None if the run has no ``max_steps``, if it has ``max_epochs`` too, or if the length of an
+        epoch is not known.
         """
         limits, length = self.limits, self.length_of_epoch or self.length_of_pass
         if limits.max_steps is None or limits.max_epochs is not None or length is None:
@@ -193,8 +199,8 @@ class RunPosition:
             return
         progress = Progress() if is_new else self.place.progress
         length, window_size = epoch_length or feed.length, step.accumulation.full_size()
-        # ``is_full`` means that the epoch gets no further batch. After ``terminate_epoch()`` it has
-        # had fewer batches than its length.
+        # A full epoch that ``terminate_epoch()`` ended has had fewer batches than its length. The
+        # missing batches never come, so they are counted as given here.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
@@ -218,19 +224,19 @@ class RunPosition:
 
     @property
     def is_restored(self) -> bool:
-        """True if no random state of a resumed run is still to be restored."""
+        """True if the saved random state has been restored, or if there was none to restore."""
         return self._random_state is None
 
     @property
     def has_epoch_to_complete(self) -> bool:
-        """True if the epoch gets no further batch, and no random state is still to be restored."""
+        """True if the epoch is full and ``is_restored``: only the end of the epoch is missing."""
         return self.place.progress.is_full and self._random_state is None
 
     @property
     def ends_with_data(self) -> bool:
         """True if the end of the data ends this epoch: it is one pass, and has had batches.
 
-        The loop asks for this when the data end before the last batch of the epoch.
+        The loop reads this property when the data have no further batch and the epoch is not full.
         """
         return self.epoch_length is None and self.place.progress.batches > 0
 
@@ -267,7 +273,7 @@ class RunPosition:
         """Adopts the limits and the epoch length that were written to the state.
 
         Returns:
-            Whether the epoch has become full in the middle of a window, which must be dropped.
+            Whether the open window must be dropped, because the epoch has become full within it.
 
         Raises:
             ValueError: a value cannot be used.
@@ -283,7 +289,9 @@ class RunPosition:
         return self.place.progress.is_full and not self.is_at_boundary
 
     def adopt_epoch_length(self, now: ShownLimits) -> None:
-        """Adopts the epoch length if another one was written; the present epoch may become full.
+        """Adopts the epoch length if another length was written to the state.
+
+        The present epoch may become full thereby.
 
         Raises:
             ValueError: the length cannot be used.
@@ -366,7 +374,7 @@ class RunPosition:
             given.check(progress, steps)
         before = self.given_limits.with_changes(shown, now.limits) if is_over else live
         if self.is_resumed and given != Limits():
-            before = given  # the limits of the other process were for its run only
+            before = given  # the limits that the other process was given do not apply here
         further = given if given != Limits() else before
         if further.reached(progress, steps):
             return further if self.is_unfinished else None
@@ -466,9 +474,9 @@ class RunPosition:
         }
 
     def unknown_parts(self, found: FoundGenerators | None = None) -> dict[str, str]:
-        """Returns the parts of which it is uncertain that a resume restores them, with reasons.
+        """Returns the reasons why a resume may not restore some parts of the run.
 
-        The keys are names of parts as in ``ResumeReport``.
+        The result maps the name of such a part, as in ``ResumeReport``, to the reasons.
 
         Args:
             found: the random generators of the run; default: the method searches for them.
@@ -483,7 +491,7 @@ class RunPosition:
         """Makes the next run continue at the saved position, on data built in the same way."""
         progress = Progress(*state_dict["progress"])
         device = self._optimizer_step.accelerator.device
-        # This raises an error if the state cannot be used, before anything here is changed.
+        # Called only to raise an error, before anything is changed, if the state cannot be used.
         RandomState.from_state_dict(state_dict["random"], device)
         self.place = self._boundary = Place(progress, taken=self._optimizer_step.window.taken)
         self.limits = Limits(**state_dict["limits"])
@@ -512,7 +520,7 @@ class RunPosition:
     def move_to(
         self, progress: Progress, steps: int, limits: Limits, epoch_length: int | None
     ) -> None:
-        """Makes the next run continue at the given counters, and at the batch after them."""
+        """Makes the next run continue with the given counters, at the batch that follows them."""
         self.set_limits(limits)
         self.place = Place(progress)
         self.epoch_length = epoch_length
@@ -520,8 +528,8 @@ class RunPosition:
 
         def seek(feed: DataFeed) -> None:
             feed.seek(position)
-            # Ignite's state does not say whether an epoch was one pass. It was, if the length of
-            # the epoch is that of a pass.
+            # Ignite's state does not say whether an epoch is one pass. If both have the same
+            # length, the epoch is taken to be one pass.
             if feed.length == epoch_length:
                 self.epoch_length = None
 
@@ -533,7 +541,7 @@ class RunPosition:
         self._optimizer_step.start_from(steps)
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Registers ``callback``, to be called before ``restore_random_state`` restores generators.
+        """Registers ``callback``, which ``restore_random_state`` calls before it restores anything.
 
         Returns:
             A function that removes the callback again.
@@ -550,9 +558,9 @@ class RunPosition:
     def restore_random_state(self, *, is_last_time: bool) -> None:
         """Calls the callbacks of ``call_on_resume``, and restores the generators of a resumed run.
 
-        This is done after STARTED and again after EPOCH_STARTED. The handlers of these events may
-        draw random numbers and reset metrics, and the run that was saved did not call them at this
-        place.
+        Does nothing without a random state to restore. The loop calls this method after STARTED and
+        again after EPOCH_STARTED. The handlers of these events may draw random numbers and reset
+        metrics, and the saved run had not called them at this place.
 
         Args:
             is_last_time: whether this is the last call before the next batch.

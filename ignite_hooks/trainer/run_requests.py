@@ -2,7 +2,8 @@
 
 Ignite's ``terminate()``, ``terminate_epoch()`` and ``interrupt()`` set a flag on the engine, which
 the loop reads. A trainer needs to know more: which handler made the request, whether the request
-finishes the run, and, with several processes, the requests of the other ranks.
+finishes the run (a process that resumes a finished run trains nothing), and, with several
+processes, which requests the other ranks have made.
 """
 
 from collections.abc import Sequence
@@ -36,26 +37,29 @@ TERMINATE_RUN, TERMINATE_EPOCH, INTERRUPT_RUN = (
 """The names of Ignite's three flags."""
 
 AT_LIMIT = "limit"
-"""The value of ``should_terminate`` at a limit; a handler may still raise the limit."""
+"""The value of ``should_terminate`` at a limit, which a handler may still raise."""
 
+# Parts of ``StopRequest.caller``: the whole value if the flag was set without ``terminate()``, the
+# beginning if a function called ``terminate()``, and the text before the number of a rank.
 _FLAG_CALLER = "a handler that set `should_terminate`"
 _FUNCTION_PREFIX = "terminate() in "
 _RANK_SEPARATOR = " on rank "
 
 
 class RunTerminated(Exception):
-    """Raised within the loop where a run is terminated; never seen by users."""
+    """Raised within the loop to end a run; never reaches users."""
 
 
 class EpochTerminated(Exception):
-    """Raised within the loop where an epoch is terminated; never seen by users."""
+    """Raised within the loop to end an epoch; never reaches users."""
 
 
 class StopRequest(NamedTuple):
     """A request to end the run.
 
     Args:
-        caller: the class of the handler that made the request, or a description of the function.
+        caller: the code that made the request: the name of the handler's class, or a description
+            of the function.
         is_final: whether the request finishes the run. If not, a process that resumes from a
             checkpoint continues the run.
     """
@@ -98,26 +102,28 @@ class StopRequest(NamedTuple):
 
 
 class RunRequests:
-    """The requests of this rank, and the active requests, which the loop obeys.
+    """The requests of this rank, and the active requests, which are those that the loop obeys.
 
-    With one process each request is active at once: the loop obeys at the next place where requests
-    are handled. With several processes a request becomes active when all ranks know of it
-    (``processes/decisions.py``).
+    With one process each request is active at once. With several processes a request becomes active
+    when all ranks know of the request (``processes/decisions.py``). The loop obeys an active
+    request at the next place where requests are handled.
 
     Args:
         is_single_process: whether there is one process only.
 
     Attributes:
-        requested_flags: the flags of Ignite that are set on this rank, with their values.
-        active_flags: the flags that the loop obeys, with their values.
+        requested_flags: maps the name of each flag that is set on this rank to its value.
+        active_flags: maps the name of each flag that the loop obeys to its value.
         requested_stops: the requests to end the run that were made on this rank, the oldest first.
+            They tell who set ``should_terminate``, and whether the run is then finished.
         active_stops: the requests to end the run that the loop obeys.
     """
 
     def __init__(self, *, is_single_process: bool) -> None:
         self.requested_flags: dict[str, Any] = {}
         self.requested_stops: list[StopRequest] = []
-        # With one process these are the same objects, so that each request is active at once.
+        # With one process, requested and active are the same objects, so that each request is
+        # active at once.
         self.active_flags: dict[str, Any] = self.requested_flags if is_single_process else {}
         self.active_stops: list[StopRequest] = self.requested_stops if is_single_process else []
 
@@ -158,7 +164,8 @@ class RunRequests:
                 reason.
         """
         if self.terminate_flag in (False, AT_LIMIT):
-            self.active_stops.clear()  # entries of a request that was withdrawn
+            # The flag is not set, so the entries belong to a request that was withdrawn.
+            self.active_stops.clear()
             self.set_flag(TERMINATE_RUN, True)
         self.active_stops.append(stop)
 
@@ -168,7 +175,12 @@ class RunRequests:
         self.active_stops[:] = self.requested_stops
 
     def unshared_requests(self) -> tuple[dict[str, Any], StopRequest] | None:
-        """Returns the requests that only this rank knows of; None if there are none."""
+        """Returns the requests that only this rank knows of; None if there are none.
+
+        Returns:
+            A pair: the flags that were set, with their values, and the request to end the run (with
+            default values if only other flags were set).
+        """
         flags = {
             flag: value
             for flag, value in self.requested_flags.items()
@@ -206,9 +218,9 @@ def _first_final(stops: Sequence[StopRequest]) -> StopRequest:
 class RequestFlag:
     """A descriptor for one of Ignite's three flags, which keeps the flag in ``_requests``.
 
-    Ignite's methods and handlers set the flag as on any engine. All flags are in one dictionary, so
-    the loop tests all three at once: it looks whether ``_requests.active_flags`` is empty, four
-    times in each iteration.
+    Ignite's methods and handlers set the flag as on any engine. All three flags are kept in one
+    dictionary, so that the loop can test them at once: ``_requests.active_flags`` is empty if none
+    is set. The loop makes this test four times in each iteration.
     """
 
     def __set_name__(self, owner: type[Any], name: str) -> None:

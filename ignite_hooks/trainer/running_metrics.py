@@ -23,8 +23,8 @@ class RunningMetrics:
 
     There are three reasons to restore them. Ignite resets a metric at STARTED or EPOCH_STARTED, and
     both events are fired when a run continues in the middle of an epoch. A metric may have seen
-    batches of a window that was dropped, whose batches are given again. And after a failure a
-    metric may have missed the batch of the last committed step.
+    batches of a window (the batches of one optimizer step) that was dropped; the next run gets
+    these batches again. And after a failure a metric may have missed the batch of the last step.
 
     Args:
         metrics: returns the metrics that are attached to the engine now.
@@ -50,7 +50,8 @@ class RunningMetrics:
         Args:
             key: identifies this update when the handlers are looked up again.
             update: the handler of ITERATION_COMPLETED that updates a metric.
-            iteration: the present iteration; a metric that is attached now has not missed it.
+            iteration: the present iteration. A new update counts as called at this iteration, so
+                that the batch does not count as missed.
         """
         updated_at, signals = self._updated_at, self._signals
         updated_at.setdefault(key, iteration)
@@ -60,21 +61,21 @@ class RunningMetrics:
             iteration = engine.place.progress.iteration
             signals.is_holding = True
             try:
-                # One line, so that after an exception ``_updated_at`` shows whether the metric was
-                # updated.
+                # One statement makes the update and notes its iteration, so that after an exception
+                # ``_updated_at`` shows whether the metric was updated.
                 updated_at[key] = (update(engine), iteration)[1]
             finally:
                 signals.release()
-                # A second Ctrl-C breaks off the update and sets this flag, which stands for a step
-                # that is half done. No step is half done here, so the run can continue.
+                # A second Ctrl-C breaks off the update and sets this flag, which would mean that an
+                # optimizer step is half done. None is, so the flag is reset: the run can continue.
                 signals.was_interrupted = False
 
         return update_metric
 
     def forget_updates(self) -> None:
-        """Forgets the update handlers, because the handlers are looked up again.
+        """Forgets the update handlers before all handlers are looked up again.
 
-        The iteration of the last call of each update stays noted.
+        The noted iterations, at which the updates were last called, are kept.
         """
         self._all_metrics, self._updates = None, {}
 
@@ -104,25 +105,27 @@ class RunningMetrics:
 
         Args:
             iteration: the iteration of the last step boundary.
-            drops_window: whether the batches after that boundary are given again.
+            drops_window: whether a window is open that is dropped, so that the next run gets the
+                batches after that boundary again.
         """
         if self._to_restore is not None:
-            return  # this run ended before it restored the copies of the run before
+            return  # this run ended before it restored the copies, so the next run restores them
         opened, kept = self._before_window or (None, [])
-        # Before a window of one batch no copies are made: if such a window is dropped, no metric
-        # has seen its batch.
+        # Before a window of one batch no copies are made, and the present metrics are right: if
+        # such a window is dropped, no metric has seen its batch.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
-        # One line: if an exception comes before it, ``end_run`` is called again.
+        # One statement sets both attributes. If an exception comes before this statement, the
+        # roll-back calls ``end_run`` again.
         self._to_restore, self._missed = kept if is_of_window else self._snapshots(), missed
 
     def forget(self) -> None:
-        """Drops the copies, because a new run restores nothing."""
+        """Drops the copies, before a new run or the load of a state: nothing is restored then."""
         self._to_restore = self._before_window = None
         self._missed = []
 
     def begin_run(self, iteration: int) -> None:
-        """Begins to note the calls of updates, for a run that starts or continues.
+        """Begins to note the iterations of updates, for a run that starts or continues.
 
         Args:
             iteration: the last iteration before the run; no update has missed this iteration.
@@ -132,12 +135,12 @@ class RunningMetrics:
         self._updated_at.update(dict.fromkeys(self._updates, iteration))
 
     def restore(self, engine: Any, *, is_last_time: bool) -> None:
-        """Restores the metrics, and updates them with the batch that they missed.
+        """Restores the metrics, and updates those that missed a batch with this batch.
 
         Args:
-            engine: the engine, whose state still has the output of the missed batch.
-            is_last_time: whether this is the last call before the next batch: no later event resets
-                metrics.
+            engine: the engine. Its state still has the output of the missed batch.
+            is_last_time: whether this is the last call before the next batch, because no event that
+                resets metrics comes before that batch.
         """
         if self._to_restore is None:
             return
@@ -147,8 +150,8 @@ class RunningMetrics:
             for key in self._missed:
                 if key in self._updates:
                     self._updates[key](engine)
-            # One line: if an exception comes before it, the next call restores the old copies and
-            # repeats the updates.
+            # One statement sets both attributes. If an exception comes before this statement, the
+            # next call restores the old copies and repeats the updates.
             self._to_restore, self._missed = self._snapshots(), []
         if is_last_time:
             self._to_restore = None
@@ -169,7 +172,10 @@ class _Snapshot:
 
 
 def _with_nested(metrics: Iterable[Metric]) -> list[Metric]:
-    """Returns the metrics and the metrics that they hold, as a running average does, each once."""
+    """Returns the metrics, and the metrics that they hold, without duplicates.
+
+    Ignite's ``RunningAverage``, for example, holds another metric.
+    """
     found: dict[int, Metric] = {}
     for metric in metrics:
         _collect(metric, found)
@@ -190,9 +196,9 @@ def _collect(value: Any, found: dict[int, Metric]) -> None:
 
 
 def _copy_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies the attributes that a metric may change in place: tensors and collections.
+    """Returns the attributes, with copies of those that a metric may change in place.
 
-    The contents of collections are not copied.
+    These are tensors and collections. The contents of collections are not copied.
     """
     return {name: _copy_value(value) for name, value in attributes.items()}
 

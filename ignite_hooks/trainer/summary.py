@@ -18,10 +18,10 @@ __all__ = ["summary_of"]
 def summary_of(trainer: TrainingEngine, feed: DataFeed | None) -> str:
     """Returns a summary of ``trainer`` in one line.
 
-    The summary has the number of parameters, the steps of an epoch, the samples of a step over all
-    processes, the precision, the number of processes, the folder of the checkpoints, and the
-    checkpoint that was resumed. A value that is not known, such as the length of a stream, is left
-    out.
+    The summary has the number of parameters, the number of steps in an epoch, the number of samples
+    that all processes together use in a step, the precision, the number of processes, the folder of
+    the checkpoints, and the checkpoint from which the run was resumed. A value that is not known,
+    such as the length of a stream, is left out.
 
     Args:
         trainer: the trainer.
@@ -59,7 +59,8 @@ def _describe_steps(trainer: TrainingEngine, feed: DataFeed | None) -> str:
     window_size: int = trainer.accelerator.gradient_accumulation_steps
     length = trainer.state.epoch_length or feed.length or feed.promised_length
     samples = _global_batch(feed, trainer.accelerator.num_processes)
-    # Rounded up, because the last window of an epoch may be short and makes a step too.
+    # Rounded up, because the last window (the batches of one step) of an epoch may have fewer
+    # batches, and makes a step too.
     steps = [f"{_counted(-(-length // window_size), 'step')} an epoch"] if length else []
     if samples:
         product = f" ({window_size} × {samples:,})" if window_size > 1 else ""
@@ -74,7 +75,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _global_batch(feed: DataFeed, processes: int) -> int | None:
-    """Returns the samples of a batch of all processes together; None if that is not known."""
+    """Returns the number of samples in a batch, summed over all processes; None if not known."""
     try:
         return global_batch_size(feed.loader, processes)
     except Exception:  # a property of the user's sampler may raise; a ``repr`` should not

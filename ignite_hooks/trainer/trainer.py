@@ -63,11 +63,13 @@ class Trainer(TrainingLoop):
     on any engine. The loop is drawn in ``ignite_hooks.events``. In addition to Ignite's attributes,
     ``trainer.state`` has these:
 
-    - ``optimizer_step``: the number of committed steps.
+    - ``optimizer_step``: the number of committed optimizer steps. A step is *committed* if it has
+      changed the parameters, so a step that the loss scaler skips is not counted.
     - ``step_committed``: whether the present iteration made a committed step.
-    - ``max_steps``: the limit.
-    - ``start_epoch``, ``start_step``: the complete epochs and committed steps before this run.
-    - ``model_outputs``, ``loss``: of the present batch.
+    - ``max_steps``: the number of committed steps at which the run ends; None for no such limit.
+    - ``start_epoch``, ``start_step``: the numbers of complete epochs and of committed steps at the
+      time when ``run`` was called.
+    - ``model_outputs``, ``loss``: the outputs of the model and the loss for the present batch.
 
     Attributes:
         stop_reason: why the last run ended: the limit that was reached ("max_epochs", "max_iters"
@@ -75,11 +77,12 @@ class Trainer(TrainingLoop):
             ("EarlyStopping"); "terminate" if a function called ``terminate()``; or, with a
             ``SaveCheckpoint``, the name of a signal. With several processes the rank that requested
             the stop is added ("EarlyStopping on rank 1"), unless all ranks requested it.
-        ended_by: the handler or function that finished the run before its limit, by name. A process
-            that resumes such a run has nothing left to do.
-        resume_report: which parts of an earlier run were resumed, and how exactly; None if no run
-            was resumed.
-        hooks: the contexts that are entered before each part of the loop and left after it.
+        ended_by: the name of the handler or function that finished the run before its limit; None
+            if there was none. A process that resumes a finished run has nothing left to do.
+        resume_report: says which parts of a saved run were restored, and how exactly; None if no
+            run was resumed.
+        hooks: the contexts of this trainer. Each context is entered before a part of the loop and
+            left after this part.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class Trainer(TrainingLoop):
         # the trainer.
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
-        # The model, and the same model without its wrappers.
+        # A cache: the model with its wrappers, and the same model without them.
         self._unwrapped_cache: tuple[Any, Any] = (None, None)
         self._position.find_generators = self._find_generators
         self._found_generators = FoundGenerators()
@@ -125,7 +128,7 @@ class Trainer(TrainingLoop):
 
     @property
     def hooks(self) -> Hooks:
-        """The trainer's own set of contexts on the eight channels."""
+        """The contexts of this trainer, each on a channel: one of eight parts of the loop."""
         return self._hooks
 
     @hooks.setter
@@ -139,10 +142,10 @@ class Trainer(TrainingLoop):
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """The modules of the run by name, without wrappers.
+        """The modules of the run by name, without wrappers such as DDP.
 
-        These are the model ("model") and each module with a state that was given to the factory as
-        ``loss_fn``, ``batch_processor`` or another function.
+        "model" is the model. The other names are those of arguments of the factory, such as
+        ``loss_fn`` or ``batch_processor``, whose value is a module that has a state.
         """
         others = {name: unwrap_module(module) for name, module in self._modules.items()}
         with_state = {name: module for name, module in others.items() if module.state_dict()}
@@ -166,7 +169,7 @@ class Trainer(TrainingLoop):
             digests: the digests of all ranks, in the order of the ranks.
 
         Raises:
-            RuntimeError: a parameter differs by more than rounding does.
+            RuntimeError: a parameter differs by more than rounding can explain.
         """
         present = [each for each in digests if each is not None]
         if present:
@@ -203,7 +206,8 @@ class Trainer(TrainingLoop):
     def _unwrapped_model(self) -> torch.nn.Module:
         """Returns the model without wrappers, from a cache."""
         if self._unwrapped_cache[0] is not self.model:
-            # Cached, because Accelerate makes hundreds of calls here, too many for each save.
+            # Cached, because ``unwrap_model`` makes hundreds of calls, which is too slow for each
+            # save.
             bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             self._unwrapped_cache = (self.model, bare)
         unwrapped_model: torch.nn.Module = self._unwrapped_cache[1]
@@ -221,20 +225,24 @@ class Trainer(TrainingLoop):
 
     @property
     def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
-        """The objects that the last search for random generators has looked into, by name.
+        """The objects that the last search for random generators has looked into.
 
-        The names begin with "model", "optimizer", "process_function" and so on. Each value is a
-        function that returns the object, or None if the object no longer exists. The mapping stays
-        the same object until a search finds a new object.
+        The mapping maps the name of each object to a function. This function returns the object, or
+        None if the object no longer exists. A name begins with "model", "optimizer",
+        "process_function" or the like. The property returns the identical mapping until a search
+        looks into a new object.
         """
         return self._found_generators.watched
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns the parts of a ``ResumeReport`` that may not be restored, with the reasons."""
+        """Returns the reasons why a resume may not restore some parts of the run.
+
+        The result maps the name of such a part, as in ``ResumeReport``, to the reasons.
+        """
         return self._position.unknown_parts()
 
     def _find_generators(self) -> FoundGenerators:
-        """Searches everything that a run can reach for random generators."""
+        """Searches for random generators in all objects that a run can reach."""
         step, feed = self._optimizer_step, self.feed
         others = {
             "model": self._unwrapped_model(),
@@ -265,13 +273,14 @@ class Trainer(TrainingLoop):
     ) -> State:
         """Trains until a limit is reached, whichever comes first.
 
-        If no limit is given, a new run lasts one epoch, or as long as ``set_limits`` has said, and
-        a run that continues keeps its limits.
+        If no limit is given, a new run has the limits of ``set_limits``, or lasts one epoch if
+        ``set_limits`` was not called. A run that continues keeps its limits.
 
         A run that was stopped or failed continues where its last committed step ended, at the next
         batch of the same pass over the data. A finished run continues if a higher limit is given;
         otherwise a new run begins, with the next pass. Limits count from the beginning of the run,
-        not from this call. Handlers may write other limits to the state, for the rest of the run.
+        not from this call. Handlers may write other limits to the state; these limits hold for the
+        rest of the run.
 
         Args:
             data: the batches to train on, for example a DataLoader; default: the data of the
@@ -287,9 +296,10 @@ class Trainer(TrainingLoop):
 
         Raises:
             TypeError: ``data`` is an integer.
-            ValueError: a limit is not a positive integer or lies in the past, or there is no data.
-            RuntimeError: the trainer is running; a step of the previous run broke off half-way; or
-                another rank has failed, in this run or in an earlier one.
+            ValueError: a limit is not a positive integer, or is lower than the number that is done
+                already; or there is no data.
+            RuntimeError: the trainer is running; an optimizer step of the previous run broke off
+                half-way; or another rank has failed, in this run or in an earlier one.
         """
         if is_integer(data):
             raise TypeError(
@@ -315,18 +325,18 @@ class Trainer(TrainingLoop):
             if not is_interrupted(self):
                 self._finish_unwinding()
             state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
-        # The line that returns also notes the outcome. If an exception (Ctrl-C) comes on any line
-        # before, the run counts as failed, and the next ``run()`` continues it.
+        # The outcome is noted in the statement that returns. If an exception (Ctrl-C) comes before
+        # this statement, the run counts as failed, and the next ``run()`` continues the run.
         return self._note_outcome() or state  # type: ignore[func-returns-value]
 
     def load_best(self) -> "CheckpointEntry":
-        """Loads the weights of the best checkpoint of this run, for a test pass after it.
+        """Loads the weights of the best checkpoint of this run, to test the model after the run.
 
         The weights of the model are loaded, and those of a loss function that has weights.
         Everything else is left unchanged: counters, optimizer, scheduler, metrics, modes and
         handlers. Weights and counters then belong to different steps, so nothing is saved until
-        training continues. If training continues, it starts from the loaded weights, with a
-        warning. To continue where the run ended, resume from its last checkpoint instead.
+        training continues. If ``run`` continues the training, it warns, and starts from the loaded
+        weights. To continue where the run ended, resume from its last checkpoint instead.
 
         The best checkpoint is chosen by the ``metric`` and the ``mode`` of the trainer's
         ``SaveCheckpoint``, among the checkpoints of this run that still exist (``keep_best=1``
@@ -367,7 +377,11 @@ class Trainer(TrainingLoop):
             )
 
     def _finish_unwinding(self) -> None:
-        """Finishes the roll-back of the previous run, if an exception broke it off."""
+        """Finishes the roll-back of the previous run, if an exception broke the roll-back off.
+
+        Raises:
+            RuntimeError: an optimizer step of the previous run broke off half-way.
+        """
         if self.hook_channels.scopes.open:
             self.hook_channels.scopes.abandon()
         self._roll_back_to_boundary()
@@ -376,7 +390,10 @@ class Trainer(TrainingLoop):
             raise RuntimeError(_half_done_message(self))
 
     def _note_outcome(self) -> None:
-        """Notes whether the run failed. ``run`` calls this in its last statement."""
+        """Notes whether the run has work left, because it failed or a validation was broken off.
+
+        ``run`` calls this method in its last statement.
+        """
         if not is_interrupted(self):
             self._position.is_unfinished = self.stop_reason == "exception" or self.is_broken_off
 
@@ -390,8 +407,8 @@ class Trainer(TrainingLoop):
                 if limit is not None:  # the loop adopts the limits that it finds on the state
                     setattr(self.state, name, limit)
         elif position.is_finished(given, ShownLimits.read(self.state)):
-            # Not the last time: a further call with a higher limit resumes the run, and then
-            # restores the generators again.
+            # ``is_last_time=False``, because the next ``run`` may be given a higher limit. It then
+            # resumes the run, and must restore the generators again.
             position.restore_random_state(is_last_time=False)
             self._report_finished(given)
             return self.state  # type: ignore[no-any-return]
@@ -412,7 +429,7 @@ class Trainer(TrainingLoop):
                 state = self._advance_run(run)
         except BaseException:
             if is_interrupted(self):
-                raise  # Ctrl-C came before the interrupted run continued; it can still continue
+                raise  # Ctrl-C came before the interrupted run continued; the run can still do so
             # A second Ctrl-C may have left scopes open; this ``with`` closes them.
             with self.hook_channels.scopes:
                 self.stop_reason = "exception"
@@ -423,7 +440,7 @@ class Trainer(TrainingLoop):
         return state
 
     def _report_finished(self, given: Limits) -> None:
-        """Sets ``stop_reason`` of a resumed run that is finished; warns if no limit finished it."""
+        """Sets ``stop_reason`` of a resumed run that is finished; warns unless at a limit."""
         position, ended_by = self._position, self._position.ended_by
         if ended_by is None:
             limits = given | position.limits
@@ -432,7 +449,7 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        # A further ``run()`` continues, as it would in the process that ended the run.
+        # The next ``run()`` continues the run, as it would in the process that ended the run.
         position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
@@ -449,8 +466,9 @@ class Trainer(TrainingLoop):
     ) -> None:
         """Sets the limits that ``run()`` uses if it is called without limits.
 
-        They apply to a new run and to a resumed run. If ``set_limits`` is not called, a new run
-        lasts one epoch, and a resumed run keeps its limits. See ``run`` for the arguments.
+        These limits apply to a new run and to a run that is resumed from a checkpoint. If
+        ``set_limits`` is not called, a new run lasts one epoch, and a resumed run keeps the limits
+        of the saved run. See ``run`` for the arguments.
 
         Raises:
             ValueError: a limit is not a positive integer.
@@ -483,7 +501,7 @@ class Trainer(TrainingLoop):
         self._rank_seed = seed
 
     def _seed_this_rank(self) -> None:
-        """Seeds this rank once after a call of ``seed_ranks``."""
+        """Seeds this rank if ``seed_ranks`` has been called since the last run began."""
         seed, self._rank_seed = self._rank_seed, None
         if seed is None or self.accelerator.num_processes == 1:
             return
@@ -554,10 +572,11 @@ class Trainer(TrainingLoop):
         self._note_frozen_modules()
 
     def return_to_train_mode(self) -> None:
-        """Sets the model to train mode, except for submodules that were frozen as the epoch began.
+        """Sets the model to train mode, except for frozen submodules.
 
-        Ignite's own trainer calls ``model.train()`` in each iteration, so handlers that users write
-        may leave the model in eval mode, as ``ignite.engine.create_supervised_evaluator`` does.
+        A submodule is *frozen* if it was in eval mode when the epoch began. Ignite's own trainer
+        calls ``model.train()`` in each iteration. So users' handlers may leave the model in eval
+        mode, as an evaluator of ``ignite.engine.create_supervised_evaluator`` does.
         """
         # If a handler has set a frozen module to train mode, the module is no longer frozen.
         self._frozen_modules = [module for module in self._frozen_modules if not module.training]
@@ -566,7 +585,7 @@ class Trainer(TrainingLoop):
             module.training = False
 
     def _note_frozen_modules(self) -> None:
-        """Notes which submodules are in eval mode while the model is in train mode."""
+        """Notes which submodules are frozen: in eval mode, while the model is in train mode."""
         # If the whole model is in eval mode, the modes of its submodules mean nothing.
         if self.model.training:
             self._frozen_modules = [
@@ -616,7 +635,7 @@ class Trainer(TrainingLoop):
 
 
 class _NoData(Sequence[None]):
-    """A sequence of more batches than any epoch has; each batch is None."""
+    """Stands in for missing data: a sequence of None, longer than any epoch."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -629,7 +648,7 @@ class _NoData(Sequence[None]):
 
 
 def _half_done_message(trainer: Trainer) -> str:
-    """Returns the error message for a run after an optimizer step that broke off half-way."""
+    """Returns the error message of a run that follows a half-done optimizer step."""
     # Imported here: most trainers never need it, and the import takes time.
     from ignite_hooks.checkpoint.save import SaveCheckpoint
 
@@ -646,7 +665,7 @@ def _half_done_message(trainer: Trainer) -> str:
 
 
 def _warn_without_validation(trainer: Trainer) -> None:
-    """Warns if no Validation is attached, after which the scheduler would move."""
+    """Warns if no Validation is attached. Called if the scheduler moves after validations only."""
     # Imported here: most trainers never need it, and the import takes 60 ms.
     from ignite_hooks.evaluation.validation import validations_without_result
 
