@@ -1,4 +1,4 @@
-"""Checkpoints: handlers that save and resume a run, functions for weights, and a resume test."""
+"""Handlers that save and resume a run, functions for saved weights, and ``assert_resumable``."""
 
 from typing import TYPE_CHECKING
 

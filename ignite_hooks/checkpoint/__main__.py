@@ -61,6 +61,7 @@ _REMOVED = "removed meanwhile"
 _MAX_CELL_LENGTH = 40
 _MAX_NAME_LENGTH = 60
 _MAX_DIFFERENCES = 10
+# The titles of the sections of a comparison that are not shown under their own names.
 _SECTION_TITLES = {"contents": "contents that one lacks", "files": "files, compared by checksum"}
 
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_on_stderr():
             status: int = options.run(options)
     except BrokenPipeError:
-        raise  # stdout was closed: _run_as_program returns the exit status of SIGPIPE
+        raise  # the reader of stdout has closed it: _run_as_program returns the exit status
     except (ImportError, OSError, ValueError) as error:
         _print_error(f"error: {error}")
         return 2
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    """Builds the parser; each subcommand stores its function as ``run``."""
+    """Builds the parser. Each command stores the function that runs it as the option ``run``."""
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.checkpoint",
         description="Inspects checkpoints, without changing or unpickling any of their files.",
@@ -136,6 +137,7 @@ def _list_checkpoints(options: argparse.Namespace) -> int:
     ]
     for candidate in listing.candidates:
         name, manifest = candidate
+        # The files of a remote checkpoint are not looked at: the table is made without downloads.
         cells = (
             manifest.step,
             manifest.epoch,
@@ -149,6 +151,7 @@ def _list_checkpoints(options: argparse.Namespace) -> int:
             (_folder_name(name), *(shortened(printable(cell), _MAX_CELL_LENGTH) for cell in cells))
         )
     for name, why in _broken_folders(listing):
+        # Each of the six columns from "step" to "run" gets a "-".
         rows.append((_folder_name(name), *"------", printable(why)))
     _print_lines(*table(rows))
     return 0
@@ -218,7 +221,7 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
 
 
 def _export_part(options: argparse.Namespace) -> int:
-    # Imported here, because the module imports torch, which most commands do not need.
+    # The import stands here, because it also imports torch, which most commands do not need.
     from ignite_hooks.checkpoint.weights import export_weights
 
     if os.path.lexists(options.path) and not options.force:
@@ -242,7 +245,7 @@ def _export_part(options: argparse.Namespace) -> int:
 
 
 def _diff_checkpoints(options: argparse.Namespace) -> int:
-    # Imported here, because the module imports torch, which most commands do not need.
+    # The import stands here, because it also imports torch, which most commands do not need.
     from ignite_hooks.checkpoint.comparison import compare_checkpoints
 
     checkpoints = [_fetch_verified(place, options) for place in (options.a, options.b)]
@@ -277,7 +280,7 @@ def _fetch_verified(place: str, options: argparse.Namespace) -> Checkpoint:
 
 
 def _part_lines(name: str, part: Part, limit: int | None) -> Iterator[str]:
-    """Yields the lines that describe the differences of one part of the state."""
+    """Yields the lines that describe the differences of one part, for example of the model."""
     if not part.differences:
         if part.count:
             yield from ("", f"{printable(name)}: {part.count} values, bit for bit equal")
@@ -294,9 +297,12 @@ def _part_lines(name: str, part: Part, limit: int | None) -> Iterator[str]:
 
 
 def _open_source(place: str, cache_dir: Path | None = None) -> tuple[Source, Listing]:
-    """Returns a source and its listing.
+    """Returns a source and its listing. A listing downloads no files.
 
-    ``cache_dir`` is needed only to read the files of a URL: a listing downloads no files.
+    Args:
+        place: the path or URL of the source.
+        cache_dir: the folder to which the files of a URL are downloaded; None if the command reads
+            no files.
     """
     if not is_url(place) and not os.path.isdir(place):
         # isdir() is also False if this process may not enter a parent folder of the path.
@@ -345,7 +351,11 @@ def _problems_of(source: Source, candidate: CheckpointCandidate) -> list[str]:
 
 
 def _report_no_checkpoint(place: str, listing: Listing) -> int:
-    """Prints that a source has no checkpoint, and why; returns the exit status."""
+    """Prints that a source has no checkpoint, and what is wrong with each of its folders.
+
+    Returns:
+        The exit status.
+    """
     _print_error(f"no checkpoint in {place}")
     for name, why in _broken_folders(listing):
         _print_error(f"{PurePath(name).name}: {why}")
@@ -364,9 +374,9 @@ def _folder_name(path: str) -> str:
 
 
 def _short_names(runs: Iterable[str]) -> dict[str, str]:
-    """Returns a prefix of each run identifier, by the identifier.
+    """Maps each identifier of a run to a short prefix of the identifier.
 
-    A prefix has 8 characters, or more if two runs would have the same prefix.
+    All prefixes have 8 characters, or more if otherwise two runs would have the same prefix.
     """
     names = dict.fromkeys(runs)
     length = next(n for n in count(8) if len({name[:n] for name in names}) == len(names))
@@ -376,7 +386,8 @@ def _short_names(runs: Iterable[str]) -> dict[str, str]:
 def _two_columns(values: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a table of names and values; long values take several lines."""
     names = {name: _cell_text(name) for name in values}
-    # table() strips spaces at the end of a line. The "|" keeps those that pad the first column.
+    # table() strips the spaces at the end of a line. The column "|" keeps the spaces that pad the
+    # names, and is removed below.
     heads = table([[f"  {shown}", "|"] for shown in names.values()]) if names else []
     lines = []
     for head, value in zip(heads, values.values(), strict=True):
@@ -385,10 +396,10 @@ def _two_columns(values: Mapping[str, Any]) -> list[str]:
 
 
 def _wrapped_lines(text: str, head: str) -> list[str]:
-    """Returns the lines of ``head`` and a text, wrapped at the width of the terminal.
+    """Returns the lines of a text that begins with ``head``, wrapped at the terminal's width.
 
-    If the output is not a terminal but a pipe, for example, the text stays on one line, so that
-    ``grep`` finds all of it.
+    If the output is no terminal, for example a pipe to ``grep``, the text stays on one line, so
+    that a search finds all of the text.
     """
     width = shutil.get_terminal_size((0, 0)).columns
     if not width:
@@ -449,17 +460,17 @@ def _warnings_on_stderr() -> Iterator[None]:
 
 
 def _run_as_program() -> int:
-    """Runs the command and returns its exit status, also if stdout cannot be written.
+    """Runs the command and returns its exit status, even if stdout cannot be written to.
 
-    If stdout is a pipe that its reader has closed, as ``head`` does, no error message is printed.
+    If the reader of a pipe has closed the pipe, as ``head`` does, no error message is printed.
     """
     try:
         status = main()
-        if sys.stdout is not None:  # None if the shell closed it with ">&-"
+        if sys.stdout is not None:  # stdout is None if the shell has closed it with ">&-"
             sys.stdout.flush()
     except OSError as error:
-        # The interpreter flushes stdout again at exit. Without this redirection to /dev/null it
-        # would print a second error.
+        # The interpreter flushes stdout again at exit. Without this redirection to /dev/null the
+        # flush would fail and print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141  # 128 + SIGPIPE, the status that a shell reports

@@ -21,7 +21,7 @@ __all__ = ["load_best_weights"]
 def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     """Loads the weights of the best checkpoint of the trainer's run; see ``Trainer.load_best``.
 
-    Rank 0 chooses and verifies the checkpoint; all ranks then read and load it.
+    Rank 0 chooses and verifies the checkpoint. Then each rank reads and loads the weights.
     """
     if is_running(trainer) or is_interrupted(trainer):
         raise RuntimeError(
@@ -35,7 +35,7 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     def find() -> tuple[CheckpointCandidate, CheckpointEntry]:
         best, entry = reader.best_of_run(training_id(trainer))
         for name in modules:
-            # Only rank 0 verifies, because this reads and hashes every file of the checkpoint.
+            # To verify a part is to hash all its files. One rank suffices for that.
             reader.read_part(best, name, verify=True)
         return best, entry
 
@@ -47,12 +47,13 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
             found = reader.read_part(best, name, verify=False)
             prepared.append(PreparedWeights(module, found, name, entry.path))
 
-    # No rank has changed a module yet: if `prepare` fails on any rank, all ranks raise an error.
+    # `prepare` changes no module. If it fails on one rank, all ranks raise an error here, and the
+    # modules of all ranks are still unchanged.
     ranks.call_on_all_ranks(prepare)
     for each in prepared:
         each.load()
-    # The loaded weights must not be saved as the weights of the trainer's present step. Because of
-    # this note, a save between runs is refused, and the next run warns.
+    # The loaded weights must not be saved as the weights of the trainer's present step. While the
+    # note exists, a save between runs is refused. The next run removes the note with a warning.
     if entry.step != trainer.state.optimizer_step:
         note_borrowed_weights(trainer, entry.step)
     return entry
@@ -62,11 +63,11 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
     """Returns the directory of the attached SaveCheckpoint that keeps the best checkpoint.
 
     Raises:
-        ValueError: none or several of the attached SaveCheckpoint keep the best checkpoint.
+        ValueError: no attached SaveCheckpoint keeps the best checkpoint, or several do.
     """
     handlers = attached_handlers(trainer, SaveCheckpoint)
-    # Handlers that do not keep the best are ignored: such a handler may have pruned the best
-    # checkpoint, and the best of its remaining checkpoints would silently be loaded instead.
+    # A handler that does not keep the best checkpoint is ignored: it may have removed the best one
+    # as too old. The best of its remaining checkpoints would then be loaded without a warning.
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
     if len(keeping_best) == 1:
         return Path(keeping_best[0].directory)

@@ -1,9 +1,10 @@
-"""A comparison of the settings of a script that resumes with those of the checkpoint's run.
+"""A comparison of the settings that a resuming script gives with the settings of the saved run.
 
-The settings of the optimizer, the schedule and the frozen parameters are restored from the
-checkpoint, unless ``ResumeCheckpoint(override=…)`` names them: then the script's values are used.
-Other settings, for example gradient accumulation and clipping, are never restored: the script's
-values are used. The resume report names each difference, with both values.
+The saved run is the run that saved the checkpoint. Its settings of the optimizer, the schedule and
+the frozen parameters are restored from the checkpoint. If ``ResumeCheckpoint(override=…)`` names
+one of these settings, the script's value is used instead. Other settings, for example gradient
+accumulation and clipping, are never restored: the script's values are always used. The resume
+report names each difference, with both values.
 """
 
 import copy
@@ -44,12 +45,13 @@ _SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler, LRScheduler)
 # These options select an implementation of the same computation, so they are not compared.
 _IMPLEMENTATION_OPTIONS = {"capturable", "differentiable", "foreach", "fused"}
 
-# ``Feed.differences`` compares the data. ``ResumeCheckpoint`` compares the number of processes when
-# it chooses a checkpoint.
+# ``DataFeed.differences`` compares the data. ``ResumeCheckpoint`` compares the number of processes
+# when it chooses a checkpoint.
 _COMPARED_ELSEWHERE = {"data", "processes"}
 
-# Settings that need an entry in the state of each parameter. The optimizer creates the entry at its
-# first step only. If the setting is turned on later, ``step()`` raises a KeyError.
+# Maps the class of an optimizer and a setting to the entry that the setting needs in the state of
+# each parameter. The optimizer creates the entry at its first step only. If the setting is turned
+# on later, ``step()`` raises a KeyError.
 _REQUIRED_STATES = {
     ("Adam", "amsgrad"): "max_exp_avg_sq",
     ("AdamW", "amsgrad"): "max_exp_avg_sq",
@@ -57,16 +59,19 @@ _REQUIRED_STATES = {
     ("RMSprop", "momentum"): "momentum_buffer",
 }
 
+# Maps the first key of a setting's path to the name of the setting in ``override``. The name of any
+# other setting is the last key of its path.
 _OVERRIDE_NAMES = {"scheduler": "scheduler", "frozen": "requires_grad"}
 
 
 class _Difference(NamedTuple):
-    """A setting that differs between the checkpoint's run and the script that resumes.
+    """A setting that differs between the saved run and the script that resumes.
 
     Attributes:
-        path: the keys that lead to the setting in ``settings_of``.
-        saved: the value of the checkpoint's run.
-        given: the value that the script gives.
+        path: the keys that lead to the setting in the result of ``settings_of``, for example
+            ("optimizer", "groups", 0, "lr").
+        saved: the value of the saved run.
+        given: the value that the resuming script gives.
     """
 
     path: tuple[Any, ...]
@@ -83,7 +88,7 @@ class _Difference(NamedTuple):
         """The setting as messages name it: "optimizer: lr", "scheduler: T_max", "accumulation"."""
         first, *others = self.path
         if others[:1] == ["groups"] and len(others) > 2:
-            others = others[2:]  # the index of the group is not part of the label, see _sentences
+            others = others[2:]  # the label has no index of the group: `sentence` adds the groups
         parts = [f"[{each}]" if isinstance(each, int) else f".{each}" for each in others]
         name = "".join(parts).removeprefix(".")
         first = {"frozen": "frozen parameters"}.get(first, first)
@@ -91,17 +96,17 @@ class _Difference(NamedTuple):
 
     @property
     def group(self) -> int | None:
-        """The index of the optimizer's group that has the setting; None for other settings."""
+        """The index of the group that has the setting; None if no group of the optimizer has it."""
         is_of_group = self.path[:2] == ("optimizer", "groups") and len(self.path) > 3
         return self.path[2] if is_of_group else None
 
     def sentence(self, groups: str, *, uses_script: bool) -> str:
-        """Returns a sentence for the report, with both values and the one that is used.
+        """Returns a sentence for the report that gives both values and says which one is used.
 
         Args:
-            groups: the phrase " of group 1" for a difference in that group of the optimizer alone;
-                empty for a difference in all groups or outside of them.
-            uses_script: whether the script's value is used, and not the checkpoint's.
+            groups: a phrase that lists the groups of the optimizer with this difference, such as
+                " of group 1"; empty if all groups have it, or if the setting is not in a group.
+            uses_script: True if the script's value is used, False if the checkpoint's is used.
         """
         if self.path[-1] == "code":
             return self._code_sentence(uses_script)
@@ -115,8 +120,9 @@ class _Difference(NamedTuple):
 
     def _code_sentence(self, uses_script: bool) -> str:
         label = self.label.removesuffix(".code")
-        # The digest of a function's code begins with the version of Python. Two versions always
-        # have different digests, so only digests of one version show that the code has changed.
+        # A digest of a function's code begins with the version of Python, so digests of different
+        # versions always differ. Only two digests of the same version can show that the code has
+        # changed. `why` completes the message below.
         versions = [str(each).split()[:1] for each in (self.saved, self.given)]
         why = "has other code" if versions[0] == versions[1] else "is of another version of Python"
         owner = "script" if uses_script else "checkpoint"
@@ -124,19 +130,20 @@ class _Difference(NamedTuple):
 
 
 class ChangedSettings:
-    """The settings that the script has changed, and which value of each is used.
+    """The settings that the resuming script has changed, and which value of each one is used.
 
-    Create the object before anything is loaded, while the trainer has the settings that the script
-    gives. A setting counts as changed only if the script gives another value than the script of the
-    checkpoint's run gave. The present value in the optimizer does not matter.
+    Create the object before anything is loaded, while the trainer still has the settings that the
+    script gives. A setting counts as changed if this script gives another value than the script of
+    the saved run gave. The value in the saved state of the optimizer does not matter, because a
+    schedule may have changed it.
 
-    An override applies to changed settings only. So a job that is restarted many times with the
-    same override does not reset its learning rate each time.
+    An override applies to changed settings only. So if a job is restarted many times with the same
+    override, only the first restart sets the learning rate, for example.
 
     Args:
         trainer: the trainer that resumes.
-        saved: the ``state_dict`` of the ``SettingsRecord`` of the checkpoint's run.
-        override: the names of the settings that the script decides.
+        saved: the result of ``SettingsRecord.state_dict`` in the saved run.
+        override: the names of the settings that take the script's value if it has changed.
     """
 
     def __init__(self, trainer: TrainingEngine, saved: Any, override: Sequence[str] = ()) -> None:
@@ -145,6 +152,9 @@ class ChangedSettings:
         self._override = override
         self._script_settings = plain(settings_of(trainer))
         self._script_groups = copied_groups(trainer)
+        # The parts of the saved record: the settings that the saved run's script gave, the settings
+        # after the run's handlers of STARTED, the settings that no resume restores, and the values
+        # before and after the writes of handlers.
         self._saved_given = _dict_or_empty(saved.get("given"))
         self._saved_started = _dict_or_empty(saved.get("started"))
         self._saved_unrestored = _dict_or_empty(saved.get("unrestored"))
@@ -152,20 +162,20 @@ class ChangedSettings:
         self._schedule: ScriptSchedule | None = None
         # Pairs of a difference and whether the script's value is used.
         self._decisions: list[tuple[_Difference, bool]] = []
-        # The same pairs for values that handlers have written to the groups of the optimizer, by
-        # event, index of the group and name of the setting.
+        # Such pairs for the values that handlers have written to the groups of the optimizer. A key
+        # is (event, index of the group, name of the setting).
         self._write_decisions: dict[tuple[Any, ...], tuple[_Difference, bool]] = {}
         self._compare()
 
     def _compare(self) -> None:
         self._differences = list(self._restored_differences()) if self._saved_given else []
         changed = {each.name for each in self._differences}
-        # `override` has no name for `scheduler_at`, the event at which the scheduler steps. Another
-        # event counts as another scheduler.
+        # `override` has no name for `scheduler_at`, the event at which the scheduler steps. If the
+        # event has changed, the scheduler counts as changed.
         if self._script_settings["scheduler_at"] != self._saved_given.get("scheduler_at"):
             changed.add("scheduler")
-        # If the checkpoint has no record of its settings, each setting in `override` counts as
-        # changed.
+        # The names in `override` that are applied. If the checkpoint has no record of its settings,
+        # each setting in `override` counts as changed.
         self._overridden = {
             each for each in self._override if each in changed or not self._saved_given
         }
@@ -176,7 +186,7 @@ class ChangedSettings:
         The names differ if a module renames its parameters when it loads an older state.
 
         Args:
-            renamed: the names of parameters in the checkpoint, by their names in this trainer.
+            renamed: maps the name of a parameter in this trainer to its name in the checkpoint.
         """
         new_names = dict(zip(renamed.values(), renamed, strict=True))
         for record in (self._saved_given, self._saved_started):
@@ -190,10 +200,11 @@ class ChangedSettings:
     def _restored_differences(self) -> Iterator[_Difference]:
         """Yields the differences in the settings that the checkpoint restores.
 
-        A script can change a setting between the call of the factory and the start of the run. Such
-        a change may come before or after this comparison. So the script's value is compared with
-        two values of the checkpoint's run: one from the attachment of its first handler, and one
-        from its start. A setting that equals either of them is unchanged.
+        A script can set a value after it has created the trainer and before it starts the run. Such
+        a value may be set before this comparison or after it. So the script's value is compared
+        with two values of the saved run: the value when the run's first checkpoint handler was
+        attached, and the value when the run started. A setting that equals one of the two is
+        unchanged.
         """
         for name in ("optimizer", "scheduler", "frozen"):
             script, path, given = self._script_settings[name], (name,), self._saved_given.get(name)
@@ -202,10 +213,10 @@ class ChangedSettings:
                 if any(_is_prefix(each.path, other.path) for other in since_start):
                     yield each
 
-    # Called before anything is loaded
+    # The following methods are called before anything is loaded.
 
     def problems(self, optimizer: Mapping[str, Any]) -> Iterator[str]:
-        """Yields the reasons why the state of the optimizer does not allow an override."""
+        """Yields the reasons why the saved state of the optimizer does not allow an override."""
         class_name = self._script_settings["optimizer"]["class"]
         states = list(optimizer.get("state", {}).values())
         for name in sorted(self._overridden):
@@ -224,14 +235,15 @@ class ChangedSettings:
         modules: Mapping[str, Any],
         moves: Mapping[str, int],
     ) -> None:
-        """Writes the settings that the script decides into the states read from a checkpoint.
+        """Writes the script's values of the overridden settings into the states of a checkpoint.
 
         Args:
-            states: the states of the optimizer and the scheduler, by the names of their files.
+            states: the states that were read from the checkpoint. Maps the name of a file to its
+                content, for the optimizer and the scheduler.
             files: the names of the optimizer's file and of the scheduler's file.
-            modules: the entries of ``trainer.pt`` for each module, by the name of the module.
-            moves: the number of scheduler steps until the checkpoint, for each value that
-                ``scheduler_at`` can have.
+            modules: maps the name of a module to the entries of ``trainer.pt`` for the module.
+            moves: maps each possible value of ``scheduler_at`` to the number of steps that a
+                scheduler with this value makes until the checkpoint.
 
         Raises:
             ValueError: the script's schedule cannot be moved to the step of the checkpoint.
@@ -267,8 +279,8 @@ class ChangedSettings:
         """Returns the learning rate from which the checkpoint's schedule started, for each group.
 
         The rate is the ``initial_lr`` that torch's schedulers write to the group. If the group has
-        no ``initial_lr``, the rate is the one that the script of the checkpoint's run gave. None if
-        that is not known either.
+        no ``initial_lr``, the rate is the one that the script of the saved run gave. The rate is
+        None if the checkpoint has neither.
         """
         given = _dict_or_empty(self._saved_given.get("optimizer")).get("groups", [])
         # The record in the checkpoint may have any form, so the type of each value is checked.
@@ -281,23 +293,24 @@ class ChangedSettings:
         return bases
 
     def override_groups(self, groups: ParamGroups) -> None:
-        """Writes the settings that the script decides into the groups of an optimizer."""
+        """Writes the script's values of the overridden settings into the groups of an optimizer."""
         for index, (group, script) in enumerate(zip(groups, self._script_groups, strict=False)):
-            # If only the script has a schedule, the checkpoint's groups lack the keys that the
-            # schedule keeps in the groups.
+            # A schedule keeps some values in the groups. If only the script has a schedule, the
+            # checkpoint's groups lack these values, and get them here.
             only_here = (SCHEDULE_KEYS | {"initial_lr"}) - group.keys()
             for name in script.keys() & (self._overridden - {"lr"} | only_here):
                 group[name] = copy.deepcopy(script[name])
             if self._schedule is not None:
                 self._schedule.write_group(group, index, keeps_rate="lr" not in self._overridden)
 
-    # Called after everything is loaded
+    # The following methods are called after everything is loaded.
 
     def settle(self) -> None:
         """Notes for each difference whether the script's value is in use now.
 
-        The method also writes the settings that later checkpoints record as given: those of the
-        checkpoint's run, with the script's values where the script's values are in use.
+        The method also updates the trainer's ``SettingsRecord``, which later checkpoints save. The
+        record gets the settings of the saved run. If the script's value of a setting is in use, the
+        record gets the script's value.
         """
         effective = plain(settings_of(self._trainer))
         given = copy.deepcopy(self._saved_given or effective)
@@ -306,7 +319,8 @@ class ChangedSettings:
         for each in self._differences:
             uses_script = _is_same(_value_at(effective, each.path), each.given)
             is_missing = each.path == ("scheduler",) and None in (each.saved, each.given)
-            # If only one of the runs has a scheduler, the part "scheduler" of the report says so.
+            # If only one of the runs has a scheduler, the part "scheduler" of the report says so,
+            # and the part "settings" does not repeat it.
             if not is_missing or "scheduler" in self._overridden:
                 self._decisions.append((each, uses_script))
             for settings in (given, started) if uses_script else ():
@@ -316,21 +330,23 @@ class ChangedSettings:
         record.writes = copy.deepcopy(self._saved_writes)
 
     def compare_writes(self, groups: ParamGroups, event: str) -> None:
-        """Compares the values that the script has written to the optimizer's groups since loading.
+        """Finds the values that handlers have written to the optimizer's groups since the load.
 
-        For example, a handler of STARTED that sets a learning rate would set the rate again on each
-        resume. Therefore the caller restores the settings from ``groups`` after this comparison.
+        A handler of STARTED that sets a learning rate, for example, sets the rate again on each
+        resume. So the caller undoes the writes after this method, by restoring ``groups``. The
+        method notes for the report each write that is new, and each write of an overridden setting.
+        A write is new if the saved run did not make the same write.
 
         Args:
-            groups: the settings that the caller restores. If ``override`` names a setting, the
-                method replaces its value in ``groups`` by the written one.
+            groups: the settings from the checkpoint, for each group. If handlers have written a
+                setting that ``override`` names, the method puts the written value into ``groups``.
             event: the name of the last event whose handlers have been called.
         """
         record, present = settings_record(self._trainer), copied_groups(self._trainer)
         handlers = handlers_with_state(self._trainer).values()
         if any(isinstance(each, _SCHEDULERS) for each in handlers):
-            # A scheduler that is a handler computes the rates from its own state, which is restored
-            # too. The rates that the scheduler has written so far are not compared.
+            # A scheduler that is a handler computes the rates from its own state. This state is
+            # restored, too, so nothing that was written so far is compared.
             present = []
         for index, (group, now) in enumerate(zip(groups, present, strict=False)):
             for name in sorted(group.keys() & now.keys() - _IMPLEMENTATION_OPTIONS):
@@ -360,7 +376,7 @@ class ChangedSettings:
             for each in _differences(self._saved_unrestored, now, ())
             if each.path
             and each.path[0] not in _COMPARED_ELSEWHERE
-            # If one of the runs has no scheduler, its ``scheduler_at`` is None: no difference.
+            # A run without a scheduler has None as ``scheduler_at``. This is not a difference.
             and (each.path != ("scheduler_at",) or None not in (each.saved, each.given))
         ]
         decided = [*self._decisions, *((each, True) for each in unrestored)]
@@ -386,7 +402,11 @@ class ChangedSettings:
 
 
 def check_override(trainer: TrainingEngine, override: Sequence[str]) -> None:
-    """Raises a ValueError for names in ``override`` that the trainer's optimizer does not have."""
+    """Raises a ValueError for a name in ``override`` that is not the name of a setting.
+
+    The names are "scheduler", "requires_grad" and the settings that all groups of the optimizer
+    have.
+    """
     groups = trainer.optimizer.param_groups
     common = [name for name in groups[0] if all(name in group for group in groups)]
     names = ["scheduler", "requires_grad", *(name for name in common if name not in _EXCLUDED_KEYS)]
@@ -400,13 +420,13 @@ def check_override(trainer: TrainingEngine, override: Sequence[str]) -> None:
             )
 
 
-# Keys of an optimizer's group that ``override`` cannot name: they are no settings, or belong to the
-# schedule.
+# Keys of an optimizer's group that ``override`` cannot name: they are not settings, or they belong
+# to the schedule.
 _EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 
 
 def _differences(saved: Any, given: Any, path: tuple[Any, ...]) -> Iterator[_Difference]:
-    """Yields the differences between two pieces of plain data, as deep inside them as possible.
+    """Yields the differences between two pieces of plain data, each with the longest possible path.
 
     Two dicts are compared key by key if their entries "class" are equal. Two lists of dicts are
     compared element by element if they have the same length. All other values are compared as a
@@ -417,7 +437,8 @@ def _differences(saved: Any, given: Any, path: tuple[Any, ...]) -> Iterator[_Dif
         and isinstance(given, dict)
         and saved.get("class") == given.get("class")
     ):
-        # If both functions have a digest of their code, their names are not compared.
+        # A dict can describe a function. If both functions have a digest of their code, the digests
+        # are compared, and the names of the functions are not.
         names = {"function"} if "code" in saved and "code" in given else set()
         for key in sorted({*saved, *given} - _IMPLEMENTATION_OPTIONS - names):
             yield from _differences(saved.get(key), given.get(key), (*path, key))
@@ -435,21 +456,22 @@ def _are_lists_of_dicts(*values: Any) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    return repr(one) == repr(other) or bool(one == other)  # NaN is not equal to itself
+    # `repr` is compared first, because NaN is not equal to itself.
+    return repr(one) == repr(other) or bool(one == other)
 
 
 def _is_repeated_write(before: Any, after: Any, restored: Any, written: Any) -> bool:
-    """Returns whether a handler repeats a write that it made in the checkpoint's run.
+    """Returns whether the handlers of an event repeat a write that they made in the saved run.
 
-    The handler either writes the same value again or multiplies the present value by the same
-    factor.
+    A write is repeated if the handlers write the same value again, or if they multiply the value by
+    the same factor.
 
     Args:
-        before: the value before the handlers were called in the checkpoint's run.
-        after: the value after the handlers were called in the checkpoint's run; None if no value
-            was recorded.
-        restored: the value from the checkpoint, which the handlers have found in this run.
-        written: the value that the handlers have left in this run.
+        before: the value in the saved run, before the handlers were called.
+        after: the value in the saved run, after the handlers were called; None if no value was
+            recorded.
+        restored: the value in this run, before the handlers were called. The checkpoint had it.
+        written: the value in this run, after the handlers were called.
     """
     if after is None or _is_same(before, after):
         return False
@@ -479,7 +501,11 @@ def _value_at(data: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _set_value_at(data: Any, path: tuple[Any, ...], value: Any) -> None:
-    """Sets the value at a path of keys in plain data, if the data has the value's container."""
+    """Sets the value at a path of keys in plain data.
+
+    Nothing is set if the data has no dict or list at the path without its last key, or if the list
+    is too short.
+    """
     *parents, last = path
     container = _value_at(data, tuple(parents))
     is_item = isinstance(container, list) and isinstance(last, int) and last < len(container)
@@ -488,12 +514,12 @@ def _set_value_at(data: Any, path: tuple[Any, ...], value: Any) -> None:
 
 
 def _sentences(decided: Iterable[tuple[_Difference, bool]], groups: int) -> list[str]:
-    """Returns sentences for the report: groups with the same difference share one sentence.
+    """Returns sentences for the report. Groups with the same difference share one sentence.
 
     Args:
         decided: pairs of a difference and whether the script's value is used.
-        groups: the number of the optimizer's groups. A sentence about all groups does not list
-            their indices.
+        groups: the number of groups that the optimizer has. A sentence about all groups does not
+            list their indices.
     """
     alike: dict[str, tuple[_Difference, bool, list[int]]] = {}
     for each, uses_script in decided:
@@ -515,7 +541,8 @@ def _group_phrase(indices: Sequence[int]) -> str:
 def _format_value(value: Any) -> str:
     """Returns plain data as text for a message.
 
-    The data of a class or function becomes its name. A long list of names is cut.
+    A dict that describes a class or a function becomes the name of the class or function. A long
+    list of names is cut.
     """
     if isinstance(value, dict):
         name = value.get("class", value.get("function"))

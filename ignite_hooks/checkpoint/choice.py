@@ -22,12 +22,15 @@ MAX_SHOWN = 8
 
 
 def best_of_each_run(newest_first: Sequence[CheckpointCandidate]) -> dict[str, CheckpointCandidate]:
-    """Returns the best checkpoint of each run, by the identifier of the run.
+    """Maps the identifier of each run to the best checkpoint of the run.
 
-    The checkpoints of one run can name different metrics. The newest checkpoint of the run that has
-    a metric and a mode decides which metric is compared, and whether "max" or "min" is best. NaN is
-    never the best. If two values are equal, the newer checkpoint is better. Runs without a best
-    checkpoint are left out.
+    The checkpoints of one run may have been saved with different metrics. The newest checkpoint
+    that has a metric and a mode decides: the checkpoints of its run are compared by this metric,
+    and the mode says whether "max" or "min" is best. NaN is never the best. Of two equal values,
+    the newer one is better. A run is left out if none of its checkpoints has a value to compare.
+
+    Args:
+        newest_first: all checkpoints of a source, the newest first.
     """
     found: dict[str, CheckpointCandidate] = {}
     for run in dict.fromkeys(each.manifest.training for each in newest_first):
@@ -46,18 +49,19 @@ def best_of_run(
     """Returns the best checkpoint of a run.
 
     Args:
-        newest_first: all checkpoints of a source.
+        newest_first: all checkpoints of a source, the newest first.
         run: the identifier of the run.
         place: the path or URL of the source, for messages.
 
     Raises:
-        ValueError: no checkpoint of the run has the value of a metric to compare.
+        ValueError: no checkpoint of the run has a value that can be compared.
     """
     run_checkpoints = _checkpoints_of_run(newest_first, run)
     best = best_of_each_run(run_checkpoints).get(run)
     if best is not None:
         return best
     metrics = ", ".join(sorted({e.manifest.metric for e in run_checkpoints if e.manifest.metric}))
+    # The reason completes the error message below. "They" are the checkpoints of the run.
     if not run_checkpoints:
         reason = "none was saved"
     elif not metrics:
@@ -77,22 +81,23 @@ def best_of_run(
 def select_checkpoints(
     newest_first: Sequence[CheckpointCandidate], which: Which, source: Source, place: str
 ) -> Sequence[CheckpointCandidate]:
-    """Returns the checkpoint that ``which`` selects, in a sequence.
+    """Returns a sequence whose first element is the checkpoint that ``which`` selects.
 
-    For "last" the sequence has all checkpoints, the newest first: if the last one is damaged, the
-    caller can try the one before it.
+    For "last" the sequence has all checkpoints, the newest first: if the newest checkpoint is
+    damaged, the caller can try an older one. Otherwise the sequence has one element.
 
     Args:
-        newest_first: the checkpoints of the source.
-        which: "last", a step, the name or path of a checkpoint's folder, or "best": the best
-            checkpoint of the newest run.
+        newest_first: all checkpoints of the source, the newest first.
+        which: "last", a step, the name or path of a checkpoint's folder, or "best". "best" is the
+            best checkpoint of the newest run.
         source: the source.
-        place: the path or URL of the source, as the user wrote it. If this is the address of a
-            single checkpoint, "best" selects that checkpoint, even if it has no metric.
+        place: the path or URL of the source, as the user wrote it. If ``place`` leads to a single
+            checkpoint, "best" selects this checkpoint, even if it has no metric.
 
     Raises:
         FileNotFoundError: the source has no checkpoint.
-        ValueError: no checkpoint has the given name or step, or no metric says which is the best.
+        ValueError: no checkpoint has the given name or step; or ``which`` is "best", and no
+            checkpoint of the newest run has a value that can be compared.
     """
     if not newest_first:
         raise FileNotFoundError(f"`source` must have a checkpoint, got {place}, which has none")
@@ -118,7 +123,7 @@ def select_checkpoints(
 
 
 def join_first(texts: Sequence[str], separator: str = ", ") -> str:
-    """Joins the first ``MAX_SHOWN`` texts, and says how many more there are."""
+    """Joins the first ``MAX_SHOWN`` texts, and appends the number of the other texts."""
     more = len(texts) - MAX_SHOWN
     return separator.join([*texts[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
@@ -135,7 +140,10 @@ def _has_name(candidate: CheckpointCandidate, name: str, source: Source, place: 
 
 
 def _has_address(candidate: CheckpointCandidate, address: str, source: Source, place: str) -> bool:
-    """Returns whether ``address``, a path or a URL like ``place``, leads to the checkpoint."""
+    """Returns whether ``address`` leads to the checkpoint.
+
+    ``address`` is a URL if ``place``, the address of the source, is a URL, and else a path.
+    """
     if is_url(place):
         return address.rstrip("/") == source.address_of(candidate).rstrip("/")
     return os.path.realpath(os.path.expanduser(address)) == os.path.realpath(candidate.name)

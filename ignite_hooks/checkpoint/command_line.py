@@ -27,7 +27,7 @@ _SECRET_WORDS = {
     "token",
 }  # fmt: skip
 _PLURAL_SECRET_WORDS = {"cookies", "credentials", "keys", "passwords", "secrets", "tokens"}
-# Secrets at the end of a word that has no separator: "--hftoken", "APIKEY".
+# These endings mark a word without separators as the name of a secret: "--hftoken", "APIKEY".
 _SECRET_SUFFIX = re.compile(
     r"(?:token|secret|password|passwd|passphrase|pwd|credentials?"
     r"|(?:api|access|account|auth|private|secret|encryption|license|ssh)key)$"
@@ -47,7 +47,7 @@ _URL_CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 _BEARER_TOKEN = re.compile(r"(\bbearer\s+)[^\s\"']+", re.IGNORECASE)
-# Tokens of well-known services have a format by which they are recognized anywhere in a text.
+# A token of a well-known service has a special format, so it is found anywhere in a text.
 _KNOWN_TOKEN = re.compile(
     r"\b(?:hf_\w{16,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}"
     r"|xox[a-z]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|npm_\w{30,}|pypi-[\w-]{16,}"
@@ -62,9 +62,9 @@ def command_line() -> tuple[str, ...]:
     """Returns the command line that started the program, without secrets and bounded in length.
 
     The command line is ``sys.orig_argv``, which includes the options of the interpreter. In a
-    process that ``multiprocessing`` has spawned, ``sys.orig_argv`` has only the code of the spawn.
-    Therefore the command line is then ``sys.argv``, which ``multiprocessing`` copies from the
-    parent.
+    process that ``multiprocessing`` has spawned, ``sys.orig_argv`` has only internal code of
+    ``multiprocessing``. In such a process the arguments are taken from ``sys.argv``, which
+    ``multiprocessing`` copies from the parent process.
     """
     arguments = [str(each) for each in sys.orig_argv]
     if not arguments or any(each.startswith("from multiprocessing.") for each in arguments):
@@ -94,10 +94,10 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
 def _redact_arguments(arguments: Sequence[str]) -> Iterator[str]:
     """Yields each argument without secrets.
 
-    In ``--api-key VALUE`` the value is an argument of its own, and is hidden as a whole.
+    In ``--api-key VALUE`` the value is a separate argument, which is hidden as a whole.
     """
-    name = ""  # the name of the option before the present argument
-    is_next = False  # whether the present argument is the value of a secret option
+    name = ""  # the name of the last option
+    is_next = False  # True if the value of a secret option is expected next
     for argument in arguments:
         option = _OPTION.fullmatch(argument) if argument.startswith(("-", "/")) else None
         is_option = argument.startswith("--") or re.fullmatch(r"-[A-Za-z]", argument) is not None
@@ -127,7 +127,7 @@ def _redact_argument(text: str) -> str:
 def _redact_named_values(text: str) -> Iterator[str]:
     """Yields the pieces of a text, with ``***`` in place of each value after a secret's name.
 
-    Such names and values are, for example, fields of JSON and YAML or the query of a URL.
+    Pairs of a name and a value are, for example, in the fields of JSON and in the query of a URL.
     """
     end = 0
     while named := _NAME_BEFORE_VALUE.search(text, end):
@@ -152,7 +152,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _is_count(name: str, value: str) -> bool:
-    """Returns whether a value is a count and no secret, as in ``--max-tokens 512``.
+    """Returns whether a value is a count and not a secret, as in ``--max-tokens 512``.
 
     A value is a count if it is a number and its name has a plural such as "tokens".
     """
@@ -160,7 +160,7 @@ def _is_count(name: str, value: str) -> bool:
 
 
 def _is_plural(name: str) -> bool:
-    """Returns whether a name has a secret word in the plural and none in the singular."""
+    """Returns whether a name has plural secret words only, such as "tokens", and not "token"."""
     words = _split_words(name)
     return any(word in _PLURAL_SECRET_WORDS for word in words) and not any(
         word in _SECRET_WORDS for word in words

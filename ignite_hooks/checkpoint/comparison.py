@@ -1,8 +1,9 @@
 """A comparison of two checkpoints: tensors by norm, other values by equality.
 
-Tensors are read one at a time, and nothing is unpickled. Three kinds of files are compared by their
-checksums only: the files of random generators, of sharded models, and of registered objects, which
-could be read only by unpickling them.
+Tensors are read one at a time, and nothing is unpickled. Three kinds of files are not read but
+compared by their checksums: the files with the states of random generators, the files of sharded
+models, and the files of objects that were registered with the accelerator. A file of the last kind
+may need unpickling.
 """
 
 import math
@@ -40,6 +41,7 @@ NOT_RECORDED = "not recorded"
 _CHUNK_ELEMENTS = 2**20  # larger tensors are subtracted in pieces of 8 MiB in float64
 _MAX_MAPPED_BYTES = 2**26  # a mapped file is reopened after so many bytes have been read from it
 _PARTS_BY_FILE = {OPTIMIZER: "optimizer", SCHEDULER: "scheduler", SCALER: "scaler"}
+# Maps a field of the manifest to its label in the comparison.
 _COUNTER_LABELS = {
     "step": "step",
     "epoch": "epoch",
@@ -85,10 +87,10 @@ class _StateReaders:
     A tensor in a safetensors file stays on the disk until its reader is called.
 
     Attributes:
-        parts: the readers by the name of the part, such as "model" or "optimizer", and the name of
-            the value.
-        files: the names of the files whose values all have a reader. The checksums of these files
-            need not be compared.
+        parts: maps the name of a part, such as "model" or "optimizer", to a dict. This dict maps
+            the name of a value to the reader of the value.
+        files: the names of the files whose values are all compared by their readers, so that the
+            checksums of the files need not be compared.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -124,7 +126,9 @@ class _StateReaders:
         other_objects = {
             kind: states for kind, states in objects.items() if kind not in ("handlers", "also")
         }
-        handled = ("objects", "modules", "settings")  # the settings are compared in the manifest
+        # The code above handles the objects and modules. The settings are not read here: they are
+        # compared in the manifest.
+        handled = ("objects", "modules", "settings")
         other_entries = {name: each for name, each in about.items() if name not in handled}
         flags = {name: each["flags"] for name, each in about.get("modules", {}).items()}
         self._add_readers("trainer", {**other_objects, "flags": flags, **other_entries})
@@ -140,7 +144,8 @@ class _StateReaders:
         elif safe_file in names:
             tensors = _SafetensorsReader(folder / safe_file)
             readers = {key: tensors.reader(key) for key in tensors.names}
-            # A safetensors file has tied weights only once. Their other names are aliases.
+            # A safetensors file has a tied weight only under its first name. The other names of the
+            # weight are its aliases.
             readers |= {alias: readers[first] for alias, first in about["aliases"].items()}
             self.parts[name] = dict(sorted(readers.items()))
             self._add_readers(name, about["extra"])
@@ -169,7 +174,7 @@ class _SafetensorsReader:
         self.names = list(self._open_file().keys())
 
     def reader(self, name: str) -> Callable[[], torch.Tensor]:
-        """Returns a function that reads the tensor of that name."""
+        """Returns a function that reads the tensor with the given name."""
 
         def read() -> torch.Tensor:
             tensor: torch.Tensor = self._open_file().get_tensor(name)
@@ -205,10 +210,10 @@ def _compare_parts(
 
 
 def _largest_first(difference: Difference) -> tuple[bool, bool, float]:
-    """Returns a sort key.
+    """Returns a key that sorts the most important differences first.
 
-    Structural differences come first, then those without a norm or with a note, then all others.
-    Differences of the same kind are sorted by norm, the largest first.
+    Differences with ``is_structural`` come first, then differences that have no norm or have a
+    note, then all others. Within each of the three kinds, the largest norm comes first.
     """
     norm = difference.norm
     return not difference.is_structural, norm is not None and not difference.note, -(norm or 0)
@@ -217,7 +222,8 @@ def _largest_first(difference: Difference) -> tuple[bool, bool, float]:
 def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
     """Returns the difference of two values; None if they are equal bit for bit."""
     if not (isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)):
-        # The digest of a list equals that of a tuple, for example, so the types are compared, too.
+        # A list and a tuple of the same values have the same digest, so the types are compared,
+        # too.
         if type(ours) is type(theirs) and digest_of(ours) == digest_of(theirs):
             return None
         descriptions = [_describe_value(each) for each in (ours, theirs)]
@@ -233,7 +239,7 @@ def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
         if not notes and all(_same_bits(*pair) for pair in pairs):
             return None
         norm, reference, different_nonfinite = _difference_norms(*pairs[0])
-    except (NotImplementedError, RuntimeError, TypeError):  # the dtype has no subtraction
+    except (NotImplementedError, RuntimeError, TypeError):  # some dtypes cannot be subtracted
         return Difference(name, note="; ".join([*notes, "not the same bytes"]))
     if different_nonfinite:
         notes.append(
@@ -248,11 +254,11 @@ def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
 def _tensors_to_compare(
     ours: torch.Tensor, theirs: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields pairs of strided tensors with the values of ``ours`` and ``theirs``.
+    """Yields pairs of strided tensors that hold the values of ``ours`` and ``theirs``.
 
-    The tensors of the first pair can be subtracted. The bits of all pairs have to be compared. For
-    quantized tensors there is a second pair, the integers, because different integers with
-    different scales may dequantize to equal numbers.
+    The caller compares the bits of all pairs, and subtracts the tensors of the first pair. For
+    quantized tensors the first pair holds the dequantized numbers, and a second pair holds the
+    integers: different integers with different scales may dequantize to equal numbers.
     """
     if ours.is_quantized or theirs.is_quantized:
         yield ours.dequantize(), theirs.dequantize()
@@ -270,10 +276,10 @@ def _same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def _difference_norms(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float, int]:
-    """Returns the norms of the difference and of ``ours``, and the number of other differences.
+    """Returns the norm of the difference, the norm of ``ours``, and a number of elements.
 
-    Both norms cover only the elements that are finite in both tensors. Each other element counts as
-    a difference, unless the two values are equal or both NaN.
+    Both norms cover only the elements that are finite in both tensors. The number counts the other
+    elements that differ. Two NaN count as equal.
     """
     wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
     norm = reference = 0.0
@@ -316,12 +322,12 @@ def _describe_dtype(tensor: torch.Tensor) -> str:
 
 
 def _make_reader(value: Any) -> Callable[[], Any]:
-    """Returns a reader for a value that has been read already."""
+    """Returns a reader for a value that is in memory already."""
     return lambda: value
 
 
 def _compare_entries(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
-    """Returns the entries that differ, or that only one of the two mappings has."""
+    """Returns a row for each entry that differs or that only one of the two mappings has."""
     found = []
     for name in dict.fromkeys([*ours, *theirs]):
         first, second = ours.get(name, ABSENT), theirs.get(name, ABSENT)
@@ -332,9 +338,9 @@ def _compare_entries(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list
 
 
 def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Row]:
-    """Returns the settings that differ.
+    """Returns a row for each setting that differs.
 
-    If only one of the two checkpoints has recorded settings, a single row says so.
+    If only one of the two checkpoints has a record of its settings, a single row says so.
     """
     if bool(ours) == bool(theirs):
         return _compare_entries(dict(flattened(ours)), dict(flattened(theirs)))
@@ -343,7 +349,11 @@ def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> lis
 
 
 def _compare_contents(ours: Mapping[str, list[str]], theirs: Mapping[str, list[str]]) -> list[Row]:
-    """Returns the kinds of contents that differ, with the names that only one checkpoint has."""
+    """Returns a row for each kind of contents that differs.
+
+    The row has two values: the names that only the first checkpoint has, and the names that only
+    the second one has.
+    """
     found = []
     for kind in dict.fromkeys([*ours, *theirs]):
         names = ours.get(kind, []), theirs.get(kind, [])
@@ -358,7 +368,7 @@ def _counters(manifest: Manifest) -> dict[str, Any]:
 
 
 def _checksums(manifest: Manifest, read: set[str]) -> dict[str, str]:
-    """Returns the size and the checksum of each file that is not in ``read``."""
+    """Maps the name of each file that is not in ``read`` to the file's size and checksum."""
     return {
         name: f"{record.size} B, {record.checksum[:8]}"
         for name, record in manifest.files.items()

@@ -1,9 +1,10 @@
-"""Checks of the values in a checkpoint's files, before any of them is loaded.
+"""Checks of the values in a checkpoint's files, before a trainer loads any value.
 
 A file with the right hash can still hold unexpected values: someone edited it and updated the hash,
-or another version of this package wrote it. Each function here yields the problems of one file or
-state, each with the field and the value found there. The state of a user's object is not checked:
-only the ``load_state_dict`` of the object can tell whether the state is right.
+or another version of this package wrote it. A public function of this module yields the problems of
+one file or one state. A problem is a text that names the field and the value found there. The state
+of a user's object is not checked: only the ``load_state_dict`` of the object can tell whether the
+state is right.
 """
 
 import copy
@@ -58,9 +59,10 @@ __all__ = [
 MAX_SHOWN_LENGTH = 60
 """The number of characters of a value that a message shows."""
 MAX_REPEATS = 1000
-"""The largest allowed count of a milestone.
+"""The largest allowed count of a milestone in the state of a ``MultiStepLR``.
 
-``MultiStepLR`` makes a list with each milestone repeated as often as its count says.
+The scheduler makes a list that has each milestone as often as its count says. With a huge count the
+list would not fit into memory.
 """
 MAX_BITS = 63
 """The largest number of bits, without the sign, of an integer that torch computes with (int64)."""
@@ -68,7 +70,7 @@ MAX_BITS = 63
 
 # The functions `_check_…` are validators of the fields below. pydantic calls a validator with the
 # value of its field. If the validator raises a ValueError, pydantic reports the error with the path
-# of the field.
+# of the field. This path precedes the message of the validator, as in "progress must be …".
 
 
 def _check_progress(value: list[Any]) -> list[Any]:
@@ -88,7 +90,7 @@ def _check_position(value: list[int]) -> list[int]:
 
 
 def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
-    """Sets the states on new generators. A generator raises an error for a wrong state."""
+    """Checks states by setting them on new generators, which raise an error for a wrong state."""
     fresh: dict[str, RandomGenerator] = {
         "python": random.Random(),
         "numpy": np.random.RandomState(),
@@ -96,8 +98,8 @@ def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
     }
     for name, generator in fresh.items():
         _check_generator_state(name, generator, value.get(name))
-    # The state of a device's generator can be set only if this machine has the device. So only the
-    # type of the state is checked.
+    # This machine may lack the device of a device's generator. So the state of such a generator is
+    # not set, and only its type is checked.
     if (device := value.get("device", "")) is not None and not (
         isinstance(device, torch.Tensor) and device.dtype == torch.uint8
     ):
@@ -133,7 +135,7 @@ class _StrictModel(BaseModel):
         extra="forbid",
         strict=True,
         arbitrary_types_allowed=True,
-        defer_build=True,  # the models are built by the first resume, not by the import
+        defer_build=True,  # pydantic builds the models in the first resume, not in the import
     )
 
 
@@ -155,10 +157,10 @@ class _BegunPass(_StrictModel):
 
 
 class _Opening(_StrictModel):
-    """Random states at the start of a pass.
+    """The random states at two points at the start of a pass.
 
-    ``iterator`` was taken before the iterator of the sampler was created, ``first`` before the
-    iterator yielded its first element.
+    ``iterator`` has the states before the iterator of the sampler was created. ``first`` has the
+    states before this iterator yielded its first element.
     """
 
     iterator: _RandomStates | None
@@ -200,7 +202,10 @@ _Elements = Annotated[dict[str, Any], AfterValidator(_check_elements)]
 
 
 class _DataOrder(_StrictModel):
-    """A sampler's state and the elements that it has yielded early (``data/recorded_order.py``)."""
+    """The state of a sampler, and elements that it has yielded (``data/recorded_order.py``).
+
+    ``elements`` are the elements that were yielded ahead of the batches given to training.
+    """
 
     of: str
     state: Any
@@ -213,7 +218,10 @@ class _DataOrder(_StrictModel):
 
 
 class _DataPlace(_StrictModel):
-    """The position in data that have a ``state_dict`` (``data/snapshots.py``)."""
+    """The position in data that keep their own position (``data/snapshots.py``).
+
+    The position is in the state of the keeper, for example a data loader with a ``state_dict``.
+    """
 
     of: str
     ahead: NonNegativeInt
@@ -261,7 +269,11 @@ class _ObjectStates(_StrictModel):
 
 
 class _RankFile(_StrictModel):
-    """The file of one process: its counters, limits, position in the data and random states."""
+    """The file of one process: its counters, limits, position in the data and random states.
+
+    ``RunPosition.state_dict`` explains most keys. ``asked`` has the limits that were passed to
+    ``run``, and ``limits`` has the present limits, which handlers may have changed.
+    """
 
     progress: Annotated[list[Any], AfterValidator(_check_progress)]
     limits: _LimitFields
@@ -298,7 +310,7 @@ class _MetadataFields(_StrictModel):
 
 
 class _ModuleFields(_StrictModel):
-    """The entries of ``trainer.pt`` about a module, which are needed to read the module's file."""
+    """The entries of ``trainer.pt`` for one module. The module's file is read with their help."""
 
     metadata: dict[str, _MetadataFields]
     flags: _FlagFields
@@ -346,7 +358,7 @@ def trainer_file_problems(content: Any) -> Iterator[str]:
 
 
 def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[str]:
-    """Yields the problems of a process's file, and the fields that contradict the manifest."""
+    """Yields the problems of a process's file, including contradictions to the manifest."""
     problems = [*_validation_problems(name, _RankFile, content)]
     yield from problems
     if problems:  # the fields that are compared below may be missing
@@ -365,7 +377,7 @@ def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[
 
 
 def module_problems(modules: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a problem for each module of the trainer whose state is not a dict with names."""
+    """Yields a problem for each module of the trainer whose state is not a dict with text keys."""
     for name, state in modules.items():
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
             yield f"the {name} must be a dict of tensors by name, got {_format(state)}"
@@ -394,23 +406,24 @@ def optimizer_problems(
     is_same_scheduler: bool,
     has_free_rates: bool = False,
 ) -> Iterator[str]:
-    """Yields the problems of the state of an optimizer of the same class and groups.
+    """Yields the problems of the saved state of an optimizer.
+
+    The caller has checked that the saved optimizer had the class and the groups of the present one.
 
     Args:
-        content: the content of the file.
-        optimizer: the optimizer that is to load the state.
-        is_same_torch: whether this version of torch wrote the file. If not, settings may be
+        content: the content of the optimizer's file.
+        optimizer: the present optimizer, which is to load the state.
+        is_same_torch: whether the present version of torch wrote the file. If not, settings may be
             missing: torch fills them in.
-        is_same_scheduler: whether the scheduler of the checkpoint had the class of the present
-            scheduler. If not, the settings that the present scheduler keeps in the groups may be
-            missing.
+        is_same_scheduler: whether the saved scheduler had the class of the present scheduler. If
+            not, settings that the present scheduler keeps in the groups may be missing.
         has_free_rates: whether code of the user computes the learning rates. If so, a rate may have
-            any value, also a negative one.
+            any value, even a negative one.
     """
     inner = _unwrapped(optimizer)
     saved, current = content["param_groups"], optimizer.param_groups
     sizes = [len(group["params"]) for group in saved]
-    # torch maps the states to parameters by these numbers.
+    # torch uses the numbers in "params" to find the state of each parameter.
     if [n for group in saved for n in group["params"]] != [*range(sum(sizes))]:
         yield f"{OPTIMIZER}: param_groups must number the parameters from 0"
         return
@@ -423,7 +436,8 @@ def optimizer_problems(
         if mismatches:
             yield from mismatches
             continue
-        # The constructor of the optimizer, called below, would refuse a negative rate.
+        # `_example_state` calls the optimizer's constructor, which refuses a negative rate. So it
+        # gets the present rate instead of a rate that may be negative.
         group_to_try = {**group, "lr": current_group["lr"]} if has_free_rates else group
         try:
             expected = _example_state(group_to_try, current_group, type(inner))
@@ -443,9 +457,10 @@ def optimizer_problems(
 
 
 def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> Iterator[str]:
-    """Yields the problems of the state of a scheduler of the same class.
+    """Yields the problems of the saved state of a scheduler.
 
-    The ``load_state_dict`` of a torch scheduler checks nothing: it makes each entry of the state an
+    The caller has checked that the saved scheduler had the class of the present one. The method
+    ``load_state_dict`` of a torch scheduler checks nothing: it makes each entry of the state an
     attribute of the scheduler.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)  # without Accelerate's wrapper
@@ -453,11 +468,11 @@ def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> 
         yield f"{SCHEDULER}: must be a dict, got {_format(content)}"
         return
     if not type(scheduler).__module__.startswith("torch."):
-        return  # the fields of a user's class are not known here
+        return  # this function does not know the fields of a user's class
     current = scheduler.state_dict()
     for name in content.keys() - current.keys():
-        # An unknown name may come from another version of torch. It is a problem only if the entry
-        # would replace a method or the optimizer.
+        # An unknown name may come from another version of torch. An entry with an unknown name is a
+        # problem only if it would replace a method or the optimizer.
         if not isinstance(name, str) or name == "optimizer" or hasattr(type(scheduler), name):
             yield f"{SCHEDULER}: {name!r} is not a field of a {type(scheduler).__name__}"
     yield from _mismatches(
@@ -476,14 +491,14 @@ def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> 
 def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterator[str]:
     """Yields a problem if a torch scheduler cannot load the state and make a step.
 
-    This is tried with a copy of the scheduler, on a dummy optimizer that has the settings of the
-    checkpoint's groups. It is not tried with a scheduler that calls code of the user.
+    A copy of the scheduler loads the state and makes a step, on a dummy optimizer that has the
+    settings of the checkpoint's groups. Nothing is checked if the scheduler calls code of the user.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if has_user_rates(scheduler):
         return
-    # The settings are copied, because a scheduler writes in place to a learning rate that is a
-    # tensor. Without the copy the step below would change the rate in the checkpoint's groups.
+    # If a learning rate is a tensor, a scheduler changes the tensor in place. The settings are
+    # copied, so that the step below does not change the rate in the checkpoint's groups.
     settings = [copy.deepcopy(_group_settings(group)) for group in groups]
     dummy_groups = [{"params": [torch.zeros(1)], **each} for each in settings]
     dummy_optimizer = torch.optim.SGD(dummy_groups, lr=0.1)
@@ -537,7 +552,7 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
     except ValidationError as error:
         for each in error.errors(include_url=False):
             field = ".".join(map(str, each["loc"]))
-            # The words of pydantic's messages are replaced by those of the other checks.
+            # The message of pydantic is reworded, so that it sounds like the other checks.
             message = each["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be").replace("Field", "field")
             if each["type"] == "missing":
@@ -549,7 +564,7 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-# The shape is unusual, so that an entry of this shape is known to have the parameter's shape.
+# The shape is unusual: if an entry of the state has this shape, it is the shape of the parameter.
 _EXAMPLE_SHAPE = (2, 3)
 
 
@@ -558,9 +573,14 @@ def _example_state(
 ) -> dict[str, Any]:
     """Returns the state that an optimizer of torch with these settings keeps for one parameter.
 
-    The function creates a new optimizer, whose constructor checks the settings. The optimizer makes
-    a step with a parameter of the shape ``_EXAMPLE_SHAPE``. The result is empty for an optimizer
-    that is not torch's, and for an optimizer whose step needs a closure (``LBFGS``).
+    The function creates a new optimizer, whose constructor checks the settings. This optimizer
+    makes a step with a parameter of the shape ``_EXAMPLE_SHAPE``. The result is empty for an
+    optimizer that is not torch's, and for an optimizer whose step needs a closure (``LBFGS``).
+
+    Args:
+        group: the settings of the group, for example from a checkpoint.
+        current_group: the present group, whose first parameter gives the dtype and the device.
+        cls: the class of the optimizer.
 
     Raises:
         Exception: any exception that torch raises for a setting.
@@ -586,8 +606,8 @@ def _example_state(
 def _refuses_current_settings(current_group: Mapping[str, Any], cls: type) -> bool:
     """Returns whether torch refuses to create an optimizer with the present settings of a group.
 
-    A scheduler can write a setting that ``step()`` accepts and the constructor refuses, for example
-    a number into ``betas`` that are tensors.
+    A scheduler can write a setting that ``step()`` accepts and the constructor refuses. For
+    example, it can replace one of two tensors in ``betas`` by a number.
     """
     try:
         _example_state(current_group, current_group, cls)
@@ -599,13 +619,13 @@ def _refuses_current_settings(current_group: Mapping[str, Any], cls: type) -> bo
 def _parameter_state_problems(
     path: str, state: Mapping[Any, Any], expected: Mapping[str, Any], parameter: torch.Tensor
 ) -> Iterator[str]:
-    """Yields the problems of the entries of a state that do not fit a parameter.
+    """Yields a problem for each entry of a parameter's state that does not fit the parameter.
 
     Args:
         path: the fields that lead to the state, for messages.
-        state: the state in the checkpoint.
-        expected: the state that ``_example_state`` has returned.
-        parameter: the parameter.
+        state: the state of the parameter in the checkpoint.
+        expected: the state that ``_example_state`` has returned for the optimizer.
+        parameter: the present parameter.
     """
     for name, example in expected.items():
         if not isinstance(example, torch.Tensor):
@@ -635,12 +655,12 @@ def _mismatches(
     required: Collection[str],
     separator: str = ".",
 ) -> Iterator[str]:
-    """Yields the problems of saved values that are missing or cannot replace a current value.
+    """Yields a problem for each saved value that is missing or cannot replace the current value.
 
     Args:
         path: the fields that lead to the values, for messages.
-        saved: the values in the checkpoint, by name.
-        current: the values that the saved values would replace, by name.
+        saved: the values in the checkpoint. Their keys are their names.
+        current: the values that the saved values would replace. Their keys are their names.
         required: the names that must be in the checkpoint.
         separator: the text between ``path`` and a name.
     """
@@ -659,7 +679,7 @@ def _can_replace(saved: Any, current: Any) -> bool:
     if isinstance(current, bool):
         return saved is None or saved in (0, 1) if not isinstance(saved, torch.Tensor) else False
     if isinstance(current, Mapping) and isinstance(saved, Mapping):
-        if not all(isinstance(key, str) for key in current):  # the Counter of MultiStepLR
+        if not all(isinstance(key, str) for key in current):  # a Counter, as MultiStepLR has one
             are_counts = all(
                 type(each) is int and 0 <= each <= MAX_REPEATS for each in saved.values()
             )

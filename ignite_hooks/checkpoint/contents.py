@@ -30,7 +30,7 @@ _CHECKED_DTYPES = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
 _CHECKED_DEVICES = {"cpu", "cuda"}
-_MAX_INT = 2**63  # larger integers are tried: torch reads at most 255 bytes without pickle
+_MAX_INT = 2**63  # larger integers are tried: without pickle, torch loads at most 255 bytes
 _MAX_DEPTH = 100  # levels of nested containers; a list that contains itself has no last level
 
 
@@ -59,9 +59,9 @@ class Tensors(Content):
         Raises:
             OSError: the file cannot be written.
         """
-        # A tensor such as `z.conj().imag` is negated lazily: the bytes in memory are not negated,
-        # and a flag of the tensor says so. `save_file` writes the bytes and loses the flag, so
-        # conjugation and negation are computed first.
+        # A tensor such as `z.conj().imag` is negated lazily: its bytes in memory are not negated
+        # yet, and a flag of the tensor marks them. `save_file` writes the bytes and loses the flag,
+        # so the marked conjugations and negations are computed first.
         dense = {
             name: tensor.resolve_conj().resolve_neg().contiguous()
             for name, tensor in self.tensors.items()
@@ -82,9 +82,9 @@ class Objects(Content):
 
     Args:
         content: the data.
-        owner: the object whose state the data is, for messages.
-        may_pickle: whether any other object is accepted as well. Loading such an object needs
-            pickle.
+        owner: the name of the object whose state the data is, for messages.
+        may_pickle: whether the data may hold objects of any other type, too. Such an object can
+            only be loaded with pickle.
 
     Raises:
         TypeError: the data holds an object that needs pickle, and ``may_pickle`` is False.
@@ -97,13 +97,13 @@ class Objects(Content):
     def __post_init__(self) -> None:
         """Checks that a resume can load the data without pickle.
 
-        If ``_is_plain`` does not know that, the data is written to memory and loaded on trial.
+        If ``_is_plain`` cannot tell, the data is written to a file in memory and loaded from there.
         """
         if self.may_pickle or _is_plain(self.content):
             return
         file = io.BytesIO()
         try:
-            # Tensors are written without their values: the trial is about types only.
+            # Tensors are written without their values, because this trial is about types only.
             torch.save(_map_tensors(_without_values, self.content), file)
             file.seek(0)
             torch.load(file, weights_only=True)
@@ -116,7 +116,7 @@ class Objects(Content):
             ) from error
 
     def write(self, path: Path) -> None:
-        """Writes the data by ``torch.save``.
+        """Writes the data with ``torch.save``.
 
         A tensor that is a view of a larger storage is cloned first. Otherwise ``torch.save`` would
         write the whole storage.
@@ -135,8 +135,9 @@ class Objects(Content):
 
     def copied(self) -> "Objects":
         """Returns a copy in the host's memory."""
-        # `_map_tensors` copies only containers and tensors. If pickle is allowed, the content can
-        # have other objects, which training can change, so `deepcopy` copies everything first.
+        # `_map_tensors` copies only containers and tensors. If `may_pickle` is True, the content
+        # can hold other objects. Training can change these objects, so `deepcopy` copies the whole
+        # content first.
         content = copy.deepcopy(self.content) if self.may_pickle else self.content
         content = _map_tensors(_copy_on_cpu, content)
         return Objects(content, self.owner, may_pickle=True)  # the data was checked already
@@ -145,12 +146,12 @@ class Objects(Content):
 def load_objects(
     file: Path | io.BufferedReader, *, trust_pickle: bool = False, mapped: bool = False
 ) -> Any:
-    """Reads a file that ``Objects`` has written into the host's memory.
+    """Returns the data of a file that ``Objects.write`` has written, with all tensors on the CPU.
 
     Args:
         file: the path of the file, or the open file.
         trust_pickle: whether the file may run code when it is loaded.
-        mapped: whether tensors stay in the file (``mmap``) until they are used. If so, ``file``
+        mapped: whether tensors stay in the file (``mmap``) until they are used. If True, ``file``
             must be a path.
 
     Raises:
@@ -161,7 +162,7 @@ def load_objects(
         return torch.load(file, map_location="cpu", weights_only=not trust_pickle, mmap=mapped)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file is missing or may not be read
+            raise  # the file is missing, or this process has no permission to read it
         if (refused := _refused_global(error)) is not None:
             raise ValueError(
                 f"{name} holds more than data: loading it would run code ({refused})"
@@ -171,7 +172,10 @@ def load_objects(
 
 
 def plain_part(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values that can be saved without pickle; numpy scalars become Python numbers."""
+    """Returns the entries whose values can be saved without pickle.
+
+    Numpy scalars become Python numbers.
+    """
     plain = {}
     for name, value in values.items():
         value = value.item() if isinstance(value, np.generic) else value
@@ -187,8 +191,8 @@ def _is_plain(content: Any) -> bool:
 
     If the result is False, torch may still load the content without pickle: only a trial can tell.
     """
-    # Containers are visited level by level instead of by recursive calls, which would take longer:
-    # each save checks all states.
+    # Each save checks all states, so the check must be fast. Containers are visited level by level,
+    # because recursive calls would take longer.
     level = [content]
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []
@@ -201,7 +205,7 @@ def _is_plain(content: Any) -> bool:
             elif cls is dict:
                 inner += value.keys()
                 inner += value.values()
-            elif cls is OrderedDict:  # a module's state_dict has the attribute `_metadata`
+            elif cls is OrderedDict:  # may have attributes, like `_metadata` of a state_dict
                 inner += value.keys()
                 inner += value.values()
                 inner.append(vars(value))
@@ -214,17 +218,17 @@ def _is_plain(content: Any) -> bool:
                 return False
         if not inner:
             return True
-        # Duplicates are dropped: for a list that contains itself twice, the number of values would
-        # double with each level.
+        # Duplicates are dropped. Otherwise, if a list contains itself twice, the number of values
+        # would double with each level.
         level = list({id(value): value for value in inner}.values())
     return False
 
 
 def _map_tensors(function: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:
-    """Returns a copy in which ``function`` has replaced each tensor.
+    """Returns a copy of the content in which ``function(tensor)`` replaces each tensor.
 
-    Lists, tuples, dicts and sets are copied, and numpy scalars become Python numbers. All other
-    objects are shared by the copy and the content.
+    Lists, tuples, dicts and sets are copied, and numpy scalars become Python numbers. The copy
+    shares all other objects with the content.
     """
     if isinstance(content, torch.Tensor):
         return function(content)
@@ -255,7 +259,10 @@ def _map_tensors(function: Callable[[torch.Tensor], torch.Tensor], content: Any)
 
 
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns an empty tensor of the same type, dtype and device, if the layout allows one."""
+    """Returns an empty tensor of the same type, dtype and device.
+
+    A tensor that is sparse or quantized is returned as it is.
+    """
     is_plain = tensor.layout == torch.strided and not tensor.is_quantized
     return tensor.new_empty(0) if is_plain else tensor
 

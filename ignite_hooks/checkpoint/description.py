@@ -1,4 +1,4 @@
-"""The description of a run in a manifest. It is for people: a resume does not use it."""
+"""The description of a run in a manifest, for people to read. A resume does not use it."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ from ignite_hooks.data.batch_size import global_batch_size
 __all__ = ["contents_of", "description_of", "versions"]
 
 MAX_NAMES = 100
-"""The largest number of names that are listed for each part of the contents."""
+"""The largest number of names that a manifest lists for each kind of objects."""
 
 _PACKAGES = (
     "ignite-hooks",
@@ -41,7 +41,7 @@ def description_of(
 
     Args:
         trainer: the trainer.
-        files: the contents of the files that rank 0 is about to write, by name.
+        files: maps the name of each file that rank 0 is about to write to the file's content.
         processes: the number of processes.
     """
     settings = _content(files, TRAINER).get("settings", {})
@@ -55,10 +55,12 @@ def description_of(
 
 
 def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
-    """Returns the names of the objects in a checkpoint, by part; empty parts are left out.
+    """Maps each kind of objects in a checkpoint, such as "handlers", to the names of the objects.
+
+    Kinds without objects are left out.
 
     Args:
-        files: the contents of the files that rank 0 writes, by name.
+        files: maps the name of each file that rank 0 is about to write to the file's content.
     """
     about, rank_content = _content(files, TRAINER), _content(files, rank_file(0))
     objects, random = about.get("objects", {}), rank_content.get("random") or {}
@@ -67,7 +69,7 @@ def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
     registered = [files[name] for name in registered_files(set(files))]
     unknown = {**about.get("unknown", {}), **about.get("uncertain", {})}
     found: dict[str, Collection[Any]] = {
-        # The model is always listed, because a sharded model is in none of these files.
+        # The model is added here, because a sharded model is in none of the files in `files`.
         "modules": {"model": None, **about.get("modules", {})},
         **{kind: [name] for kind, name in about.get("kinds", {}).items() if name is not None},
         "handlers": objects.get("handlers", ()),
@@ -102,19 +104,19 @@ def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
     try:
         return global_batch_size(trainer.feed.loader, processes)
     except Exception:
-        # A property of a user's loader or sampler raised an error. The save does not fail for that.
+        # A property of a user's loader or sampler may raise any error. The save must not fail then.
         return None
 
 
 def _content(files: Mapping[str, Content], name: str) -> Mapping[str, Any]:
-    """Returns the data of a file; an empty dict if the file is absent or holds only tensors."""
+    """Returns the data in a file; an empty dict if the file is absent or holds only tensors."""
     content = files.get(name)
     return content.content if isinstance(content, Objects) else {}
 
 
 @lru_cache(64)  # most names are the same at each save
 def _shorten_names(names: tuple[Any, ...]) -> list[str]:
-    """Returns up to ``MAX_NAMES`` different names, and the number of the omitted names."""
+    """Returns up to ``MAX_NAMES`` different names, and a text that counts the omitted names."""
     unique = dict.fromkeys(names)
     shown = [plain_text(name) for name in list(unique)[:MAX_NAMES]]
     return [*shown, f"... {len(unique) - MAX_NAMES} more"] if len(unique) > MAX_NAMES else shown

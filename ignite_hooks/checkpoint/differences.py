@@ -9,7 +9,7 @@ __all__ = ["Comparison", "Difference", "Part", "Row"]
 
 
 class Row(NamedTuple):
-    """An entry that differs between two manifests: its name and its value in each."""
+    """An entry that differs between two manifests: its name and its value in each manifest."""
 
     name: str
     first: Any
@@ -21,13 +21,15 @@ class Difference:
     """A tensor or another value that differs between two checkpoints.
 
     Attributes:
-        name: the name of the value in its part.
+        name: the name of the value within its part, for example the name of a parameter.
         norm: the Euclidean norm of the difference between two tensors, over the elements that are
             finite in both; None if the values cannot be subtracted.
-        relative: ``norm`` divided by the norm of the first checkpoint's tensor.
-        note: a text that describes differences other than ``norm``: for example in shape, in dtype,
-            or in elements that are not finite.
-        is_structural: whether the value is in one checkpoint only, or the shapes or layouts differ.
+        relative: ``norm`` divided by the norm of the first checkpoint's tensor; None if ``norm`` is
+            None.
+        note: a text that describes a difference that ``norm`` does not show: for example in shape,
+            in dtype, or in elements that are not finite.
+        is_structural: whether only one checkpoint has the value, or the two tensors have different
+            shapes or layouts.
     """
 
     name: str
@@ -43,7 +45,8 @@ class Part:
 
     Attributes:
         count: the number of values that were compared.
-        differences: the values that differ, the largest difference first.
+        differences: the values that differ. Structural differences come first, the smallest norms
+            last.
     """
 
     count: int
@@ -55,8 +58,10 @@ class Comparison:
     """The differences between two checkpoints.
 
     Attributes:
-        parts: the comparison of each module, the optimizer, each handler and so on, by name.
-        rows: the differences of the manifests, by section: "counters", "settings" and so on.
+        parts: maps the name of a part, such as a module, the optimizer or a handler, to the
+            comparison of this part.
+        rows: maps the name of a section of the manifests, such as "counters" or "settings", to the
+            entries of this section that differ.
     """
 
     parts: Mapping[str, Part]
@@ -64,7 +69,7 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """Returns whether all values are equal. The run and the time of the save do not count."""
+        """True if no value differs. The run's identifier and the time of the save do not count."""
         return not any(part.differences for part in self.parts.values()) and not any(
             self.rows.values()
         )

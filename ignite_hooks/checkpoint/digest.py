@@ -1,4 +1,4 @@
-"""Digests of states, which are equal for states that are equal bit for bit."""
+"""Digests of states. States that are equal bit for bit have equal digests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,8 @@ _CHUNK_BYTES = 2**24  # tensors are copied and hashed in chunks, which bounds th
 def digest_of(value: Any) -> str:
     """Returns a digest of a value.
 
-    Two digests are equal if the contents of the values are equal bit for bit, and differ otherwise.
+    The digests of two values are equal if the contents of the values are equal bit for bit.
+    Otherwise the digests differ.
     """
     hasher = xxh3_128()
     _update_hash(value, hasher)
@@ -43,13 +44,13 @@ def _update_hash(value: Any, hasher: Any) -> None:
             plain = plain.to_dense()
         plain = plain.resolve_conj().resolve_neg().contiguous()
         flat = plain.reshape(-1)
-        # A tensor with one element counts as contiguous whatever its stride, but view() to another
-        # dtype demands a stride of 1.
+        # A tensor with one element counts as contiguous, even if its stride is not 1. But a stride
+        # of 1 is what view() needs to change the dtype.
         if flat.stride() != (1,):
             flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
         for part in torch.split(flat.view(torch.uint8), _CHUNK_BYTES):
-            # After numpy() torch can never resize the storage again, so numpy() is called on a
-            # copy.
+            # After a call of numpy(), torch can never resize the storage of the tensor again. So
+            # numpy() is called on a copy.
             hasher.update(part.clone().numpy())
     elif isinstance(value, np.ndarray):
         hasher.update(f"{value.dtype}{value.shape}".encode())
@@ -65,7 +66,7 @@ def _update_hash(value: Any, hasher: Any) -> None:
             _update_hash(each, hasher)
     elif isinstance(value, set | frozenset):
         hasher.update(f"<{len(value)}:".encode())
-        # The order of a set depends on the hash seed of the process.
+        # The order of a set depends on the hash seed of the process, so the digests are sorted.
         hasher.update("".join(sorted(map(digest_of, value))).encode())
     elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
         hasher.update(f"{value!r};".encode())

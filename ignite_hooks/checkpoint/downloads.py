@@ -8,7 +8,8 @@
 
 A draft has a unique name. It is filled, verified and then renamed, so no process ever sees an
 incomplete checkpoint. If several processes download the same checkpoint, all of them use the copy
-that is renamed first. If the file system has no locks, the drafts of killed processes stay.
+that is renamed first. The drafts of killed processes are removed, unless the file system has no
+locks.
 """
 
 import os
@@ -55,15 +56,15 @@ class Downloads:
     def get(
         self, name: str, manifest: Manifest, download: Callable[[Path], None], *, verify: bool
     ) -> Checkpoint:
-        """Returns the cached checkpoint with a manifest; downloads the checkpoint if necessary.
+        """Returns a checkpoint from the cache. Downloads the checkpoint first if necessary.
 
         Args:
             name: the name of the checkpoint.
             manifest: the manifest of the checkpoint.
-            download: a function that downloads the files to a given folder. Its exceptions are
-                passed on.
-            verify: whether to compare the checksums of a cached checkpoint. If False, only the
-                sizes of its files are compared.
+            download: a function that downloads the files to a given folder. An exception of the
+                function is passed on.
+            verify: whether to compare the checksums of the files that are in the cache already. If
+                False, only the sizes of these files are compared.
 
         Raises:
             SourceError: the cache folder cannot be written to, or does not have enough space.
@@ -84,7 +85,8 @@ class Downloads:
             (files / MANIFEST).write_bytes(text)
             sync_tree(files)
             while not self._move_into_place(files, target, replaceable):
-                # Another process was faster. Its copy is used if complete, and replaced otherwise.
+                # Another process has put a copy at `target` first. This copy is used if it is
+                # complete, and replaced otherwise.
                 replaceable = _identity(target)
                 if replaceable is not None and _is_whole(checkpoint):
                     break
@@ -98,15 +100,15 @@ class Downloads:
         Args:
             files: the folder of the new copy.
             target: the path of the checkpoint in the cache.
-            replaceable: the identity of the damaged copy that the new one may replace; None if
-                there was no copy.
+            replaceable: the ``_identity`` of the damaged copy that the new copy may replace; None
+                if there was no copy.
         """
         with self._locked():
             if _identity(target) not in (None, replaceable):
                 return False
             if os.path.lexists(target):
-                # The old copy is moved to the draft and removed with it. A process that has opened
-                # its files can still read them.
+                # The old copy is moved into the folder of the draft, which `_draft` removes. A
+                # process that has opened files of the old copy can still read them.
                 os.rename(target, files.parent / "replaced")
             os.rename(files, target)
             return True
@@ -123,7 +125,7 @@ class Downloads:
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
-        """Creates a locked folder for one download, and removes it afterwards.
+        """Creates a draft: a locked folder for one download. Removes the folder afterwards.
 
         If this process is killed, the next process that downloads a checkpoint removes the folder.
         """
@@ -151,15 +153,15 @@ class Downloads:
 
     @contextmanager
     def _locked(self) -> Iterator[bool]:
-        """Locks the cache folder against other processes; yields False if that is not possible."""
+        """Locks the cache folder against other processes; yields whether the lock was acquired."""
         with (self._folder / _LOCK_NAME).open("ab") as lock:
             is_locked = _lock_file(lock)
             try:
                 yield is_locked
             finally:
                 if is_locked:
-                    # Closing the file is not enough: a process that was forked in the meantime
-                    # shares the open file, and so would keep the lock.
+                    # Closing the file does not always release the lock: a process that was forked
+                    # in the meantime has the file open, too, and would keep the lock.
                     fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
@@ -202,7 +204,7 @@ def _lock_file(file: IO[bytes], *, is_blocking: bool = True) -> bool:
 
 
 def _identity(path: Path) -> object:
-    """Returns a value that changes when the folder at a path is replaced; None if it is absent."""
+    """Returns a value that changes when the folder at a path is replaced; None without a folder."""
     try:
         status = os.lstat(path)
     except OSError:

@@ -20,22 +20,25 @@ _CHUNK_BYTES = 2**20
 # Windows refuses to sync a file that was opened for reading only.
 _FILE_SYNC_FLAGS = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
 _FOLDER_SYNC_UNSUPPORTED = {
-    errno.EACCES,  # Windows cannot open folders; elsewhere a folder may not be readable
+    errno.EACCES,  # Windows cannot open folders; elsewhere the permission to read may be missing
     errno.EPERM,
     errno.EISDIR,
-    errno.EINVAL,  # SMB, and some file systems in user space
+    errno.EINVAL,  # raised by SMB and by some file systems in user space
     errno.EBADF,
     errno.ENOSYS,
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
 }
-"""Error numbers which show that a folder cannot be synced. All others, such as EIO, are raised."""
+"""Error numbers that show that a folder cannot be synced.
+
+An error with another number, such as EIO, is raised.
+"""
 
 
 def sync(path: Path) -> None:
     """Waits until the content of a file, or the list of the names in a folder, is on the disk.
 
-    Where the file system cannot sync folders, the function warns once and returns.
+    If the file system cannot sync folders, the function warns once and returns.
     """
     is_folder = os.path.isdir(path)
     try:
@@ -85,7 +88,7 @@ def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
     mode = stat.S_IMODE(os.stat(model).st_mode)
     for path in paths:
         if stat.S_IMODE(os.stat(path).st_mode) != mode:
-            with suppress(OSError):  # some file systems have no modes, and the save must not fail
+            with suppress(OSError):  # some file systems have no modes; the save must not fail then
                 path.chmod(mode)
 
 
@@ -97,8 +100,8 @@ def file_record(path: Path) -> FileRecord:
     """
     checksum, size = xxh3_128(), 0
     with open_regular(path) as file:
-        # The buffer of a small file is small: `bytearray` fills the buffer with zeros, which would
-        # take longer for a whole chunk than reading the file.
+        # `bytearray` fills the buffer with zeros. To fill a whole chunk would take longer than to
+        # read a small file, so a small file gets a small buffer.
         buffer = bytearray(min(_CHUNK_BYTES, os.fstat(file.fileno()).st_size + 1))
         view = memoryview(buffer)
         while count := file.readinto(buffer):

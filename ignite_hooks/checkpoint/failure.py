@@ -1,9 +1,9 @@
-"""The save that a signal has requested, if the run fails before it can be made.
+"""Conditions of a save after a failure. A signal has requested the save, but the run fails first.
 
-After a failure the trainer returns to its last step boundary, the point between two optimizer
-steps. The batches since the boundary are dropped and given again to the next run. The code that
-failed may have drawn random numbers or changed its own state since the boundary. Such changes can
-neither be seen nor undone, so a checkpoint that is saved after a failure names the uncertain parts.
+After a failure the trainer returns to its last step boundary, a point between two optimizer steps.
+The batches since the boundary are dropped, and the next run gets them again. The code that failed
+may have drawn random numbers or changed its own state since the boundary. Such changes can neither
+be seen nor undone, so a checkpoint that is saved after a failure names the uncertain parts.
 """
 
 from ignite_hooks.core.handler import attached_handlers
@@ -14,7 +14,9 @@ __all__ = ["uncertain_parts", "why_not_saved"]
 
 
 def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: int) -> str | None:
-    """Returns why no checkpoint can be saved after a failure; None if one can be saved.
+    """Returns the reason why a save after a failure is impossible; None if a save is possible.
+
+    The reason completes a message such as "the state of step 7 was not saved: …".
 
     Args:
         trainer: the trainer, whose run has ended.
@@ -31,7 +33,7 @@ def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: i
         return "the parameters may have changed since the last step"
     feed = trainer.feed
     if feed is None or feed.position != trainer.place.position or optimizer_step.window.count:
-        # This happens, for example, if the data is an iterator, which cannot give a batch again.
+        # The data may be an iterator, for example, which cannot give a batch again.
         return "the run could not return to its last step boundary"
     return None
 
@@ -44,7 +46,8 @@ def uncertain_parts(trainer: TrainingEngine, error: BaseException | None) -> dic
         error: the exception that ended the run; None if a handler of EXCEPTION_RAISED handled it.
 
     Returns:
-        The reason for each part, by the name of the part in the ``ResumeReport``.
+        A dict that maps the name of a part in the ``ResumeReport`` to the reason why the part may
+        have changed.
     """
     cause = "an error" if error is None else type(error).__name__
     reason = f"{cause} ended the run after the saved step, and may have changed this part"

@@ -1,9 +1,11 @@
 """A search for objects with a state among the handlers of a trainer and the objects they hold.
 
-The search begins at the handlers and at the user's functions that a training step calls. From there
-it follows attributes, closures, partials, arguments of handlers, the globals that the code of a
-function names, and containers of all these. Objects that a checkpoint saves elsewhere (the model,
-the optimizer) are left out, and so is everything that only they hold.
+An object has a state if it has the methods ``state_dict`` and ``load_state_dict``. The search
+begins at the roots: the handlers, and the user's functions that a training step calls. From the
+roots the search follows attributes, closures, partials, arguments of handlers, the globals that the
+code of a function names, and containers of all these. The result is without the objects that a
+checkpoint saves elsewhere, such as the model and the optimizer. Objects that only these objects
+hold are left out, too.
 """
 
 import inspect
@@ -62,8 +64,8 @@ __all__ = [
 ]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# The search enters containers, callables and handlers of these libraries. It does not enter objects
-# of other libraries.
+# To enter an object is to search the objects that it holds. The search enters containers, callables
+# and handlers of these libraries. It does not enter objects of other libraries.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -73,11 +75,12 @@ _SEARCHED_LIBRARIES = {
     "types",
     "weakref",
 }
-# The search enters objects of these classes, although they are of another library or this package.
+# The search enters objects of these classes, although another library or this package defines them.
 _SEARCHED_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
-# The search never enters objects of these classes, nor of a user's subclasses.
+# The search never enters objects of these classes or of their subclasses.
 _UNSEARCHED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
-# The state of data is a position in a pass over the data, which the data feed saves.
+# Objects of these libraries are data. Their state is a position in the data, which is saved by the
+# data feed.
 _DATA_LIBRARIES = {"datasets", "torchdata"}
 # Attributes in which a data loader and its parts hold further parts.
 _DATA_ATTRIBUTES = (
@@ -88,7 +91,7 @@ _CONTAINERS = (list, dict, set, deque)
 Root = tuple[str, Any, bool]
 """The start of a search: a name, an object, and whether the object is an attached handler."""
 Found = list[tuple[str, Any]]
-"""Pairs of a path and the object at the end of the path."""
+"""Pairs of a path and the object to which the path leads, such as ("MyHandler.inner", inner)."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,13 @@ class HandlerObjects:
     """The handlers of a trainer and the objects that the handlers hold.
 
     Attributes:
-        attached: the attached handlers that have a state, by name.
-        held: other objects that have a state, by name.
-        stateless: pairs of a path and an object without a state. The object may change in a run.
-        unnamed: the paths to objects with a state that get no name. They are elements of sets,
-            whose order may differ in another process.
-        is_complete: whether the search has reached all objects.
+        attached: maps names to the attached handlers that have a state.
+        held: maps names to the other objects that have a state.
+        stateless: pairs of a path and an object without a state. A run may change the object, and
+            no checkpoint saves the change.
+        unnamed: the paths to objects that have a state but get no name: they are elements of sets,
+            and the order of a set may differ in another process.
+        is_complete: whether the search has reached all objects; False if there are too many.
     """
 
     attached: dict[str, Any]
@@ -114,8 +118,8 @@ class HandlerObjects:
     def of(cls, trainer: TrainingEngine, also: Iterable[Any] = ()) -> "HandlerObjects":
         """Returns the objects that the handlers of ``trainer`` hold, without those in ``also``.
 
-        The result of the search is kept with the trainer, so that not every save has to search. The
-        search is repeated if an object that it has visited has changed.
+        The result of the search is kept with the trainer, so that the next save need not search.
+        The search is repeated if the roots or the objects that they hold have changed.
         """
         cache = engine_storage(trainer)
         roots, excluded = _find_roots(trainer), [*_objects_saved_elsewhere(trainer), *also]
@@ -126,7 +130,7 @@ class HandlerObjects:
 
     @property
     def with_state(self) -> dict[str, Any]:
-        """All objects that have a state and a name."""
+        """Maps names to all objects that have a state and a name: ``attached`` and ``held``."""
         return {**self.attached, **self.held}
 
 
@@ -140,9 +144,10 @@ class _Search:
     """
 
     def __init__(self, trainer: TrainingEngine, roots: list[Root], excluded: list[Any]) -> None:
-        # Ids suffice to recognize these objects: the search keeps the objects alive, so no other
-        # object can get the same id.
+        # The ids are enough to recognize the roots and the excluded objects: the search keeps these
+        # objects alive, so no other object can get one of their ids.
         self._start = _identity_key(roots, excluded)
+        # Pairs of a function that returns a module, and the module's `_tensor_ownership`.
         self._module_ownership: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
         self._attached: dict[str, Any] = {}
         self._roots: dict[str, Any] = {}
@@ -162,7 +167,8 @@ class _Search:
                 ):
                     _add_unique(self._attached, type(root).__name__, root)
         self._attached_ids = {id(each) for each in self._attached.values()}
-        # A handler may be a method of a container, for example `losses.append`.
+        # If a handler is a method of a container, such as `losses.append`, the root is the
+        # container.
         stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
         found: Found = []
         self._search = ObjectSearch(self._roots, MAX_OBJECTS, excluded, _search_parts)
@@ -172,13 +178,16 @@ class _Search:
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
-            elif not is_of_trainer:  # the trainer's own modules are saved in other files
+            elif not is_of_trainer:  # a module of the trainer is saved in another file
                 found.append((path, each))
         self._found = [(path, reference_to(each)) for path, each in found]
         self._stateless = [(path, reference_to(each)) for path, each in stateless]
 
     def _is_trainer_module(self, obj: Any, trainer_tensors: Set[int]) -> bool:
-        """Returns whether an object is a module that has only tensors of the trainer's modules."""
+        """Returns whether an object is a module whose tensors all belong to the trainer's modules.
+
+        The method also notes the module, so that ``is_up_to_date`` can repeat this check.
+        """
         if not issubclass(type(obj), torch.nn.Module):
             return False
         ownership = _tensor_ownership(obj, trainer_tensors)
@@ -204,9 +213,9 @@ class _Search:
     def collect(self) -> HandlerObjects:
         """Returns the objects that were found.
 
-        An object is left out if its state is part of the state of an object that holds it. Each
-        call decides this again from the present states, because two states that are equal by chance
-        at the start of a run can differ later.
+        An object is left out if another object holds it and saves its state. The present states are
+        compared in each call, because two states can be equal by chance at the start of a run and
+        differ later.
         """
         found = [(path, get()) for path, get in self._found]
         carried = [
@@ -237,17 +246,17 @@ def _tensor_ownership(module: torch.nn.Module, trainer_tensors: Set[int]) -> tup
 
 
 def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> dict[str, Any]:
-    """Returns the handlers that have a state, and the objects with a state that handlers hold.
+    """Maps names to the handlers that have a state, and to the objects with a state that they hold.
 
-    A handler is named by its class. Several handlers of a class are sorted by the names of their
+    A handler is named after its class. Several handlers of a class are sorted by the names of their
     events and then by the order of attachment: the second one is called "EarlyStopping-2", and so
     on. The handlers of the evaluators that the trainer validates with come last. Metrics of these
     evaluators are left out, because each validation resets them.
 
-    If a handler without a state holds one object with a state, the object has the name of the
-    handler. If the handler holds several such objects, the path to the object is added to the name
-    of the handler. An object that a function holds is named by its class. If there are several
-    objects of the class, the name of the variable is added.
+    If a handler without a state holds exactly one object with a state, the object gets the name of
+    the handler. If a handler holds several such objects, the name of an object is the name of the
+    handler and the path to the object. An object that a function holds is named after its class. If
+    there are several objects of the class, the name of the variable is added.
 
     Args:
         trainer: the trainer.
@@ -257,7 +266,7 @@ def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> di
 
 
 def has_state(candidate: Any) -> bool:
-    """Returns whether an object can return its state and load one."""
+    """Returns whether an object has the methods ``state_dict`` and ``load_state_dict``."""
     return (
         not isinstance(candidate, type)
         and callable(getattr(candidate, "state_dict", None))
@@ -266,7 +275,7 @@ def has_state(candidate: Any) -> bool:
 
 
 def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
-    """Returns the attributes of ``trainer.state`` in which handlers of Ignite keep a value."""
+    """Returns the names of the attributes of ``trainer.state`` that handlers of Ignite set."""
     names: dict[str, None] = {}
     for function, given in handlers_with_arguments(trainer):
         owner = getattr(function, "__self__", function)
@@ -280,13 +289,13 @@ def state_names_of_handlers(trainer: TrainingEngine) -> list[str]:
 
 
 def _find_roots(trainer: TrainingEngine) -> list[Root]:
-    """Returns the handlers, functions and other objects at which a search begins."""
+    """Returns the roots: the handlers, functions and other objects at which a search begins."""
     calls = handlers_with_arguments(trainer)
     handlers = [*attached_handlers(trainer, Handler), *(function for function, _ in calls)]
     validations = [each for each in handlers if isinstance(each, Validation)]
     owners = [getattr(each, "__self__", each) for each in handlers]
-    # Handlers of this package are left out, unless they have a state or parts to search: they hold
-    # no objects of a user.
+    # A handler of this package holds no objects of a user, so it is left out. The exceptions are
+    # handlers that have a state or parts to search.
     owners = [
         each
         for each in owners
@@ -299,7 +308,7 @@ def _find_roots(trainer: TrainingEngine) -> list[Root]:
     for validation in validations:
         roots += [(_name_of_root(each), each, False) for each in validation.evaluations.callables]
     for function, given in calls:
-        if given:  # the arguments that `add_event_handler` passes to the handler
+        if given:  # `given` has the arguments that `add_event_handler` passes to the handler
             name = _name_of_root(function)
             roots += [(name, each, False) for each in given]
     functions = _user_functions(process_function_of(trainer))
@@ -307,11 +316,11 @@ def _find_roots(trainer: TrainingEngine) -> list[Root]:
 
 
 def _user_functions(function: Any) -> list[Any]:
-    """Returns the functions and objects of a user behind a process function.
+    """Returns the functions and objects of a user that a process function calls.
 
     The process function of a supervised trainer is a function of this package. Its closure holds
-    the user's ``loss_fn``, ``batch_processor`` and so on. Such a function may hold, for example,
-    the second optimizer of a GAN.
+    the user's ``loss_fn``, ``batch_processor`` and so on. These are returned, because a function of
+    the user may hold, for example, the second optimizer of a GAN.
     """
     if not (isinstance(function, FunctionType) and _is_of_package(function)):
         return [function]
@@ -323,13 +332,13 @@ def _user_functions(function: Any) -> list[Any]:
 
 
 def _evaluator_handlers(evaluator: AnyEngine) -> list[Any]:
-    """Returns the handlers of an evaluator, except those that each run of the evaluator resets."""
+    """Returns the handlers of an evaluator, except the handlers that each evaluation resets."""
     owners = [getattr(each, "__self__", each) for each, _ in handlers_with_arguments(evaluator)]
     return [each for each in owners if not isinstance(each, Metric | EpochOutputStore)]
 
 
 def _objects_saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
-    """Yields objects that a checkpoint saves in other files, or that have no state to save."""
+    """Yields objects that are saved elsewhere in a checkpoint, or that have no state to save."""
     yield trainer
     yield trainer.state
     yield trainer.accelerator
@@ -338,11 +347,12 @@ def _objects_saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
     if trainer.accelerator.scaler is not None:
         yield trainer.accelerator.scaler
     for outer, name in ((trainer.optimizer, "optimizer"), (trainer.lr_scheduler, "scheduler")):
-        inner: Any = outer  # Accelerate's wrapper first, then the object that it wraps
+        inner: Any = outer  # the loop yields Accelerate's wrapper and then the wrapped object
         while inner is not None:
             yield inner
             inner = vars(inner).get(name)
-    # The data loader and its parts: the file of each process has the position in the data.
+    # The data loader and its parts are yielded, too: the file of each process has the position in
+    # the data.
     pending = [getattr(trainer.feed, "loader", None)]
     seen: dict[int, Any] = {}
     while pending:
@@ -364,7 +374,7 @@ def _search_parts(obj: Any) -> Iterable[tuple[str | None, Any]] | None:
     if cls is MethodType:
         return ((None, obj.__self__), (None, obj.__func__))
     if cls is FunctionType and _is_of_package(obj):
-        # Its globals are not searched: they would lead through all modules of this package.
+        # The globals of the function are not searched: they lead to all modules of this package.
         return _wrapped_handlers(obj)
     if issubclass(cls, Engine):
         return [(_name_of_root(each), each) for each in _evaluator_handlers(obj)]
@@ -376,7 +386,10 @@ def _search_parts(obj: Any) -> Iterable[tuple[str | None, Any]] | None:
 
 
 def _wrapped_handlers(function: FunctionType) -> list[tuple[str | None, Any]]:
-    """Returns the user's functions that a function of this package holds in its closure."""
+    """Returns the user's functions in the closure of a function of this package.
+
+    Each function is a part without a name, as in ``_search_parts``.
+    """
     cells = [each.cell_contents for each in function.__closure__ or ()]
     called = [each for each in cells if isinstance(each, FunctionType | MethodType | partial)]
     return [(None, each) for each in called if not _is_of_package(each)] if called else []
@@ -391,9 +404,9 @@ def _is_of_package(obj: Any) -> bool:
 
 
 def _has_no_handler_state(obj: Any) -> bool:
-    """Returns whether an object has no state that is saved with the handlers.
+    """Returns whether an object is of a kind that is never saved with the handlers.
 
-    Such objects are modules without tensors, data, data loaders, engines and classes.
+    These kinds are modules without tensors, data, data loaders, engines and classes.
     """
     cls = type(obj)
     if issubclass(cls, torch.nn.Module):
@@ -404,7 +417,10 @@ def _has_no_handler_state(obj: Any) -> bool:
 
 
 def can_be_saved(obj: Any) -> bool:
-    """Returns whether an object has a state, without calling any code of the object."""
+    """Returns whether an object has a state that can be saved with the handlers.
+
+    Unlike ``has_state``, the function calls no code of the object.
+    """
     if _has_no_handler_state(obj):
         return False
     if issubclass(type(obj), EpochOutputStore):
@@ -417,9 +433,12 @@ def can_be_saved(obj: Any) -> bool:
 
 
 def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
-    """Returns whether the state of an object is part of the state of an owner, which holds it."""
-    # An EpochOutputStore has no `state_dict`. So no state of an owner contains it, and it does not
-    # contain the state of another object.
+    """Returns whether an owner of an object saves the state of the object as part of its own state.
+
+    An owner is an object through which the path leads to the object.
+    """
+    # An EpochOutputStore has no `state_dict`. So an owner's state cannot contain the store's state,
+    # and the store is not an owner whose state could contain another one.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [
@@ -433,7 +452,7 @@ def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
 
 
 def _contains_state(state: Any, part: Any) -> bool:
-    """Returns whether ``part`` is somewhere within a state."""
+    """Returns whether a state equals ``part`` or contains it at any depth."""
     if _is_same_state(state, part):
         return True
     inner = state.values() if isinstance(state, Mapping) else state
@@ -460,7 +479,10 @@ def _is_same_state(first: Any, second: Any) -> bool:
 
 
 def _unordered_paths(found: Found) -> set[str]:
-    """Returns the paths to elements of sets, for each class that has several such elements."""
+    """Returns the paths to the elements of sets that have the class of another such element.
+
+    The order of a set may differ in another process, so only the class can identify an element.
+    """
     counts = Counter(type(each) for path, each in found if SET_ELEMENT_PREFIX in path)
     return {path for path, each in found if SET_ELEMENT_PREFIX in path and counts[type(each)] > 1}
 
@@ -468,7 +490,13 @@ def _unordered_paths(found: Found) -> set[str]:
 def _name_objects(
     found: Found, roots: Mapping[str, Any], attached_objects: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns objects by name. Further handlers without a state do not change the names."""
+    """Maps names to objects. The names stay the same if a script adds handlers without a state.
+
+    Args:
+        found: the objects to name.
+        roots: the objects at which the search began. Their keys are their names.
+        attached_objects: the attached handlers with a state. Their names are taken.
+    """
     names = dict(attached_objects)
     count_by_root = Counter(_root_name(path) for path, _ in found)
     count_by_class = Counter(type(e).__name__ for e in (*(e for _, e in found), *names.values()))
@@ -476,8 +504,9 @@ def _name_objects(
     for path, each in found:
         root, class_name = _root_name(path), type(each).__name__
         inner = path.removeprefix(root).removeprefix(".")
-        # A path begins with the name of its root, which further handlers may change ("-2"). A name
-        # in a checkpoint must stay the same, so the path is used only if the class is ambiguous.
+        # A path begins with the name of a root. If a script adds handlers, this name can change,
+        # for example by a "-2" at its end. But a name in a checkpoint must stay the same, so the
+        # path is used only if the class is ambiguous.
         if inner and _is_handler_object(roots[root]):
             is_nested = "." in inner and count_in_root[root, type(each)] == 1
             is_only_object = count_by_root[root] == 1 and not has_state(roots[root])
@@ -495,7 +524,7 @@ def _root_name(path: str) -> str:
 
 
 def _is_handler_object(root: Any) -> bool:
-    """Returns whether a root is an instance of a handler class, and not a function or data."""
+    """Returns whether a root is an object of a handler class, and not a function or a container."""
     is_data = type(root).__module__ in ("builtins", "functools", "types", "collections")
     return not is_data and not isinstance(root, Hooks)
 
@@ -505,7 +534,7 @@ def _name_of_root(root: Any) -> str:
 
 
 def _add_unique(named: dict[str, Any], name: str, obj: Any) -> None:
-    """Adds an object under its name. If the name is taken, a number is added to the name."""
+    """Adds an object to ``named``. If ``name`` is taken, a number such as "-2" is added to it."""
     number, free = 1, name
     while free in named:
         number += 1
