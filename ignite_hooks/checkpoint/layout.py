@@ -3,15 +3,15 @@
 ====================  ============================================================================
 manifest.json         the position in the run, and the size and hash of each other file. A folder
                       with this file is a checkpoint
-model.safetensors     the model. A loss function with a state has ``loss_fn.safetensors``. With
+model.safetensors     the model. A loss function with a state is in ``loss_fn.safetensors``. With
                       ``safe_serialization=False`` both names end in ``.bin``
 optimizer.bin         the optimizer, written by ``torch.save`` as Accelerate does
 scheduler.bin         the scheduler, if there is one
 scaler.pt             the gradient scaler, with mixed precision in float16
 trainer.pt            handlers, objects of the user, metrics, and the metadata of the modules
-rank_00000.pt         one file per process: counters, limits, positions in the data of the trainer
-                      and of evaluators, random generators, and the states of handlers and objects
-                      that differ from the states on rank 0
+rank_00000.pt         one file per process: counters, limits, the positions of the trainer and of
+                      evaluators in their data, random generators, and those states of handlers
+                      and objects that differ from the states on rank 0
 custom_checkpoint_0.pkl  one file per object that was registered with the accelerator, in the
                       pickle format that Accelerate uses
 sharded/              the model and the optimizer, written by ``accelerator.save_state``, if each

@@ -1,15 +1,18 @@
 """The run of training that the checkpoints of a trainer belong to.
 
-Each checkpoint has the id of its run, and a run removes only its own old checkpoints. Two trainers
-must not continue the same run, because each would remove the checkpoints of the other. After a
-resume a trainer continues the run of the checkpoint if the trainer saves to the directory that it
-has resumed from, and no other trainer has saved checkpoints of the run there since the resume.
-Otherwise the trainer begins a new run, called a branch. A branch begins if:
+A run of training is what one training job does from its first step to its last, with all resumes
+in between. Each checkpoint has the id of its run, and a run removes only its own old checkpoints.
+Two trainers must not continue the same run, because each would remove the checkpoints of the other.
 
-- the checkpoint was given by its own name, for example ``runs/step_00000010``: several branches may
-  begin at the same checkpoint;
-- the trainer has resumed from a directory other than the one that it saves to. The exception is a
-  copy of the directory, where the checkpoint is the newest of its run as well;
+After a resume a trainer continues the run of the checkpoint if the trainer saves to the directory
+that it has resumed from, and no other trainer has saved checkpoints of the run there since the
+resume. Otherwise the trainer begins a new run, called a branch. So a branch begins if:
+
+- the user gave the checkpoint by its own name, for example ``runs/step_00000010``: several branches
+  may begin at the same checkpoint;
+- the trainer has resumed from a directory other than the one that it saves to. There is one
+  exception: if the same checkpoint is also the newest of the run in the directory that the trainer
+  saves to, one directory is a copy of the other, and the run continues;
 - another trainer has continued the run in the meantime.
 """
 
@@ -37,17 +40,18 @@ logger = getLogger(__name__)
 
 @dataclass
 class Lineage:
-    """The history of a trainer's run, which decides whether the run continues or branches.
+    """The history of a trainer's run. It decides whether the trainer continues the run.
 
     Only rank 0 uses this object, because only rank 0 writes manifests.
 
     Attributes:
         directories: the directories that the trainer saves to, with symbolic links resolved.
-        known_numbers: by directory, the number of the newest checkpoint that the trainer knows. The
-            trainer has found this checkpoint at the resume, or has saved it.
-        resumed: the manifest of the checkpoint that the trainer has resumed from; None after
-            ``decide_run``.
-        is_named: whether the user gave this checkpoint by its own name.
+        known_numbers: maps a directory to the number of the newest checkpoint there that the
+            trainer knows. The trainer has found this checkpoint at the resume, or has saved it.
+        resumed: the manifest of the checkpoint that the trainer has resumed from; None without a
+            resume, and after ``decide_run``.
+        is_named: whether the user gave the checkpoint of the resume by its own name, such as
+            ``step_00000010``, and not by its directory.
     """
 
     directories: set[str] = field(default_factory=set)
@@ -58,7 +62,7 @@ class Lineage:
     def note_resumed(self, source: str | Path, checkpoint: Checkpoint, newest: int) -> None:
         """Notes which checkpoint the trainer has resumed from.
 
-        Only the arguments are used: the checkpoint may have been removed in the meantime.
+        No file is read, because the checkpoint may have been removed in the meantime.
 
         Args:
             source: the path or the URL that the user gave.
@@ -66,24 +70,27 @@ class Lineage:
             newest: the number of the newest checkpoint at the source, damaged or not.
         """
         path = Path(source)
-        is_checkpoint = checkpoint.folder == path  # not a directory of checkpoints
+        # True if the source is the folder of one checkpoint, False for a directory of checkpoints.
+        is_checkpoint = checkpoint.folder == path
         self.resumed, self.known_numbers = checkpoint.manifest, {}
         name = str(source).rstrip("/").rpartition("/")[2] if is_url(source) else path.name
         self.is_named = is_checkpoint_name(name) and (is_checkpoint or is_url(source))
         if is_checkpoint and not self.is_named:
-            # A link to a checkpoint, for example "latest", counts like the directory of its target.
+            # The source is a link to a checkpoint, for example "latest". A resume from such a link
+            # counts as a resume from the directory in which the checkpoint lies.
             self.known_numbers[os.path.dirname(os.path.realpath(path))] = self.resumed.number
         elif not is_url(source) and not is_checkpoint:
             self.known_numbers[os.path.realpath(path)] = newest
 
     def has_resumed_from(self, directory: str) -> bool:
-        """Returns whether the trainer has resumed from a directory and has not run since."""
+        """Returns whether the trainer has resumed from ``directory``, and has not trained since."""
         return self.resumed is not None and directory in self.known_numbers
 
     def decide_run(self, trainer: TrainingEngine) -> None:
-        """Decides which run the next checkpoints belong to.
+        """Decides which run the next checkpoints belong to: the trainer's run, or a new branch.
 
-        This method is called at the start of each run, and before a save between two runs.
+        This method is called at the start of each ``trainer.run()``, and before a save that is made
+        while the trainer does not run.
         """
         run = training_id(trainer)
         newest = {each: _newest_manifest(run, each) for each in self.directories}
@@ -98,16 +105,19 @@ class Lineage:
         """Returns whether the trainer may continue its run.
 
         Args:
-            newest: by directory, the manifest of the newest checkpoint of the run.
+            newest: maps a directory that the trainer saves to, to the manifest of the newest
+                checkpoint of the run in it. Directories without such a checkpoint are left out.
         """
         if self.resumed is None or self.known_numbers.keys() & self.directories:
-            # If a number is larger than the known one, another trainer has saved there since.
+            # A number that is larger than the known number shows that another trainer has saved a
+            # checkpoint in this directory since.
             return all(
                 m.number <= self.known_numbers.get(each, m.number) for each, m in newest.items()
             )
-        # The trainer has resumed from another directory. It continues the run only if the same
-        # checkpoint is the newest of the run here. Manifests are compared as text, because a metric
-        # value of NaN would make equal manifests unequal.
+        # The trainer has resumed from a directory that it does not save to. The trainer continues
+        # the run only if the directories that it saves to have the same checkpoint as the newest of
+        # the run. Manifests are compared as text, because NaN as the value of a metric would make
+        # equal manifests unequal.
         texts = {manifest.dumps() for manifest in newest.values()}
         return not self.is_named and texts == {self.resumed.dumps()}
 
@@ -119,6 +129,9 @@ def lineage_of(trainer: TrainingEngine) -> Lineage:
 
 
 def _newest_manifest(run: str, directory: str) -> Manifest | None:
-    """Returns the manifest of a run's newest checkpoint in a directory; None if there is none."""
+    """Returns the manifest of a run's newest checkpoint in a directory.
+
+    Returns None if the directory has no checkpoint of the run.
+    """
     found = CheckpointStore(Path(directory)).checkpoints()
     return next((each.manifest for each in found if each.manifest.training == run), None)

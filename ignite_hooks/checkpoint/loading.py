@@ -1,9 +1,15 @@
 """Loads the files of a checkpoint into a trainer: all of them, or none.
 
-``LoadedState`` reads all files and compares them with the trainer before it changes anything. After
-the files have been read, the checkpoint may be deleted by the run that saves it. The exception is a
-sharded model, whose files Accelerate reads while loading. Objects that can refuse their states are
-loaded first, within ``rolled_back_on_failure``.
+``LoadedState`` reads all files when it is created, and compares them with the trainer before it
+changes the trainer. Once the files are read, loading does not need the folder of the checkpoint any
+more: another process may remove the folder. A sharded model is an exception, because Accelerate
+reads the files of the model during loading. Objects that can refuse their states are loaded before
+the modules, within ``rolled_back_on_failure``.
+
+In this file "saved" refers to the checkpoint, and "current" or "present" to the trainer that
+resumes. The states of objects are saved in sections. The section "also" is for the objects that the
+user gave as ``also={name: object}``. The section "handlers" is for the handlers with a state, and
+for the objects with a state that handlers hold.
 """
 
 import copy
@@ -67,26 +73,29 @@ __all__ = ["LoadedState", "rolled_back_on_failure"]
 
 
 class LoadedState:
-    """The content of a checkpoint for one process, and how it is loaded into the trainer.
+    """The content of a checkpoint for one process, with the methods that load it into the trainer.
 
-    Callers check ``problems``, ``object_problems``, ``differences`` and ``state_problems``, in this
-    order. If all of them are empty, callers call ``apply``, and ``complete`` when the run has
-    started.
+    A caller first checks ``problems``, ``object_problems``, ``differences`` and ``state_problems``,
+    in this order. If all four are empty, the caller calls ``apply``. Handlers of STARTED and
+    EPOCH_STARTED may then change restored states, so the caller calls ``complete`` after STARTED
+    and, in the middle of an epoch, once more after EPOCH_STARTED.
 
     Args:
         checkpoint: the checkpoint.
-        state: the state of the trainer that is to be replaced.
+        state: the current state of the trainer, which the checkpoint replaces.
         rank: the rank of this process.
-        override: the names of the settings that keep the script's values.
-        replay: whether batches may be loaded again to get to the position in the data.
+        override: the names of the settings that keep the script's values, and do not get the values
+            in the checkpoint.
+        replay: whether data that cannot restore their position are iterated from the beginning of
+            the pass up to the saved position.
 
     Attributes:
-        problems: the errors in ``trainer.pt``, ``optimizer.bin`` and the file of this process, each
-            with its file and field. The methods rely on these files: if there are errors, only
-            ``close`` may be called.
+        problems: the errors in ``trainer.pt``, ``optimizer.bin`` and the file of this process. Each
+            error is a text that names the file and the field. The methods rely on these files: if
+            there are errors, only ``close`` may be called.
 
     Raises:
-        ValueError: a file cannot be read, or holds code.
+        ValueError: a file cannot be read, or loading it would run code.
     """
 
     def __init__(
@@ -99,10 +108,12 @@ class LoadedState:
     ) -> None:
         self._checkpoint = checkpoint
         self._report_parts: dict[str, ResumedPart | None] = {}
-        # By the name of a handler: the reason why its state could not be restored completely.
+        # Maps the name of a handler to the reason why its state was not restored completely.
         self._unrestored: dict[str, str] = {}
+        # The settings of the optimizer's groups as `apply` has loaded them, for `complete`.
         self._group_settings: list[dict[str, Any]] = []
-        self._saved_names: dict[str, str] = {}  # saved names of parameters, by current names
+        # Maps the current name of a parameter to its saved name, if the two names differ.
+        self._saved_names: dict[str, str] = {}
         self.folder, self.manifest = checkpoint
         self._state = state
         self._trainer = state.trainer
@@ -137,10 +148,11 @@ class LoadedState:
         saved_settings = self._trainer_content.get("settings")
         self._changed_settings = ChangedSettings(self._trainer, saved_settings, override)
         self._is_scheduler_overridden = "scheduler" in override
-        # `complete` runs after each of these events, the last one first, and restores the rates.
+        # `complete` is called after STARTED and after EPOCH_STARTED. Each call takes the last event
+        # from this list: handlers of this event may have changed the learning rates.
         self._rate_events = ["EPOCH_STARTED", "STARTED"]
-        # `trainer.pt` holds the states of rank 0. The file of another rank holds only the states
-        # that differ on that rank.
+        # `trainer.pt` holds the states of rank 0. The file of another rank holds only those states
+        # that differ from the states of rank 0.
         own = self._rank_content.get("objects", {})
         self._object_states = {
             section: {**states, **own.get(section, {})}
@@ -155,20 +167,24 @@ class LoadedState:
                 return
             if state_dict is not None:
                 self._module_states[name] = state_dict
-        # On a CPU `apply` reads the values of the optimizer's state only after it has freed the
-        # saved values of the model, to keep the peak of memory low. The folder may have been
-        # deleted by then, but a file that is open stays readable. The file is opened last, so that
-        # an error above leaves no file open.
+        # To keep the peak of memory low, `apply` first frees the saved values of the model. On a
+        # CPU only then does `apply` read the values of the optimizer's state. The folder may have
+        # been removed by that time, but a file that is open stays readable. The file is opened at
+        # the end of this method, so that an error above leaves no file open.
         if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
             self._optimizer_file = open_regular(self.folder / OPTIMIZER)
 
     def close(self) -> None:
-        """Closes the optimizer's file if it is still open. ``apply`` must not be called later."""
+        """Closes the optimizer's file if it is open. ``apply`` must not be called afterwards."""
         if self._optimizer_file is not None:
             self._optimizer_file.close()
 
     def _problems_of_structure(self, own_file: str) -> Iterator[str]:
-        """Yields the errors in the files that tell how the other files are read."""
+        """Yields the errors in the files that all methods rely on (``problems``).
+
+        Args:
+            own_file: the name of the file of this process.
+        """
         if TRAINER in self._contents:
             yield from trainer_file_problems(self._contents[TRAINER])
         if own_file in self._contents:
@@ -177,7 +193,10 @@ class LoadedState:
             yield from optimizer_file_problems(self._contents[OPTIMIZER])
 
     def object_problems(self) -> Iterator[str]:
-        """Yields the errors in the states of the modules that `also` or the handlers hold."""
+        """Yields the errors in the saved states of objects that are modules.
+
+        Such an object is a module in ``also``, or a handler that is a module.
+        """
         for section, objects in self._stateful_objects().items() if self._object_states else ():
             for name in objects.keys() & self._object_states[section].keys():
                 state = self._object_states[section][name]
@@ -185,9 +204,10 @@ class LoadedState:
                     yield from user_module_problems(f"objects.{section}.{name}", state)
 
     def state_problems(self) -> Iterator[str]:
-        """Yields the errors in the states of model, optimizer, scheduler and gradient scaler.
+        """Yields the errors in the saved states of model, optimizer, scheduler and gradient scaler.
 
-        Call ``differences`` first: the checks rely on equal classes in checkpoint and trainer.
+        Call ``differences`` first. If it returns nothing, the optimizer and the scheduler have the
+        same classes in the checkpoint and in the trainer, and the checks rely on this.
         """
         trainer = self._trainer
         current, saved = self._state.class_names(), self._trainer_content["kinds"]
@@ -209,7 +229,8 @@ class LoadedState:
                     self._scheduler_state, trainer.lr_scheduler, is_same_torch=is_same_torch
                 )
             ]
-            # The groups of a sharded optimizer are in Accelerate's files, which are not read here.
+            # The saved groups of a sharded optimizer are in Accelerate's files. These are not read
+            # here, so the groups of the trainer's optimizer are used instead.
             optimizer_content = self._contents.get(OPTIMIZER, {})
             groups = optimizer_content.get("param_groups", trainer.optimizer.param_groups)
             yield from found or scheduler_step_problems(
@@ -222,7 +243,8 @@ class LoadedState:
     def differences(self) -> list[str]:
         """Returns the differences between checkpoint and trainer that make loading impossible.
 
-        Each difference is a text with the saved and the current value.
+        Each difference is a text. Where there are two values, the text has the saved value and the
+        current value.
         """
         found = []
         for name in (TRAINER, OPTIMIZER):
@@ -246,6 +268,7 @@ class LoadedState:
                 and saved_class != current_class
                 and not is_overridden
             ):
+                # The end of the text below: only a scheduler can be overridden.
                 hint = '; override=("scheduler",) takes the new one' if part == "scheduler" else ""
                 found.append(f"the {part} was a {saved_class}, it is a {current_class}{hint}")
         for name in self._module_states.keys() - self._state.whole_modules.keys():
@@ -258,7 +281,7 @@ class LoadedState:
                 metadata["flags"] = rename_flags(metadata["flags"], fit.renamed)
                 for current_name, saved_name in fit.renamed.items():
                     self._saved_names[f"{name}.{current_name}"] = f"{name}.{saved_name}"
-        if self._saved_names:  # the saved settings list frozen parameters by their names
+        if self._saved_names:  # the saved settings have the names of frozen parameters
             self._changed_settings.translate_names(self._saved_names)
         if not self._state.is_sharded:
             found += self._optimizer_differences()
@@ -270,7 +293,7 @@ class LoadedState:
         return found
 
     def apply(self) -> ResumeReport:
-        """Loads the checkpoint into the trainer.
+        """Loads the checkpoint into the trainer, and returns a report of the parts of the trainer.
 
         If an object refuses its state, the trainer is left unchanged.
 
@@ -281,7 +304,8 @@ class LoadedState:
         self._apply_overrides()
         with rolled_back_on_failure(self._objects_to_roll_back(), trainer.state):
             self._load_objects()
-        # Modules are not rolled back: `differences` has compared them, and they are large to copy.
+        # Modules need no rollback, because `differences` has shown that the states fit them. A
+        # rollback would need a copy of each module, which may be large.
         parts["model"] = self._load_modules()
         forget_borrowed_weights(trainer)
         self._load_stateful_objects(are_modules=True)
@@ -290,8 +314,9 @@ class LoadedState:
             trainer.accelerator.load_state(str(self.folder / SHARDED))
             self._changed_settings.override_groups(trainer.optimizer.param_groups)
         elif self._optimizer_file is not None:
-            # `_load_objects` has loaded the optimizer's state from a mapped file. On a CPU the
-            # tensors would remain views of that file, so the state is read again, into memory.
+            # `_load_objects` has loaded the optimizer's state from a file that is mapped into
+            # memory. On a CPU the optimizer's tensors would stay views of this file, so the state
+            # is read once more, without mapping.
             content = load_objects(self._optimizer_file)
             self._changed_settings.override_groups(content["param_groups"])
             trainer.optimizer.load_state_dict(content)
@@ -304,26 +329,34 @@ class LoadedState:
         set_training_id(trainer, self._checkpoint.manifest.training)
         parts["counters"] = EXACT
         self._changed_settings.settle()
-        # `complete` may be called until the first epoch has started. It does not need these states.
+        # `complete` does not need these states, so their memory is freed now.
         self._contents, self._registered = {}, []
         return self._report()
 
     def _objects_to_roll_back(self) -> Iterator[Any]:
-        """Yields the objects that `_load_objects` loads, except an optimizer that has a state."""
+        """Yields the objects that ``_load_objects`` loads.
+
+        An optimizer that already has a state is left out.
+        """
         trainer = self._trainer
         for objects in self._stateful_objects().values():
             yield from (each for each in objects.values() if not each.is_module)
         yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
-        # A copy of an optimizer's state would take much memory, and is not needed. The optimizer is
-        # loaded last, so after it no other object can refuse a state. torch's optimizers refuse a
-        # state before they change anything.
+        # An optimizer with a state is not rolled back, because a copy of its state would take much
+        # memory. The rollback is not needed either: the optimizer is loaded last, so no object can
+        # refuse a state after it, and torch's optimizers refuse a state before they change
+        # anything.
         if not trainer.optimizer.state:
             small.append(trainer.optimizer)
         yield from (each for each in small if each is not None)
 
     def _load_objects(self) -> None:
-        """Loads the states of all objects that are not modules. Any object may refuse its state."""
+        """Loads the states of all objects that are not modules.
+
+        Raises:
+            ValueError: an object refuses its state.
+        """
         trainer, parts = self._trainer, self._report_parts
         self._load_stateful_objects(are_modules=False)
         parts["also"] = report_named_objects(
@@ -349,7 +382,7 @@ class LoadedState:
             _load_state(trainer.optimizer, self._contents[OPTIMIZER], OPTIMIZER)
 
     def _apply_overrides(self) -> None:
-        """Replaces saved settings with the script's, for the settings named in ``override``."""
+        """Replaces the saved value of each setting in ``override`` by the script's value."""
         manifest = self._checkpoint.manifest
         moves = {"step": manifest.step, "epoch": manifest.epoch}
         moves["validation"] = self._rank_content.get("validation", 0)
@@ -358,10 +391,14 @@ class LoadedState:
         self._scheduler_state = self._contents.get(SCHEDULER)
 
     def complete(self) -> ResumeReport:
-        """Loads again all states that handlers of STARTED and EPOCH_STARTED may have changed.
+        """Loads all states once more that handlers of STARTED and EPOCH_STARTED may have changed.
 
         Such handlers may reset their own state, draw random numbers, set learning rates or put the
-        model in train mode. If ``run`` was given data, these data are compared with the checkpoint.
+        model in train mode. This method also compares the data with the checkpoint, because the
+        user may have given new data to ``run``.
+
+        Returns:
+            The report, which may differ from the report of ``apply``.
         """
         if self._rate_events:
             self._changed_settings.compare_writes(self._group_settings, self._rate_events.pop())
@@ -375,8 +412,9 @@ class LoadedState:
         self._restore_rates()
         for name, module in self._state.whole_modules.items():
             flags = self._trainer_content["modules"][name]["flags"]
-            # If a model was saved between two runs and was in eval mode, its flags stay as they
-            # are: the new run puts the model in train mode, and its handlers may change that.
+            # A model that was in eval mode when it was saved between two calls of `run` does not
+            # get its saved flags: the new run has put the model in train mode, and handlers of this
+            # run may have changed the flags since.
             is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
             if not is_eval_between_runs:
                 set_flags(module, flags)
@@ -394,10 +432,12 @@ class LoadedState:
             self._trainer.lr_scheduler.load_state_dict(copy.deepcopy(self._scheduler_state))
 
     def _report(self) -> ResumeReport:
+        """Returns a report that says of each part of the trainer how exactly it was restored."""
         self._report_parts["settings"] = self._changed_settings.part()
         known = {name: part for name, part in self._report_parts.items() if part is not None}
-        # The reasons why a part may not be exact. The save has noted the first three groups of
-        # reasons in the checkpoint; the present trainer gives the last group.
+        # Each mapping leads from the name of a part to the reason why the part may not be exact.
+        # The first three mappings were saved in the checkpoint; the last one comes from the present
+        # trainer.
         doubts = [
             ("approximate", self._trainer_content.get("uncertain", {})),
             ("unknown", self._trainer_content.get("unknown", {})),
@@ -410,10 +450,15 @@ class LoadedState:
         return ResumeReport(self.folder, self._checkpoint.manifest.step, known)
 
     def _stateful_objects(self) -> dict[str, dict[str, StatefulObject]]:
-        """Returns the present objects in `also` and of handlers, by section and name."""
+        """Returns the current objects of the sections "also" and "handlers".
+
+        Returns:
+            Maps each section to a mapping from the name of an object to the object.
+        """
         trainer, also = self._trainer, self._state.also
-        # An object that only the present script gives in `also` may have been saved as an object of
-        # a handler, so it is not left out of the handlers.
+        # An object is looked for in only one of the two sections. An object in `also` whose name
+        # has no saved state in that section may have been saved as a handler, so it stays among the
+        # handlers.
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
@@ -424,11 +469,12 @@ class LoadedState:
     def _load_stateful_objects(
         self, *, sections: Iterable[str] = ("also", "handlers"), are_modules: bool | None = None
     ) -> None:
-        """Loads the saved states into the objects in `also` and of handlers.
+        """Loads the saved states of objects in the sections "also" and "handlers".
 
         Args:
-            sections: "also", "handlers" or both.
-            are_modules: True to load modules only, False to load other objects only, None for both.
+            sections: the sections to load: "also", "handlers" or both.
+            are_modules: True to load only the objects that are modules, False to load only the
+                others, None to load all objects.
         """
         objects = self._stateful_objects()
         missing: dict[str, str] = {}
@@ -440,7 +486,7 @@ class LoadedState:
                 try:
                     path = f"{TRAINER}: objects.{section}.{name}"
                     _load_state(stateful, states[name], path, stateful.class_name)
-                except OSError as error:  # a file that a handler needs may be missing here
+                except OSError as error:  # a handler may need a file that this machine lacks
                     if section == "also":
                         raise
                     stateful.missing = str(error)
@@ -457,22 +503,27 @@ class LoadedState:
         self._report_parts["handlers"] = part
 
     def _load_metrics(self) -> None:
+        """Restores ``state.metrics``, and the iterations at which validations measured them."""
         forget_validations(self._trainer)
         self._trainer.state.metrics.update(self._object_states["metrics"])
         measured_at(self._trainer).update(self._object_states["measured_at"])
 
     def _load_user_state(self, keys: Collection[str] | None = None) -> None:
-        """Sets saved attributes of ``trainer.state``: all of them, or only those in ``keys``.
+        """Sets the saved attributes of ``trainer.state``.
 
-        `apply` leaves out the attributes that Ignite's handlers add to the state. A handler that is
-        attached after `apply` would raise an error if the state already had its attribute.
+        ``apply`` leaves out the attributes that Ignite's handlers add to the state. A handler that
+        is attached after ``apply`` would raise an error if the state already had the attribute of
+        the handler.
+
+        Args:
+            keys: the names of the attributes to set; None for all saved attributes.
         """
         for key, value in self._object_states["user_state"].items():
             if keys is None or key in keys:
                 setattr(self._trainer.state, key, copy.deepcopy(value))
 
     def _report_data(self) -> None:
-        """Reports the differences between the present data and the data of the checkpoint."""
+        """Adds to the report how the present data differ from the data of the checkpoint."""
         feed = self._trainer.feed
         if feed is None:
             return
@@ -485,7 +536,10 @@ class LoadedState:
     def _load_validation_data(self) -> ResumedPart | None:
         """Moves the data of evaluators to their saved positions.
 
-        `complete` calls this again, for evaluators that were attached after the resume.
+        Both ``apply`` and ``complete`` call this method: an evaluator may be attached between them.
+
+        Returns:
+            The part of the report about these data; None if the trainer has no evaluators.
         """
         data, states = self._state.data_of_validations, self._rank_content.get("evaluations")
         names = data.names
@@ -498,6 +552,7 @@ class LoadedState:
         return ResumedPart(level, "; ".join([*changes, *differences]))
 
     def _optimizer_differences(self) -> Iterator[str]:
+        """Yields the differences between the saved and the current parameters of the optimizer."""
         saved = [len(group["params"]) for group in self._contents[OPTIMIZER]["param_groups"]]
         current = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
         if saved != current:
@@ -509,6 +564,11 @@ class LoadedState:
             yield "the optimizer had its parameters in another order"
 
     def _load_modules(self) -> ResumedPart:
+        """Loads the modules of which each process has all parameters.
+
+        Returns:
+            The part of the report about these modules.
+        """
         converted, unlike = set[str](), set[str]()
         for name, module in self._state.whole_modules.items():
             metadata = self._trainer_content["modules"][name]
@@ -523,6 +583,16 @@ class LoadedState:
         return ResumedPart("approximate", "; ".join(reasons)) if reasons else EXACT
 
     def _load_single(self, file: str, target: Any) -> ResumedPart | None:
+        """Loads the scheduler or the gradient scaler from its file.
+
+        Args:
+            file: the name of the file, which the checkpoint may lack.
+            target: the scheduler or the scaler of the trainer; None if the trainer has none.
+
+        Returns:
+            The part of the report about this object; None if neither the checkpoint nor the trainer
+            has one.
+        """
         content = self._contents.get(file)
         if target is None:
             reason = "the checkpoint has one, this run has none"
@@ -534,6 +604,7 @@ class LoadedState:
         return EXACT
 
     def _generators_part(self) -> ResumedPart:
+        """Returns the part of the report about the random generators."""
         if self._rank_content.get("has_drawn_since"):
             reason = "the run was stopped after it had drawn batches that no step has used"
             return ResumedPart("approximate", reason)
@@ -555,7 +626,7 @@ def _load_state(target: Any, state: Any, path: str, class_name: str | None = Non
         target: the object.
         state: the state.
         path: the file and the fields that lead to the state, for messages.
-        class_name: the class name for messages; None for the name of the class of ``target``.
+        class_name: the name of the object's class for messages; None to take it from ``target``.
 
     Raises:
         ValueError: the object refuses the state.
@@ -573,10 +644,11 @@ def _load_state(target: Any, state: Any, path: str, class_name: str | None = Non
 
 @contextmanager
 def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]:
-    """Restores ``state``, and the states of all ``objects``, if the body fails.
+    """Undoes what the body has loaded, if the body fails.
 
     Args:
-        objects: objects with ``state_dict`` and ``load_state_dict``.
+        objects: objects with ``state_dict`` and ``load_state_dict``. Each object gets back the
+            state that it had before the body.
         state: the state of an engine. Its attributes and its metrics are restored.
     """
     before = [(each, copy.deepcopy(each.state_dict())) for each in objects]
@@ -585,7 +657,7 @@ def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]
         yield
     except BaseException:
         for each, previous_state in before:
-            # An object may refuse even its own previous state. The others are restored nonetheless.
+            # If an object refuses its previous state, the other objects are restored nonetheless.
             with suppress(Exception):
                 each.load_state_dict(previous_state)
         vars(state).clear()

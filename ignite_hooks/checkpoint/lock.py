@@ -1,19 +1,19 @@
 """The lock of a directory of checkpoints, which allows one run at a time to write there.
 
-The lock is a file in the directory, ``.ignite_hooks.lock``, which is never removed. Two mechanisms
-decide which process owns it:
+The lock is a file in the directory, ``.ignite_hooks.lock``. The file is never removed. The process
+that holds the lock is called its owner. Two mechanisms decide which process is the owner:
 
-- ``flock`` on the file, among the processes of one machine. The kernel releases the ``flock`` of a
-  process when the process ends, also after a crash.
-- a record in the file, for owners on other machines: on a network file system ``flock`` may be
-  missing, or work among the processes of each machine only. The record names the owner and has a
+- Among the processes of one machine, ``flock`` on the file decides. The kernel releases the
+  ``flock`` of a process when the process ends, also after a crash.
+- Between machines, a record in the file decides: on a network file system ``flock`` may be missing,
+  or may work only among the processes of one machine. The record names the owner and has a
   heartbeat, a counter that a thread of the owner increments every ten seconds. If the record of an
   owner on another machine does not change for a minute, the owner counts as dead. The waiting
   process measures this minute with its own clock; clocks of two machines are never compared.
 
-A machine is identified by its host name together with the boot id of its kernel. Neither is enough
-alone: containers on one machine share the boot id, and copies of a virtual machine share the host
-name.
+A machine is identified by its host name together with the boot id of its kernel. The boot id alone
+is not enough, because several containers on one machine have different host names but share the
+boot id. The host name alone is not enough, because copies of a virtual machine share it.
 """
 
 import errno
@@ -58,26 +58,27 @@ LOCK_NAME = ".ignite_hooks.lock"
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-# If several processes write the record at once, all of them see the last write after this time.
+# Several processes may write the record at once. After this time all of them see the last write.
 _SETTLE_SECONDS = 1.0
 _RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # a new owner has 1 s to write its record
-# Every record is padded to this length and written in one call, so that nobody reads half of one.
+# Every record is padded to this length and written in one call. So no process reads a record that
+# is only half written.
 _RECORD_LENGTH_BYTES = 512
 _FLOCK_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The record of the process that owns the lock of a directory, or was its last owner.
+    """The record of the process that owns the lock of a directory, or owned it last.
 
     Attributes:
-        token: a unique id. A process gets a new one each time it takes the lock.
+        token: a unique id. A process gets a new token each time it takes the lock.
         host: the host name of the owner's machine.
         boot: the boot id of the machine's kernel; empty if the kernel has none.
         namespace: the namespace of the process id. A container usually has its own namespace.
         pid: the process id.
-        started: the start time of the process in seconds. It tells the owner from a later process
-            that was given the same id.
+        started: the time at which the process started, in seconds. The time distinguishes the owner
+            from a later process with the same process id.
         since: the time at which the owner took the lock, for messages.
         beat: the heartbeat, a counter that increases while the process is alive.
         is_released: whether the owner has released the lock.
@@ -125,9 +126,10 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Returns whether the owner's process is alive; None if this process cannot see it.
+        """Returns whether the owner's process is alive.
 
-        Only for an owner on this machine (``is_of_this_machine``).
+        Returns None if this process cannot see the owner's process. Use this property only for an
+        owner on this machine (``is_of_this_machine``).
         """
         if self.namespace != _pid_namespace():  # the owner runs in another container
             return None
@@ -156,7 +158,8 @@ class DirectoryLock:
         wait_seconds: the longest time to wait; None for no limit.
 
     Attributes:
-        has_waited: whether the last call of ``acquire`` had to wait. Only rank 0 knows.
+        has_waited: whether the last call of ``acquire`` had to wait. The value is valid on rank 0
+            only.
     """
 
     def __init__(
@@ -177,7 +180,7 @@ class DirectoryLock:
 
     @property
     def is_held(self) -> bool:
-        """Returns whether this run holds the lock; a forked process does not."""
+        """Returns whether this run holds the lock. False in a forked process."""
         return self._pid == os.getpid()
 
     @property
@@ -189,8 +192,8 @@ class DirectoryLock:
         """Takes the lock, unless this run holds it already. All ranks call this method.
 
         Args:
-            is_stopped: a function that returns whether to stop waiting. The wait stops if the
-                function returns True on any rank.
+            is_stopped: a function that returns True to stop the wait. One rank on which the
+                function returns True is enough.
 
         Returns:
             True if this run holds the lock; False if the wait was stopped.
@@ -210,15 +213,16 @@ class DirectoryLock:
                 sleep(_POLL_SECONDS)
             self._pid = os.getpid()
         finally:
-            if not self.is_held:  # also after an error on another rank, or a signal
+            if not self.is_held:  # the wait was stopped, or an error or a signal ended it
                 self.release()
         return True
 
     def check(self) -> None:
-        """Checks that this process still holds the lock, before it writes or removes files.
+        """Checks that this process still holds the lock.
 
-        The lock file may have been removed, for example with its directory. If no other run has
-        taken the lock since, this method takes the lock again.
+        Call this method before files are written or removed. The lock file may have been removed,
+        for example with its directory. In this case the method takes the lock again, unless another
+        run has taken it.
 
         Raises:
             RuntimeError: another run holds the lock, or this process was forked from the owner.
@@ -244,8 +248,8 @@ class DirectoryLock:
     def release(self) -> None:
         """Releases the lock. A forked process releases nothing.
 
-        No rank waits for the others: if a run fails on one rank, perhaps only this rank calls
-        ``release``. A call that a signal interrupted can be repeated.
+        A rank does not wait for the other ranks here: if a run fails on one rank, perhaps only this
+        rank calls ``release``. If a signal interrupts a call, the call can be repeated.
         """
         if self._file is not None:
             self._file.close()
@@ -257,12 +261,12 @@ class DirectoryLock:
         """Takes the lock if it is free, and returns whether the lock was taken.
 
         Args:
-            started: the time at which the wait began, from ``monotonic``.
+            started: the time at which the wait began, as ``monotonic`` returned it.
 
         Raises:
-            RuntimeError: the lock is not free, and this run does not wait for it: ``on_busy`` is
-                "error", ``wait_seconds`` have passed, or the owner runs in this thread, so that
-                the wait would never end.
+            RuntimeError: the lock is not free, and this run does not wait for it, for one of three
+                reasons: ``on_busy`` is "error", or ``wait_seconds`` have passed, or the owner runs
+                in this thread and so could never end during the wait.
         """
         if self._file is None:
             self._file = _LockFile(self._directory / LOCK_NAME)
@@ -270,8 +274,8 @@ class DirectoryLock:
         file = self._file
         availability = file.check_availability()
         if file.is_owner_in_this_process and not self.has_waited:
-            # The owner may be an interrupted trainer that only a reference cycle keeps alive.
-            # Collecting the trainer releases its lock.
+            # The owner may be an interrupted trainer that nobody uses any more, and that only a
+            # reference cycle keeps alive. When the trainer is collected, its lock is released.
             gc.collect()
             availability = file.check_availability()
         if availability is _Availability.FREE:
@@ -297,7 +301,14 @@ class DirectoryLock:
             )
 
     def _raise_busy(self, file: "_LockFile", waited: float | None = None) -> NoReturn:
+        """Raises the error for a lock that another run holds.
+
+        Args:
+            file: the lock file.
+            waited: the time that this run has waited in vain, in seconds; None if it did not wait.
+        """
         owner = _owner_text(file.owner)
+        # The message at the end says "DIRECTORY, which {case}: ..., {remedy}".
         case = f"is written to by {owner}"
         remedy = 'stop the other run, or wait for its end with SaveCheckpoint(..., on_busy="wait")'
         if file.is_owner_in_this_process:
@@ -315,9 +326,15 @@ class DirectoryLock:
         )
 
     def _warn_of_wait(self, owner: "Owner | None", availability: "_Availability") -> None:
-        """Logs which process this run waits for, and how long."""
+        """Logs which process this run waits for, and how long.
+
+        Args:
+            owner: the owner of the lock, if it is known.
+            availability: BUSY if the owner is alive, UNKNOWN if this is not known yet.
+        """
         limit = self._wait_seconds
         duration = "without a time limit" if limit is None else f"for up to {limit:g} s"
+        # The log says "DIRECTORY {text}".
         if availability is _Availability.BUSY:
             text = (
                 f"is written to by {_owner_text(owner)}: this run waits {duration} until the other "
@@ -332,13 +349,14 @@ class DirectoryLock:
 
 
 class _Availability(Enum):
-    """The answer to the question whether a lock can be taken.
+    """The availability of a lock: whether the lock can be taken.
 
     Attributes:
         FREE: the lock can be taken.
-        BUSY: another owner holds the lock.
-        UNKNOWN: it is not known yet whether the owner is alive. Its process cannot be seen from
-            here, for example because it runs in another container or on another machine.
+        BUSY: another process or trainer holds the lock.
+        UNKNOWN: it is not known yet whether the owner in the record is alive. This process cannot
+            see the owner's process, for example because the owner runs in another container or on
+            another machine.
     """
 
     FREE = "free"
@@ -347,22 +365,25 @@ class _Availability(Enum):
 
 
 class _LockFile:
-    """The lock file as one trainer uses it, from its first attempt to take the lock to the release.
+    """The lock file as one trainer uses it, from the first attempt to take the lock to its release.
 
     Attributes:
         path: the path of the file.
-        owner: the owner in the record that was last read; None if there was none.
+        owner: the owner that the record named when it was last read; None if it named no owner.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.owner: Owner | None = None
+        # The record that this trainer has written as the owner; None while it is not the owner.
         self._own_record: Owner | None = None
         self._thread_id = threading.get_ident()
         self._descriptor: int | None = None
-        # True if this process has the flock, None if the file system has no flock.
+        # True if this process has the flock, False if it does not have the flock (yet), None if the
+        # file system has no flock.
         self._has_flock: bool | None = False
-        # The record of an owner whose process cannot be seen, and the time of its last change.
+        # For an owner whose process cannot be seen: its record, and the time at which this process
+        # first read this record.
         self._watched_content: bytes | None = None
         self._watched_since = 0.0
         self._stop = threading.Event()
@@ -372,7 +393,8 @@ class _LockFile:
     def is_owned(self) -> bool:
         """Returns whether this trainer still owns the lock.
 
-        False if the lock file was removed or replaced, or if its record names another owner.
+        Returns False if the lock file was removed or replaced, or if its record names another
+        owner. An unreadable record names no other owner.
         """
         if self._own_record is None or not self._is_in_place:
             return False
@@ -386,13 +408,13 @@ class _LockFile:
 
     @property
     def is_owner_in_this_thread(self) -> bool:
-        """Returns whether the owner runs in this thread, so that waiting for it would never end."""
+        """Returns whether the owner runs in this thread. Then a wait for it would never end."""
         owner = self._lock_of_owner
         return owner is not None and owner._thread_id == threading.get_ident()
 
     @property
     def _lock_of_owner(self) -> "_LockFile | None":
-        """The lock file of the owner, if the owner is another trainer of this process, or None."""
+        """The owner's ``_LockFile``; None if the owner is not another trainer of this process."""
         token = None if self.owner is None else self.owner.token
         return next(
             (f for f in _open_files if f._own_record is not None and f._own_record.token == token),
@@ -400,29 +422,33 @@ class _LockFile:
         )
 
     def check_availability(self) -> _Availability:
-        """Tries to get the ``flock``, reads the record, and returns whether the lock is free."""
+        """Tries to get the ``flock``, reads the record, and returns whether the lock can be taken.
+
+        The lock itself is not taken: ``claim`` takes it.
+        """
         self._open_and_lock()
         content, owner = self._read_record()
         if self._has_flock is False:
-            # Another process holds the flock. It may not have written its record yet: then the
-            # file is empty, or has the record of the previous owner.
+            # Another process holds the flock, and is the owner. If the owner has not written its
+            # record yet, the file is empty, or still has the record of the previous owner. So the
+            # record is read again until it names an owner that has not released the lock.
             for _ in range(_RECORD_ATTEMPTS):
                 if owner is None or owner.is_released:
                     sleep(_RECORD_RETRY_SECONDS)
                     content, owner = self._read_record()
             if owner is not None and owner.is_released:
-                self.owner = None  # the record is still that of the previous owner
+                self.owner = None  # the record still names the previous owner
             return _Availability.BUSY
         if not content or (owner is not None and owner.is_released):
             return _Availability.FREE
         if owner is not None and owner.is_of_this_machine:
-            # If this process has got the flock, the owner is dead: the kernel has released the
-            # owner's flock.
+            # If this process could get the flock, the owner of the record is dead: it would still
+            # hold the flock otherwise.
             is_alive = False if self._has_flock else owner.is_alive
             if is_alive is not None:
                 return _Availability.BUSY if is_alive else _Availability.FREE
-        # This process cannot see the owner's process. Only a heartbeat, which changes the record,
-        # shows that the owner is alive.
+        # This process cannot see the owner's process. Only a change of the record, which every
+        # heartbeat makes, shows that the owner is alive.
         if content != self._watched_content:
             is_first, self._watched_content = self._watched_content is None, content
             self._watched_since = monotonic()
@@ -431,7 +457,12 @@ class _LockFile:
         return _Availability.FREE if is_stale else _Availability.UNKNOWN
 
     def _read_record(self) -> "tuple[bytes, Owner | None]":
-        """Reads the file, and keeps its owner in ``owner``."""
+        """Reads the record, and stores its owner in ``self.owner``.
+
+        Returns:
+            The bytes of the record, and its owner; None as the owner if the record is empty or
+            invalid.
+        """
         content = _read(self.path).strip(b"\0 ")
         self.owner = Owner.loads(content)
         return content, self.owner
@@ -440,14 +471,15 @@ class _LockFile:
         """Makes this process the owner, and starts the heartbeat.
 
         Raises:
-            RuntimeError: another process took the lock at the same time. This can happen only
-                where ``flock`` is missing, or local to each machine.
+            RuntimeError: another process took the lock at the same time. This can happen only if
+                ``flock`` is missing, or works only among the processes of one machine.
         """
         self._own_record = Owner.of_this_process()
         self._write(self._own_record)
         if self._has_flock is None or self._watched_content is not None:
-            # Two processes may write their records at the same time. The later record stays in the
-            # file, and the process that wrote the earlier record gives up.
+            # No flock protects the record here, so two processes may write their records at the
+            # same time. The later record stays in the file, and the process that has written the
+            # earlier record raises an error.
             sleep(_SETTLE_SECONDS)
             if not self.is_owned:
                 owner = Owner.loads(_read(self.path))
@@ -465,17 +497,18 @@ class _LockFile:
     def close(self) -> None:
         """Releases the lock, if this trainer owns it, and closes the file.
 
-        A call that a signal interrupted can be repeated.
+        If a signal interrupts a call, the call can be repeated.
         """
         descriptor, thread = self._descriptor, self._heartbeat_thread
         if descriptor is None:
             return
         self._stop.set()
-        # The finalizer may run in any thread. In the heartbeat thread `join` would raise an error,
-        # because a thread cannot join itself.
+        # The garbage collector may call this method in any thread. In the heartbeat thread `join`
+        # would raise an error, because a thread cannot join itself.
         if thread is not None and thread.ident not in (None, threading.get_ident()):
             thread.join()
-        with suppress(OSError):  # for example a full disk; os.close releases the flock in any case
+        # The write may fail, for example on a full disk. os.close() releases the flock in any case.
+        with suppress(OSError):
             if self._own_record is not None and self.is_owned:
                 self._write(replace(self._own_record, is_released=True))
         self._own_record, self._descriptor = None, None
@@ -486,15 +519,18 @@ class _LockFile:
     def close_in_child(self) -> None:
         """Closes the file in a forked process, such as a worker of a loader.
 
-        A forked process inherits the open file and, with it, the ``flock``. If the process outlived
-        the owner, the ``flock`` would not be released when the owner ends.
+        A forked process inherits the open file and, with it, the ``flock``. A file that stayed open
+        in the forked process would keep the ``flock`` after the owner has ended.
         """
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._own_record, self._descriptor = None, None
 
     def _open_and_lock(self) -> None:
-        """Opens the file and tries to lock it. Repeats both if the file was replaced meanwhile."""
+        """Opens the file and tries to get its ``flock``.
+
+        If the file was removed or replaced in between, both are repeated.
+        """
         while True:
             if self._descriptor is None:
                 self._has_flock = False
@@ -535,9 +571,10 @@ class _LockFile:
             return False
 
     def _write_heartbeats(self) -> None:
+        """Increments the counter in the record at intervals, until ``close`` stops the thread."""
         is_stopped = False
         while not is_stopped:
-            with suppress(OSError):  # a disk that is temporarily full
+            with suppress(OSError):  # for example, the disk may be full for a while
                 if self._own_record is not None and self._descriptor is not None and self.is_owned:
                     self._own_record = replace(self._own_record, beat=self._own_record.beat + 1)
                     self._write(self._own_record)
@@ -567,7 +604,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _try_flock(descriptor: int) -> bool | None:
-    """Returns whether the file was locked; None if the file system has no ``flock``."""
+    """Tries to get the ``flock`` of a file without waiting.
+
+    Returns:
+        True if this process has got the ``flock``, False if another process has it, None if the
+        platform or the file system has no ``flock``.
+    """
     if fcntl is None:
         return None
     try:
@@ -582,10 +624,10 @@ def _try_flock(descriptor: int) -> bool | None:
 
 
 def _read(path: Path) -> bytes:
-    """Returns the content of a file.
+    """Returns the content of a lock file; empty if there is no file.
 
-    The file is opened again for each read: on a network file system only opening it makes sure that
-    the content comes from the server.
+    The file is opened for each read, because on a network file system a file that stays open may
+    show old content. Opening the file gets the content from the server.
     """
     try:
         with path.open("rb") as file:

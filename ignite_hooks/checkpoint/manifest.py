@@ -22,12 +22,13 @@ from ignite_hooks.checkpoint.plain_data import plain_data
 __all__ = ["SCHEMA", "FileRecord", "Manifest", "is_unrelated_json", "with_checksum"]
 
 SCHEMA = 2
-"""The version of the layout. A resume needs this version; loading weights accepts older ones, too.
+"""The version of the layout of a checkpoint.
 
-New in version 2: random states are tensors; the manifest has settings, command line and contents.
+A resume accepts only this version. Loading the weights alone accepts older versions, too. New in
+version 2: random states are tensors, and the manifest has settings, command line and contents.
 """
 
-# A pattern of bytes, because the checksum is computed from the bytes of the file.
+# The pattern matches bytes, because the checksum is computed from the bytes of the file.
 _CHECKSUM = re.compile(rb'("manifest_checksum": ")([0-9a-f]*)(")')
 
 _model_config = ConfigDict(
@@ -36,10 +37,12 @@ _model_config = ConfigDict(
 
 
 def _check_within_folder(name: str) -> str:
-    """Checks that a file lies within the folder, because files in a manifest are read and deleted.
+    """Checks that the path of a file in a manifest stays within the folder of the checkpoint.
+
+    The files in a manifest are read and removed, so a wrong path must not reach other files.
 
     Raises:
-        ValueError: the path leads out of the folder.
+        ValueError: the path is empty or invalid, or may lead out of the folder.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
@@ -66,29 +69,34 @@ class Manifest(BaseModel):
 
     Attributes:
         version: the version of the layout, ``SCHEMA``.
-        number: the number of the checkpoint in its directory, counted from 1 in the order of
-            completed saves. The newest checkpoint has the largest number, but not always the
-            largest step, because a run may have started again from step 0.
-        training: the identifier of the run. A trainer that resumes keeps the identifier, or gets a
-            new one if it begins a branch (``lineage.py``).
+        number: the number of the checkpoint in its directory, counted from 1 in the order in which
+            saves were completed. The newest checkpoint has the largest number, but not always the
+            largest step: another run may have started from step 0.
+        training: the identifier of the run of training. A trainer that resumes keeps the identifier
+            of the checkpoint, or gets a new one if it begins a branch (``lineage.py``).
         saved_at: the time of the save, with its time zone.
-        step: the number of committed optimizer steps.
+        step: the number of committed optimizer steps: those that the gradient scaler did not skip.
         epoch: the number of complete epochs.
         iteration: the number of batches that the engine was given in the whole run.
-        data_pass: the number of complete passes over the data.
-        batches: the number of batches that the engine was given in the incomplete pass.
+        data_pass: the number of complete passes over the data. An epoch may be shorter or longer
+            than a pass.
+        batches: the number of batches that the engine was given in the present, incomplete pass.
         world_size: the number of processes that saved the checkpoint.
-        metric: the name of the metric that decides which checkpoint is best, if any.
-        metric_value: the value of the metric at the time of the save.
-        metric_mode: whether "max" or "min" of the metric is best; None without a metric.
-        ended_by: the name of the handler that finished the run before its limit, if any.
-        global_batch: the number of samples in the batches of all processes together, if known.
-        settings: the settings of the run by name. Their values are converted to plain data.
-        contents: the names of the saved objects, by kind: modules, handlers, metrics and so on.
+        metric: the name of the metric that decides which checkpoint is best; None if no metric
+            decides.
+        metric_value: the value of the metric at the time of the save; None if it was not known.
+        metric_mode: "max" if the largest value is best, "min" if the smallest; None without a
+            metric.
+        ended_by: the name of the handler that finished the run before its limit; None if no handler
+            has finished the run.
+        global_batch: the number of samples in one batch of each process, added up over all
+            processes; None if it is not known.
+        settings: maps the name of a setting of the run to its value, converted to plain data.
+        contents: maps a kind, such as "modules" or "handlers", to the names of the saved objects.
         command_line: the command line of the program; values that look like secrets are redacted.
-        versions: the versions of packages, by the name of the package.
-        files: the record of each file, by its path in the folder, with ``/`` as separator.
-        manifest_checksum: the checksum of the JSON text in which this field is an empty string.
+        versions: maps the name of a package to its version.
+        files: maps the path of a file within the folder, with ``/`` as separator, to its record.
+        manifest_checksum: the checksum of the manifest's JSON, computed while this field is empty.
     """
 
     model_config = _model_config
@@ -104,7 +112,8 @@ class Manifest(BaseModel):
     batches: NonNegativeInt
     world_size: PositiveInt
     metric: str | None = None
-    # Not strict, so that a string is accepted: JSON has no NaN, so NaN is written as "NaN".
+    # Without strict checks pydantic accepts a string here. JSON has no NaN, so a value of NaN is
+    # written as the string "NaN".
     metric_value: Annotated[float, Field(strict=False)] | None = None
     metric_mode: Literal["max", "min"] | None = None
     ended_by: str | None = None
@@ -136,10 +145,14 @@ class Manifest(BaseModel):
 
 
 def is_unrelated_json(text: bytes) -> bool:
-    """Returns whether another program has written a ``manifest.json``.
+    """Returns whether a ``manifest.json`` was written by another program.
 
-    False for a damaged manifest of a checkpoint. Two field names are looked for, because one of
-    them may be damaged. A file that is not JSON counts as a damaged manifest.
+    Returns False for the manifest of a checkpoint, damaged or not. Such a manifest is recognized by
+    the name of one of two fields; two, because damage may have changed one name. A file that is not
+    JSON counts as a damaged manifest.
+
+    Args:
+        text: the content of the file.
     """
     if b'"manifest_checksum"' in text or b'"data_pass"' in text:
         return False
@@ -151,7 +164,7 @@ def is_unrelated_json(text: bytes) -> bool:
 
 
 def with_checksum(text: bytes) -> bytes:
-    """Returns the JSON of a manifest, with its checksum in the field ``manifest_checksum``."""
+    """Returns the JSON of a manifest after its checksum was put into ``manifest_checksum``."""
     without = _CHECKSUM.sub(rb"\1\3", text)
     checksum = xxh3_128_hexdigest(without).encode()
     return _CHECKSUM.sub(lambda found: found[1] + checksum + found[3], without)

@@ -18,18 +18,20 @@ __all__ = ["MetricValue"]
 
 
 class MetricValue:
-    """Reads one value in ``trainer.state.metrics``, and leaves it out if it is stale.
+    """Reads the value of one metric in ``trainer.state.metrics``, unless the value is stale.
 
     A value is stale if it was measured with earlier weights:
 
-    - A ``Validation`` notes the iteration at which it has measured a metric. The value is stale in
+    - A ``Validation`` notes the iteration in which it has measured a metric. The value is stale in
       every later iteration.
-    - Any other value is stale if it is still the same object as at the beginning of the iteration,
-      and was not written to in place since. A new object with an equal value is not stale.
+    - A value that another handler has stored is stale if it is still the same object as at the
+      beginning of the iteration, and was not changed in place since. A new object with an equal
+      value is not stale.
 
-    If a handler stores the same object again, for example a literal ``1.0`` or a small int, the
-    value looks as if nobody had stored it, and counts as stale. A checkpoint without a value does
-    less harm than a checkpoint with the value of other weights.
+    A handler may store the same object in each iteration, for example a literal ``1.0`` or a small
+    int. Such a value counts as stale, because it looks as if no handler had stored it. This is the
+    lesser harm: a checkpoint without a value is better than a checkpoint with a value that was
+    measured with other weights.
 
     Args:
         name: the name of the metric; None if checkpoints are not ranked.
@@ -38,14 +40,15 @@ class MetricValue:
 
     def __init__(self, name: str | None, trainer: TrainingEngine) -> None:
         self._name = name
-        # The reference keeps the object alive. Otherwise a new object could get the same ``id``.
+        # The value and its version at the beginning of the iteration. The reference keeps the value
+        # alive: otherwise a new object could get its memory, and look like the same object.
         self._value_before: Any = None
         self._version_before: Any = None
         if name is not None:
             trainer.add_event_handler(Events.ITERATION_STARTED, self._note_value)
 
     def current(self, trainer: TrainingEngine) -> float | None:
-        """Returns the present value; None if the value is missing or stale.
+        """Returns the value of the metric; None if the value is missing or stale.
 
         Raises:
             TypeError: the value is not a number.
@@ -81,10 +84,13 @@ class MetricValue:
 
 
 def _report_missing(name: str, trainer: TrainingEngine) -> None:
-    """Reports that the metric is missing.
+    """Reports that the metric ``name`` is missing.
 
-    Warns once if the trainer has no validations. Raises a ValueError if all validations have run.
-    Does nothing as long as a validation without a result may still compute the metric.
+    Warns once if the trainer has no ``Validation``. Does nothing while a validation that has not
+    run yet may still compute the metric.
+
+    Raises:
+        ValueError: all validations have run, and no handler can be expected to compute the metric.
     """
     to_come = validations_without_result(trainer)
     metrics = trainer.state.metrics
@@ -93,8 +99,9 @@ def _report_missing(name: str, trainer: TrainingEngine) -> None:
             f"`metric` must be one of state.metrics to rank checkpoints, got {name!r}: attach the "
             "metric, or save only after it has been computed"
         )
-    # In the first epoch this is no error: a handler may still compute the metric at
-    # EPOCH_COMPLETED. Only validations compute metrics with their prefixes.
+    # In the first epoch a missing metric is not an error, because a handler may still compute it at
+    # EPOCH_COMPLETED. A name with the prefix of a validation is an error even then: only the
+    # validation computes such a metric, and all validations have run.
     elif not to_come and (trainer.place.progress.epochs or _has_prefix(name, trainer)):
         raise ValueError(
             "`metric` must be one of state.metrics when the first checkpoint is saved, got "
@@ -112,15 +119,15 @@ def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
 
 
 def _version_of(value: Any) -> Any:
-    """Returns a version of ``value``, which differs after the value was written to in place.
+    """Returns a version of ``value``: an object that differs after ``value`` was changed in place.
 
-    None if the value has no version, for example a float. Reading the version of a tensor does not
-    synchronize with the device.
+    Returns None if the value has no version, for example a float. For most tensors the version is a
+    counter, so that reading it does not synchronize with the device.
     """
     if isinstance(value, torch.Tensor) and not value.is_inference():
-        return value._version  # a counter of writes in place, which torch keeps for autograd
-    # Inference tensors and arrays have no such counter, so a copy is compared. Only single numbers
-    # are copied, because a larger copy would cost time.
+        return value._version  # torch counts the changes in place of each tensor, for autograd
+    # Inference tensors and arrays have no such counter, so their version is a copy. Only single
+    # numbers are copied, because a larger copy would cost time.
     if isinstance(value, torch.Tensor):
         return value.clone() if value.numel() == 1 else None
     return value.copy() if isinstance(value, np.ndarray) and value.size == 1 else None

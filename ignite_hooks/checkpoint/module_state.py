@@ -1,12 +1,15 @@
-"""Captures the state of a module for a file, reads it, compares it with a module and loads it.
+"""Captures the state of a module, reads it from a file, compares it with a module and loads it.
 
-A ``state_dict`` does not tell which parameters are frozen and which submodules are in eval mode.
-These facts, called flags, are saved and restored together with the ``state_dict``. All names are
-plain names: the names in the model without wrappers (``plain_names.py``).
+A ``state_dict`` does not say which parameters are frozen and which submodules are in eval mode.
+These facts, called flags, are saved and restored together with the ``state_dict``. The names of
+parameters, buffers and submodules in a file are plain names: the names in the model without
+wrappers such as ``DistributedDataParallel`` (``plain_names.py``). Actual names are those that the
+wrapped module has.
 
-A module may customize its loading: its buffers may grow, a hook may rename keys, or it may leave
-out a part of the state. Names and shapes then do not show whether a state fits the module, so the
-state is loaded on trial (``module_trial.py``).
+A module may customize its loading: its buffers may grow, a hook may rename keys, or the module may
+leave out a part of the state. In these cases names and shapes do not show whether a state fits the
+module. So the state is loaded on trial: it is loaded to see whether it fits, and this is undone
+(``module_trial.py``).
 """
 
 from collections import OrderedDict
@@ -66,7 +69,7 @@ class ModuleFit(NamedTuple):
         differences: the reasons why the state cannot be loaded, such as names and shapes that
             differ.
         renamed: maps the name of a parameter in the module to the name of the tensor in the state
-            that it is loaded from, if the two names differ.
+            that the parameter is loaded from. Only parameters whose two names differ are in it.
     """
 
     differences: list[str]
@@ -77,10 +80,11 @@ class ModuleLoadResult(NamedTuple):
     """The result of loading a module: the tensors that are not as they were saved.
 
     Attributes:
-        converted: the names of the tensors that were saved with another dtype.
-        unlike: the names of the tensors that the module's own loading has changed or left out.
-        unmatched: the names that only the module has, and the names that only the state has. Both
-            are empty unless ``strict=False``.
+        converted: the names of the tensors whose saved dtype differs from the module's dtype.
+        unlike: the names of the other tensors that the module's own loading code has changed or
+            left out.
+        unmatched: two tuples of names that were not loaded: those that only the module has, and
+            those that only the state has. Both are empty if loading is strict.
     """
 
     converted: set[str]
@@ -101,16 +105,17 @@ def module_file(
         name: the name of the module.
         module: the module.
         safe_serialization: whether the file is in the format of safetensors.
-        names: the plain names of the module, if they are known.
+        names: the plain names of the module, if the caller has them; None to look them up.
 
     Returns:
-        The third value is saved in ``trainer.pt``. It has the versions of submodules, the flags,
-        the names of lazy tensors, and the values that safetensors cannot hold.
+        A tuple of three. The caller saves the third value, the information, in ``trainer.pt``. It
+        has the versions of submodules, the flags and the names of lazy tensors. If the file is in
+        the format of safetensors, it also has the values that this format cannot hold.
     """
     own_state: dict[str, Any] = module.state_dict()
     names = names or PlainNames(module)
     state = names.plain_state(own_state)
-    versions = getattr(own_state, "_metadata", {})  # where torch keeps versions of submodules
+    versions = getattr(own_state, "_metadata", {})  # torch keeps the versions of submodules here
     # A lazy tensor is not initialized yet and has no value, so only its name and type are saved.
     lazy = {key: value for key, value in state.items() if is_lazy(value)}
     module_info: dict[str, Any] = {
@@ -135,9 +140,9 @@ def split_state(
     """Splits a state into the tensors that safetensors can hold, and the rest.
 
     Returns:
-        Three mappings: the tensors by name, copied where they would share memory; the aliases,
-        which map each further name of a tied weight to its first name; and all other values by
-        name.
+        Three mappings. The first maps names to tensors; tensors that share memory are copied. The
+        second holds the aliases: it maps each further name of a tied weight to the first name of
+        this weight. The third maps names to all other values.
     """
     tensors = {key: value for key, value in state.items() if _is_safetensors_value(value)}
     aliases = _aliases(tensors)
@@ -153,8 +158,14 @@ def read_module(
 
     The tensors are mapped from the file: their values are read on first use.
 
+    Args:
+        folder: the folder of the checkpoint.
+        name: the name of the module.
+        files: the names of the files of the checkpoint.
+        module_info: the information that ``module_file`` has returned for this module.
+
     Raises:
-        ValueError: the file cannot be read, or holds code.
+        ValueError: the file cannot be read, or loading it would run code.
     """
     safe_file, pickle_file = module_files(name)
     lazy = {key: _LAZY_CLASSES[kind]() for key, kind in module_info.get("lazy", {}).items()}
@@ -185,17 +196,17 @@ def check_module_fit(
     strict: bool = True,
     keeps_parameters: bool = True,
 ) -> ModuleFit:
-    """Compares a state with a module, and leaves the module unchanged.
+    """Compares a state with a module. The module is unchanged afterwards.
 
     Args:
         name: the name of the module, for messages.
-        saved: the state, or None if the checkpoint has none.
-        module_info: the information that ``module_file`` has returned.
+        saved: the state, or None if the checkpoint has no state of this module.
+        module_info: the information that ``module_file`` has returned for this module.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether loading must keep the parameter objects of the module. If so, a
-            parameter that loading replaces by a new object is a difference, because an optimizer
-            would continue to update the old one.
+        keeps_parameters: whether loading must keep the parameter objects of the module. If so,
+            loading code that puts a new object in the place of a parameter causes a difference,
+            because an optimizer would continue to update the old object.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
@@ -204,8 +215,8 @@ def check_module_fit(
     current = names.plain_state(own_state)
     submodules = list(_parts_with_own_loading(module))
     paths = [names.plain(path) for path, _ in submodules]
-    # Buffers that are still None are created before loading, so a saved value for such a buffer is
-    # no difference.
+    # A buffer that is still None is created before loading, so a state that has a value for the
+    # buffer fits the module.
     empty = {names.plain(key) for key in empty_buffers(module)} - current.keys()
     if any(isinstance(value, torch.Tensor) and value.is_meta for value in current.values()):
         return ModuleFit([f"the {name} is on the meta device: call its to_empty() first"], {})
@@ -225,7 +236,8 @@ def check_module_fit(
         state = names.actual_state(_entries_under(saved, plain_path), own_state)
         sources = SourceTracker(state)
         before = dict(submodule.named_parameters())
-        # The trial may run any code of the user, so random states are restored as well.
+        # The trial may run any code of the user. This code may draw random numbers, so the random
+        # state of the CPU is restored, too.
         with restored_on_exit(submodule), torch.random.fork_rng(devices=[]):
             failure = None
             try:
@@ -237,7 +249,8 @@ def check_module_fit(
                 failure = error
             now = {id(each) for each in submodule.parameters()}
             trainable = {key: each for key, each in before.items() if each.requires_grad}
-            # The optimizer has the trainable parameters from before the trial.
+            # The optimizer holds the trainable parameters. One that the trial has replaced by a new
+            # object would not be updated any more.
             replaced = [key for key, each in trainable.items() if id(each) not in now]
         if failure is not None:
             differences += _entry_differences(
@@ -266,13 +279,15 @@ def load_into_module(
     *,
     strict: bool = True,
 ) -> ModuleLoadResult:
-    """Loads a state that fits the module; returns the tensors that are not as they were saved.
+    """Loads a state into a module, and returns which tensors are not as they were saved.
+
+    ``check_module_fit`` must have shown that the state fits the module.
 
     Args:
         module: the module.
         state: the state.
-        module_info: the information that ``module_file`` has returned. If it has flags, they are
-            set.
+        module_info: the information that ``module_file`` has returned for this module. If it has
+            flags, the flags are set.
         strict: whether the module and the state must have the same names.
     """
     names = PlainNames(module)
@@ -296,12 +311,12 @@ def load_into_module(
         for kind in ("missing", "unexpected")
     )
     unmatched = missing, unexpected
-    # torch's own loading copies values faithfully, so only submodules that customize their loading
-    # are compared with the state.
+    # torch's own loading copies every value as it is. So only submodules that customize their
+    # loading are compared with the state.
     if not (paths and strict):
         return ModuleLoadResult(converted, set(), unmatched)
     now = names.plain_state(module.state_dict())
-    # A renamed parameter is compared under its saved name.
+    # A parameter that was loaded from a tensor of another name is compared with this tensor.
     for key, parameter in module.named_parameters():
         source, own_name = sources.source_name(parameter), names.plain(key)
         if source is not None and own_name in now and own_name not in state:
@@ -321,13 +336,14 @@ def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) 
 
     Args:
         module: the module.
-        names: the plain names of the module, if they are known.
+        names: the plain names of the module, if the caller has them; None to look them up.
     """
     names = names or PlainNames(module)
     if not [p for p, each in names.modules if has_custom_loading(each, is_root=each is module)]:
         return []
     state = module.state_dict()
-    # Compared by memory, because a tied weight may be in the state under its other name only.
+    # The tensors are compared by their memory, because the state may have a tied weight under only
+    # one of its names.
     saved = {_memory_key(value) for value in state.values()}
     return [
         names.plain(name)
@@ -337,11 +353,15 @@ def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) 
 
 
 def flags_of(module: torch.nn.Module, names: PlainNames | None = None) -> dict[str, list[str]]:
-    """Returns the names of the frozen parameters and of the submodules in eval mode.
+    """Returns the flags of a module.
 
     Args:
         module: the module.
-        names: the plain names of the module, if they are known.
+        names: the plain names of the module, if the caller has them; None to look them up.
+
+    Returns:
+        Maps "frozen" to the names of the frozen parameters, and "eval" to the names of the modules
+        in eval mode. The module itself has the empty name.
     """
     names = names or PlainNames(module)
     modes = names.plain_state({path: each.training for path, each in names.modules})
@@ -353,7 +373,13 @@ def flags_of(module: torch.nn.Module, names: PlainNames | None = None) -> dict[s
 
 
 def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
-    """Sets flags that ``flags_of`` has returned for this module or one that was built like it."""
+    """Freezes parameters, and puts submodules in train or eval mode, as ``flags`` says.
+
+    Args:
+        module: the module.
+        flags: the flags that ``flags_of`` has returned for this module, or for another module with
+            the same names.
+    """
     plain = PlainNames(module).plain
     for name, parameter in module.named_parameters():
         is_trained = plain(name) not in flags["frozen"]
@@ -366,11 +392,11 @@ def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
 def rename_flags(
     flags: Mapping[str, list[str]], renamed: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Returns flags in which the saved names are replaced by the current names.
+    """Returns the flags of a checkpoint with the names that the module has now.
 
     Args:
         flags: the flags in the checkpoint.
-        renamed: the saved names of parameters, by their current names.
+        renamed: maps the current name of a parameter to its saved name.
     """
     parameters = {saved: current for current, saved in renamed.items()}
     modules = {
@@ -390,14 +416,17 @@ def _load_part(
     *,
     strict: bool,
 ) -> Any:
-    """Loads a whole module or one submodule from a state with the names of the whole module.
+    """Loads a whole module, or only one of its submodules.
 
     Args:
         module: the module or the submodule.
         path: the path of the submodule in the whole module; empty for the whole module.
-        state: the state.
-        metadata: the versions of submodules, by their paths in the whole module.
+        state: the state of what is loaded. Its names begin at the whole module.
+        metadata: maps the path of a submodule in the whole module to the version of the submodule.
         strict: whether the module and the state must have the same names.
+
+    Returns:
+        The value that ``load_state_dict`` returns.
     """
     prefix = f"{path}." if path else ""
     versioned = OrderedDict((key.removeprefix(prefix), value) for key, value in state.items())
@@ -409,16 +438,18 @@ def _load_part(
     # As in torch's own loading, an overridden `load_state_dict` of a submodule is not called.
     if path:
         return torch.nn.Module.load_state_dict(module, versioned, strict)
-    # A user's own `load_state_dict` need not have the parameter `strict`.
+    # A `load_state_dict` of the user may lack the parameter `strict`, so it is given only if the
+    # caller has changed it.
     return module.load_state_dict(versioned) if strict else module.load_state_dict(versioned, False)
 
 
 def _create_missing_buffers(
     module: torch.nn.Module, state: Mapping[str, Any], names: PlainNames
 ) -> None:
-    """Creates the buffers that the state has and that are still None in the module.
+    """Creates each buffer that is still None in the module, if the state has a value for it.
 
-    A module may create such buffers with its first batch. torch loads no buffer that is None.
+    A module may create such buffers only when it sees its first batch. torch does not load a value
+    into a buffer that is None.
     """
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     for key, owner in empty_buffers(module).items():
@@ -429,9 +460,10 @@ def _create_missing_buffers(
 
 
 def _parts_with_own_loading(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yields the path and the module of the outermost submodules that must be loaded on trial.
+    """Yields the path and the module of each submodule that must be loaded on trial.
 
-    These customize their loading, or have tensors that torch may refuse to copy into.
+    Such a submodule customizes its loading, or has tensors that torch may refuse to copy into.
+    Submodules that lie in a yielded one are left out.
     """
     above: list[str] = []
     for path, each in module.named_modules():
@@ -445,8 +477,8 @@ def _parts_with_own_loading(module: torch.nn.Module) -> Iterator[tuple[str, torc
 def _has_special_tensors(module: torch.nn.Module) -> bool:
     """Returns whether the module has a tensor that torch may refuse to copy into.
 
-    torch may refuse inference tensors, sparse tensors, and expanded tensors, whose elements share
-    memory, even if the shapes are equal.
+    Even if the shapes are equal, torch may refuse to copy into inference tensors, sparse tensors
+    and expanded tensors, whose elements share memory. Submodules of the module are not searched.
     """
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(
@@ -459,9 +491,9 @@ def _has_special_tensors(module: torch.nn.Module) -> bool:
 
 
 def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
-    """Returns whether a parameter is loaded from a tensor with another name.
+    """Returns whether a parameter is loaded from a tensor that belongs to another name.
 
-    A second name of the same tensor (tied weights) does not count as another name.
+    If the state has one tensor under both names (a tied weight), the result is False.
 
     Args:
         state: the saved state.
@@ -474,23 +506,30 @@ def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
 def _entry_differences(
     name: str, saved: Mapping[str, Any], current: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yields the differences between a saved state and a module's own: names, shapes, dtypes."""
+    """Yields the differences in names, shapes, layouts and dtypes that make loading impossible.
+
+    Args:
+        name: the name of the module, for messages.
+        saved: the saved entries by name.
+        current: the module's entries by name.
+    """
     for key in sorted({*current, *saved}):
         if key not in current:
             yield f"the checkpoint has {key}, the {name} has not"
         elif key not in saved:
             yield f"the {name} has {key}, the checkpoint has not"
-        elif not key.endswith("_extra_state"):  # may be any value; `set_extra_state` checks it
+        elif not key.endswith("_extra_state"):  # extra state may be anything; the module checks it
             saved_text, current_text = _incompatibility(saved[key], current[key])
             if saved_text != current_text:
                 yield f"{key} had {saved_text}, it has {current_text}"
 
 
 def _incompatibility(saved: Any, current: Any) -> tuple[str, str]:
-    """Describes the property that keeps a saved value from being loaded.
+    """Describes why a saved value cannot be loaded in the place of a current value.
 
     Returns:
-        The property of the saved value and of the current value, as texts; ("", "") if the saved
+        Two texts: the shape, layout or dtype of the saved value, and that of the current value.
+        They complete the message "KEY had {saved}, it has {current}". Both are empty if the saved
         value can be loaded.
     """
     if _shape(saved) != _shape(current):
@@ -499,7 +538,7 @@ def _incompatibility(saved: Any, current: Any) -> tuple[str, str]:
         return "", ""
     if saved.layout != current.layout or saved.is_quantized != current.is_quantized:
         return f"the layout {_layout(saved)}", _layout(current)
-    # torch would convert the values silently, and drop imaginary parts or fractions.
+    # torch would convert the values without a warning, and drop imaginary parts or fractions.
     if _number_class(saved) > _number_class(current):
         return f"the dtype {saved.dtype}", f"{current.dtype}"
     return "", ""
@@ -525,7 +564,7 @@ def _join_path(path: str, name: str) -> str:
 
 
 def _entries_under(state: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Returns the entries of the submodule at ``path``, with their full names."""
+    """Returns the entries of the submodule at ``path``. Their names still begin with the path."""
     prefix = f"{path}." if path else ""
     return {key: value for key, value in state.items() if key.startswith(prefix)}
 
@@ -552,8 +591,8 @@ def _memory_key(value: Any) -> Any:
 @lru_cache
 def _is_safetensors_dtype(dtype: torch.dtype) -> bool:
     """Returns whether the installed safetensors can hold tensors of ``dtype``."""
-    # A tensor is saved and loaded as a test, because the dtypes depend on the versions of both
-    # safetensors and torch.
+    # One tensor is saved and loaded as a test, because the versions of both safetensors and torch
+    # decide which dtypes can be saved.
     try:
         content = safetensors.torch.save({"": torch.empty(1, dtype=dtype)})
         return safetensors.torch.load(content)[""].dtype == dtype
@@ -574,20 +613,25 @@ def _is_safetensors_value(value: Any) -> bool:
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns the name of each tensor that is the same as an earlier one, with the earlier name."""
+    """Returns the further names of tensors that have several names, such as tied weights.
+
+    Returns:
+        Maps each further name of a tensor to its first name.
+    """
     first: dict[Any, str] = {}
     aliases = {}
     for name, tensor in tensors.items():
         layout = tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
         view = tensor.device, tensor.data_ptr(), *layout
-        # Tensors without elements have no memory. Their addresses are all equal.
+        # Tensors without elements have no memory, so their equal addresses do not mean that they
+        # are the same tensor.
         if tensor.numel() and first.setdefault(view, name) != name:
             aliases[name] = first[view]
     return aliases
 
 
 def _without_shared_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the tensors; those that share the storage of an earlier tensor are copied.
+    """Returns the tensors, with a copy of each one that shares its storage with an earlier tensor.
 
     safetensors refuses tensors that share a storage, even if they do not overlap in it.
     """

@@ -1,7 +1,8 @@
 """Tools for loading on trial: a state is loaded to see whether it fits, and then this is undone.
 
-A trial needs copies of the module's tensors, so it is made only for modules that customize their
-loading. For all other modules names and shapes show whether a state fits.
+A trial copies the memory of the module's tensors. So a trial is made only for modules that
+customize their loading, or that have tensors of a special kind, such as sparse tensors. For all
+other modules names, shapes and dtypes show whether a state fits.
 """
 
 from collections import OrderedDict
@@ -21,12 +22,13 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 
 
 class SourceTracker(TorchFunctionMode):
-    """Records from which tensor of a state each parameter is loaded.
+    """Records which tensor of a state each parameter is loaded from.
 
-    The tensor may have another name than the parameter.
+    Use the object in a ``with`` statement around the loading. A hook of the module may load a
+    parameter from a tensor that has another name than the parameter.
 
     Args:
-        state: the tensors by name.
+        state: maps names to the tensors of the state.
     """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
@@ -35,13 +37,16 @@ class SourceTracker(TorchFunctionMode):
         self._sources: dict[int, str] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Records a copy from a tensor of the state, and makes the copy."""
+        """Calls ``func``. If ``func`` copies from a tensor of the state, records the copy first."""
         if func is torch.Tensor.copy_ and id(args[1]) in self._names:
             self._sources[id(args[0])] = self._names[id(args[1])]
         return func(*args, **(kwargs or {}))
 
     def source_name(self, parameter: torch.Tensor) -> str | None:
-        """Returns the name of the tensor that a parameter was loaded from, or None."""
+        """Returns the name of the tensor that a parameter was loaded from.
+
+        Returns None if the parameter was not loaded from a tensor of the state.
+        """
         return self._sources.get(id(parameter))
 
 
@@ -49,8 +54,8 @@ class SourceTracker(TorchFunctionMode):
 def restored_on_exit(module: torch.nn.Module) -> Iterator[None]:
     """Restores a module and its submodules after the body, also if the body raises an exception.
 
-    This covers the values, shapes, memory and classes of tensors, the attributes and classes of
-    modules, and the elements of lists, dicts and sets that are attributes.
+    Restored are the values, shapes, memory and classes of tensors, the attributes and classes of
+    modules, and the elements of attributes that are lists, dicts or sets.
     """
     undo: list[Callable[[], None]] = []
     storages: dict[int, Any] = {}
@@ -109,7 +114,8 @@ def _tensor_restorer(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable
 
     Args:
         tensor: the tensor.
-        storages: copies of storages by address. The storage of the tensor is added if it is new.
+        storages: maps the address of a storage to a copy of the storage. This function adds the
+            storage of ``tensor`` if it is not there.
     """
     cls, requires_grad = type(tensor), tensor.requires_grad
     data: torch.Tensor = tensor.data
@@ -123,11 +129,11 @@ def _tensor_restorer(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable
         memory = storage, storages[storage.data_ptr()]
 
     def restore() -> None:
-        if type(tensor) is not cls:  # a lazy parameter changes its class, too
+        if type(tensor) is not cls:  # a lazy parameter changes its class when it is initialized
             tensor.__class__ = cls
         if data.layout in (torch.strided, torch.sparse_coo):
             tensor.data = data
-        else:  # assigning `data` of compressed sparse tensors changes nothing
+        else:  # for a compressed sparse tensor an assignment to `tensor.data` has no effect
             with torch.no_grad():
                 tensor.copy_(data)
         if memory is not None:

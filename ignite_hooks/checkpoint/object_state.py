@@ -1,13 +1,15 @@
-"""The state of one object that a checkpoint carries: how it is captured and restored.
+"""Captures and restores the state of one object in a checkpoint, such as a handler.
 
-For most objects ``state_dict`` and ``load_state_dict`` are called. Three types need more:
+For most objects ``state_dict`` and ``load_state_dict`` are called. Four types need more:
 
-- A module is saved with its flags (frozen parameters, submodules in eval mode), as the model is,
-  and with the names of the tensors that it shares with the model. For example, the averaged model
-  of Ignite's ``EMAHandler`` can share the buffers of the model.
-- The states of torch's and Ignite's schedulers may hold functions. Functions are not saved: on a
-  resume the scheduler keeps its present functions.
+- A module is saved with its flags: which parameters are frozen, and which submodules are in eval
+  mode. It is also saved with the names of the tensors that it shares with the trainer's modules.
+  For example, the averaged model of Ignite's ``EMAHandler`` can share the buffers of the model.
+- The states of torch's and Ignite's schedulers may hold functions. Functions are not saved: after
+  a resume the scheduler has the functions that the present script has given to it.
 - Ignite's ``EpochOutputStore`` has a state, but lacks ``state_dict`` and ``load_state_dict``.
+- The state of Ignite's ``Checkpoint`` names the files that it has written. Files that are missing
+  now are left out when this state is loaded.
 """
 
 import copy
@@ -35,8 +37,8 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["StatefulObject", "has_module", "plain_state"]
 
-# `_is_unsavable` need not try values of these types. Dicts, lists and tuples are searched for
-# values that cannot be saved.
+# Values of these types can be saved, so `_is_unsavable` does not try to save them. Dicts, lists and
+# tuples are an exception: `_drop_unsavable` searches them for values that cannot be saved.
 _DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 
@@ -49,8 +51,8 @@ class StatefulObject:
         trainer: the trainer. Its modules may share memory with the object.
 
     Attributes:
-        missing: the reason why the last ``load_state_dict`` could not restore the whole state; an
-            empty string if it could.
+        missing: the reason why the last call of ``load_state_dict`` could not restore the whole
+            state; an empty string if the whole state was restored.
     """
 
     def __init__(self, obj: Any, trainer: TrainingEngine) -> None:
@@ -67,13 +69,13 @@ class StatefulObject:
     def is_module(self) -> bool:
         """True if the object is a module.
 
-        A module is compared with its state before it is loaded. Other objects are rolled back if
-        loading fails.
+        Before a state is loaded into a module, the two are compared. An object that is not a module
+        gets its previous state back if loading fails.
         """
         return isinstance(self._object, torch.nn.Module)
 
     def state_dict(self) -> Any:
-        """Returns the state of the object. Its tensors share memory with the object."""
+        """Returns the state of the object. The tensors in the state are not copies."""
         obj = self._object
         if isinstance(obj, torch.nn.Module):
             state = obj.state_dict()
@@ -90,13 +92,13 @@ class StatefulObject:
         return plain_state(obj)
 
     def load_state_dict(self, state: Any) -> None:
-        """Loads a copy of a state into the object."""
+        """Loads a state into the object, and leaves ``state`` itself unchanged."""
         obj, self.missing = self._object, ""
         if isinstance(obj, torch.nn.Module):
             _load_module(obj, state, self._trainer)
             return
-        # The object may keep or change the state that it is given. The caller may load the same
-        # state again, so the object is given a copy.
+        # The object is given a copy, because it may change its argument or keep a reference to it,
+        # and the caller may load the state once more.
         state = copy.deepcopy(state)
         if isinstance(obj, EpochOutputStore):
             obj.data = state["data"]
@@ -130,7 +132,10 @@ def has_module(state: Any) -> bool:
 
 
 def plain_state(obj: Any) -> Any:
-    """Returns the state of an object. Functions in the state of a scheduler are left out."""
+    """Returns the state of an object that has ``state_dict``.
+
+    Functions, and other values that cannot be saved, are left out of the state of a scheduler.
+    """
     state = obj.state_dict()
     return _drop_unsavable(state) if isinstance(obj, _SCHEDULER_CLASSES) else state
 
@@ -138,15 +143,21 @@ def plain_state(obj: Any) -> Any:
 def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -> None:
     """Loads the state of a module that may share tensors with the trainer's modules.
 
-    After loading, the module shares the same tensors as when it was saved.
+    After loading, the module shares those tensors that it shared when its state was saved, and no
+    others. A tensor that would have another shape now is not shared.
+
+    Args:
+        module: the module.
+        state: the state that ``StatefulObject.state_dict`` has returned for the module.
+        trainer: the trainer.
     """
     trainer_tensors, shared = _trainer_tensors(trainer), state["shared"]
     shared_now = _shared_tensors(module, trainer)
     for name, tensor in _named_tensors(module):
         source = trainer_tensors.get(shared.get(name, ""))
         if source is not None and source.shape == tensor.shape:
-            tensor.data = source.data  # the tensor was shared when it was saved
-        elif name in shared_now:  # otherwise loading would write to the trainer's module
+            tensor.data = source.data  # the two were one tensor when the state was saved
+        elif name in shared_now:  # without a copy, loading would also change the trainer's module
             tensor.data = tensor.data.clone()
     load_into_module(module, state["module"], state)
 
@@ -155,7 +166,7 @@ def _shared_tensors(module: torch.nn.Module, trainer: TrainingEngine) -> dict[st
     """Returns the tensors that a module shares with the trainer's modules.
 
     Returns:
-        The names of the tensors in the trainer's modules, by their names in ``module``.
+        Maps the name of a shared tensor in ``module`` to its name in the trainer's modules.
     """
     sources = {_memory_key(tensor): name for name, tensor in _trainer_tensors(trainer).items()}
     named = [(name, sources.get(_memory_key(tensor))) for name, tensor in _named_tensors(module)]
@@ -178,14 +189,17 @@ def _named_tensors(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 def _memory_key(tensor: torch.Tensor) -> Any:
     """Returns a key that is equal for tensors that view the same memory in the same way."""
     has_memory = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_meta
-    # Tensors without an address are told apart by their identity.
+    # Tensors without an address of their own are compared by identity.
     if not has_memory or tensor.layout != torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _drop_unsavable(state: Any) -> Any:
-    """Returns a state without those values of its dicts that cannot be saved."""
+    """Returns a state without the values that cannot be saved.
+
+    Only entries of dicts are left out; the elements of lists and tuples stay.
+    """
     if type(state) in (dict, OrderedDict):
         return {
             key: _drop_unsavable(each) for key, each in state.items() if not _is_unsavable(each)
@@ -200,30 +214,33 @@ def _is_unsavable(value: Any) -> bool:
 
 
 def _restore_dropped(state: Any, current: Any) -> Any:
-    """Returns a saved state, to which the values that ``_drop_unsavable`` has left out are added.
+    """Adds to a saved state the values that ``_drop_unsavable`` has left out, and returns it.
 
     Args:
-        state: the saved state.
-        current: the current state of the object, from which the values are taken.
+        state: the saved state, which is not changed itself.
+        current: the current state of the object. The values to add are taken from it.
     """
     if type(state) in (dict, OrderedDict) and isinstance(current, Mapping):
         merged = {key: _restore_dropped(value, current.get(key)) for key, value in state.items()}
         return {**current, **merged}
     is_list = type(state) in (list, tuple) and type(state) is type(current)
-    # `_drop_unsavable` drops no elements of lists, so elements correspond by their positions.
+    # `_drop_unsavable` keeps all elements of lists, so an element of the saved list belongs to the
+    # element at the same position in the current list.
     if is_list and len(state) == len(current):
         return type(state)(map(_restore_dropped, state, current))
     return state
 
 
 def _forget_missing_files(handler: Checkpoint, state: Any) -> tuple[Any, str]:
-    """Removes missing files from the state of Ignite's ``Checkpoint``.
+    """Removes the names of missing files from the state of Ignite's ``Checkpoint``.
 
-    The handler removes its oldest file when it saves a new one, and fails if the oldest file is
-    missing. A file is missing, for example, on a new node or after the folder was cleaned up.
+    When the handler saves a new file, it removes its oldest file. This fails if the oldest file is
+    missing, for example because the run continues on another machine, or because the user has
+    deleted the file.
 
     Returns:
-        The state without the missing files, and a message about them; "" if no file is missing.
+        The state without the missing files, and a message about these files. The message is empty
+        if no file is missing.
     """
     if not isinstance(handler.save_handler, DiskSaver):
         return state, ""

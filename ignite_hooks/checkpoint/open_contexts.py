@@ -1,10 +1,14 @@
-"""Contexts that are open during a save and may change the saved state when they exit.
+"""Finds contexts that are open during a save and may change the saved state when they exit.
 
-A checkpoint is saved while the contexts on ``on_step`` are open, or at the end of an epoch while
-those on ``on_epoch`` are open. The code after the ``yield`` of such a context runs after the save,
-and a resumed run does not run this code again. The report names a context if its code can reach a
-saved state: the trainer's model or optimizer, or an object whose state is in the checkpoint. It
-does not name, for example, a timer or the range of a profiler.
+A context is a generator with one ``yield`` that the user has attached to ``on_step`` or
+``on_epoch``: it is open during each step or each epoch. A checkpoint is saved while the contexts on
+``on_step`` are open. At the end of an epoch it is saved while the contexts on ``on_epoch`` are
+open. The code after the ``yield`` of an open context runs after the save, so the changes that this
+code makes are not in the checkpoint. A run that resumes from the checkpoint does not run this code
+again, so it lacks the changes.
+
+Such a context is reported if its code can reach a saved state: the trainer's model or optimizer, or
+an object whose state is in the checkpoint. A timer or the range of a profiler is not reported.
 """
 
 from collections.abc import Iterable
@@ -33,7 +37,9 @@ _STATEFUL_CLASSES = (torch.nn.Module, Optimizer, LRScheduler)
 
 
 def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
-    """Returns a message about the contexts that may change a state after this save.
+    """Returns a message about the open contexts that may change a saved state on exit.
+
+    Call this function while a checkpoint is saved.
 
     Args:
         trainer: the trainer.
@@ -46,8 +52,8 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
     if not scopes:
         return ""
     carried_ids = set(map(id, carried))
-    # At the end of an epoch the contexts on `on_step` have exited already, and those on `on_epoch`
-    # are still open.
+    # Within an epoch, only contexts on `on_step` exit soon after the save. At the end of an epoch
+    # they have exited already, and the contexts on `on_epoch` are still open.
     is_in_epoch = trainer.place.progress.batches > 0
     names = {
         f"{name_of(each.context)} on {each.channel}"
@@ -65,7 +71,13 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
 
 
 def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int]) -> bool:
-    """Returns whether the code or the objects of a context can reach a saved state."""
+    """Returns whether a context can reach a saved state, by its code or by the objects it holds.
+
+    Args:
+        context: the context.
+        trainer: the trainer.
+        carried_ids: the ``id`` of each object besides the trainer whose state is saved.
+    """
     for _, each in ObjectSearch({"context": context}, _MAX_SEARCHED, [trainer, trainer.state]):
         if id(each) in carried_ids or issubclass(type(each), _STATEFUL_CLASSES):
             return True
@@ -76,6 +88,9 @@ def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int])
 
 
 def _names_in_code(code: CodeType) -> set[str]:
-    """Returns the globals and attributes that a code object and its nested functions name."""
+    """Returns the names of globals and attributes in the code of a function.
+
+    The names in the code of functions that are defined within the function are included.
+    """
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*map(_names_in_code, inner))

@@ -10,10 +10,11 @@ __all__ = ["SaveOptions"]
 
 
 class SaveOptions(Protocol):
-    """The options of a save: where, when and how checkpoints are written.
+    """The options of ``SaveCheckpoint``: where, when and how checkpoints are written.
 
-    ``SaveCheckpoint`` is the only implementation; it documents and checks the options. The modules
-    that ``save.py`` imports use this protocol, because importing ``save.py`` would be circular.
+    ``SaveCheckpoint`` is the only implementation. It documents the options in full, and checks
+    their values. The modules that ``save.py`` imports use this protocol, because they cannot import
+    ``save.py`` themselves: the import would be circular.
     """
 
     @property
@@ -22,7 +23,7 @@ class SaveOptions(Protocol):
 
     @property
     def every_seconds(self) -> float | None:
-        """The time between two saves, in seconds; None if time does not cause saves."""
+        """The time between two saves, in seconds; None for no saves by time."""
 
     @property
     def at_end(self) -> bool:
@@ -34,19 +35,19 @@ class SaveOptions(Protocol):
 
     @property
     def keep_last(self) -> int | Literal["all"]:
-        """The number of the newest checkpoints that are kept, or "all"."""
+        """The number of newest checkpoints to keep, or "all"."""
 
     @property
     def keep_best(self) -> int:
-        """The number of the best checkpoints that are kept besides the newest."""
+        """The number of best checkpoints to keep besides the newest ones."""
 
     @property
     def metric(self) -> str | None:
-        """The name in ``state.metrics`` of the value that ranks checkpoints."""
+        """The name of the metric in ``state.metrics`` that decides which checkpoints are best."""
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        """The direction of ``metric``: whether its largest or its smallest value is best."""
+        """The best value of ``metric``: "max" if it is the largest, "min" if it is the smallest."""
 
     @property
     def safe_serialization(self) -> bool:
@@ -54,11 +55,11 @@ class SaveOptions(Protocol):
 
     @property
     def background(self) -> bool:
-        """Returns whether a thread writes the files while training continues."""
+        """Returns whether a background thread writes the files while training continues."""
 
     @property
     def on_busy(self) -> Literal["error", "wait"]:
-        """The reaction if another run writes to the directory: an error, or waiting for its end."""
+        """The reaction if another run writes to the directory: raise, or wait until it ends."""
 
     @property
     def wait_seconds(self) -> float | None:
@@ -70,8 +71,11 @@ class SaveOptions(Protocol):
 
     @property
     def trust_pickle(self) -> bool:
-        """Returns whether objects registered with the accelerator are saved."""
+        """Returns whether objects that were registered with the accelerator are saved.
+
+        A resume has to unpickle these objects, which can run code.
+        """
 
     @property
     def grace_seconds(self) -> float:
-        """The time after a signal in which further signals count as the same one, in seconds."""
+        """The time in seconds after a signal in which further signals are part of one request."""

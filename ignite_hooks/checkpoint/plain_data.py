@@ -50,7 +50,13 @@ def plain_text(value: object, length: int = MAX_TEXT) -> str:
 def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
     """Yields the values in nested mappings and lists, each with the path of names that leads to it.
 
-    A list of numbers and texts counts as one value. So does an empty list or mapping.
+    A list that holds only numbers and texts is yielded as one value. An empty list or an empty
+    mapping is yielded as one value, too.
+
+    Args:
+        value: the value.
+        name: the path that all yielded paths begin with.
+        separator: the text between two names in a path.
     """
     entries: Any = None
     if isinstance(value, Mapping) and value:
@@ -67,8 +73,8 @@ def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tupl
 def _copy_if_plain(value: Any) -> dict[str, Any] | None:
     """Returns a copy of ``value`` if it is a dict of plain data within the bounds, otherwise None.
 
-    The settings of a run are usually such a dict. This function copies it with one loop, which is
-    faster than the several calls that ``_Converter`` makes for each value.
+    The settings of a run are usually such a dict. This function copies the dict in one loop, which
+    is faster than ``_Converter``, whose methods are called for each value.
     """
     if type(value) is not dict:
         return None
@@ -101,7 +107,7 @@ def _copy_if_plain(value: Any) -> dict[str, Any] | None:
 
 
 class _Converter:
-    """Converts one value to plain data, and counts the values in it."""
+    """Converts one value to plain data, and stops after ``MAX_VALUES`` values in its containers."""
 
     def __init__(self) -> None:
         self._remaining = MAX_VALUES
@@ -111,15 +117,17 @@ class _Converter:
 
         Args:
             value: the value.
-            depth: the number of levels of nested containers that are converted.
+            depth: the number of levels of nested containers to convert. Containers that are nested
+                deeper become "...".
         """
         try:
             return self._convert(value, depth)
-        except Exception:  # the user's code (a property, a key, an iterator) may raise anything
+        except Exception:  # a property, a key or an iterator of the user may raise any exception
             return type(value).__name__
 
     def _convert(self, value: Any, depth: int) -> Any:
-        if isinstance(value, Enum):  # checked first, because an enum may also be a number or a text
+        # Enums are checked first, because an enum may be a number or a text as well.
+        if isinstance(value, Enum):
             return plain_text(value.name)
         if getattr(value, "ndim", None) == 0:  # a scalar of numpy or torch
             value = value.item()

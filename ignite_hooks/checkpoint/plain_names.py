@@ -1,9 +1,10 @@
 """Plain names of parameters and submodules, without the names that wrappers add.
 
-``torch.compile`` and ``DistributedDataParallel`` wrap a module, which makes the names of its
-parameters longer, for example ``_orig_mod.weight`` or ``layer.module.weight``. These are called
-actual names here. A checkpoint has the plain names, as in the model without wrappers, so that a
-checkpoint of a compiled model can be loaded into a model that is not compiled, and vice versa.
+``torch.compile`` and ``DistributedDataParallel`` wrap a module. The wrapper makes the names of the
+module's parameters longer, for example ``_orig_mod.weight`` or ``layer.module.weight``. These long
+names are called actual names. The plain names, ``weight`` and ``layer.weight`` in this example, are
+the names in the model without wrappers. A checkpoint has the plain names, so that a checkpoint of a
+compiled model can be loaded into a model that is not compiled, and vice versa.
 """
 
 from collections.abc import Iterable
@@ -25,8 +26,9 @@ ValueT = TypeVar("ValueT")
 class PlainNames:
     """The plain names of a module's parameters, buffers and submodules.
 
-    The module may be wrapped, or have wrapped children. The object looks up all parts of the module
-    once and does not see later changes of the module, so it is for short use.
+    The module may be wrapped, or have wrapped children. This object looks up all parts of the
+    module only once, so it does not notice later changes of the module. Create a new object for
+    each use.
 
     Args:
         module: the module.
@@ -34,13 +36,13 @@ class PlainNames:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._plain_paths: dict[str, str] = {}  # the plain paths of modules, by actual path
-        self._actual_paths: dict[str, str] = {}  # the actual paths of modules, by plain path
+        self._plain_paths: dict[str, str] = {}  # maps the actual path of a module to its plain path
+        self._actual_paths: dict[str, str] = {}  # maps the plain path of a module to its actual one
         self._has_wrappers = has_wrappers([each for _, each in self.modules])
         if not self._has_wrappers:
             return
         wrapped_names: dict[str, str | None] = {}
-        # A module that two paths lead to has two plain names.
+        # If two paths lead to the same module, the module has two plain names.
         for path, each in module.named_modules(remove_duplicate=False):
             wrapped_names[path] = wrapped_child(each)
             parent, _, name = path.rpartition(".")
@@ -51,8 +53,8 @@ class PlainNames:
             else:
                 plain = _join_path(self._plain_paths[parent], name)
             self._plain_paths[path] = plain
-            # A wrapper and the module in it have the same plain path. The path of the module is
-            # kept, because the module comes after its wrapper.
+            # A wrapper and the module in it have the same plain path. The module comes after its
+            # wrapper, so the plain path finally leads to the actual path of the module.
             self._actual_paths[plain] = path
 
     @cached_property
@@ -66,15 +68,19 @@ class PlainNames:
         return list(self._module.named_parameters())
 
     def plain(self, name: str) -> str:
-        """Returns the plain name of a parameter, buffer or submodule, by its actual name."""
+        """Returns the plain name of the parameter, buffer or submodule with this actual name."""
         return _translate(name, self._plain_paths) if self._has_wrappers else name
 
     def actual(self, name: str) -> str:
-        """Returns the actual name of a parameter, buffer or submodule, by its plain name."""
+        """Returns the actual name of the parameter, buffer or submodule with this plain name."""
         return _translate(name, self._actual_paths) if self._has_wrappers else name
 
     def plain_state(self, state: Mapping[str, ValueT]) -> dict[str, ValueT]:
-        """Returns a state, or another mapping by actual names, with plain names as keys."""
+        """Returns a mapping, such as a state, with its keys translated to plain names.
+
+        Args:
+            state: the mapping, with actual names as keys.
+        """
         if not self._has_wrappers:
             return dict(state)
         return {_translate(name, self._plain_paths): value for name, value in state.items()}
@@ -84,8 +90,9 @@ class PlainNames:
 
         Args:
             state: the state, with plain names.
-            own_names: the names in the module's own state. A name that is not among them is
-                replaced by the actual name; the module may rename or refuse it.
+            own_names: the names that the module's own ``state_dict`` has. A plain name that belongs
+                to none of them is translated to the actual name; the module may rename this name
+                while loading, or refuse it.
         """
         if not self._has_wrappers:
             return dict(state)
@@ -93,7 +100,11 @@ class PlainNames:
         return {own_by_plain.get(name) or self.actual(name): value for name, value in state.items()}
 
     def actual_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the versions of submodules by actual path, given the versions by plain path."""
+        """Returns the versions of submodules with their actual paths as keys.
+
+        Args:
+            metadata: maps the plain path of a submodule to its version.
+        """
         if not self._has_wrappers:
             return dict(metadata)
         return {
@@ -102,7 +113,13 @@ class PlainNames:
 
 
 def _translate(name: str, paths: Mapping[str, str]) -> str:
-    """Replaces the path at the beginning of ``name``: the longest one that is in ``paths``."""
+    """Returns ``name`` with the path at its beginning replaced.
+
+    Args:
+        name: a name that begins with the path of a module.
+        paths: maps the path of a module to the path that replaces it. The longest path that fits
+            is used.
+    """
     path, rest = name, ""
     while path not in paths:
         path, _, last = path.rpartition(".")

@@ -1,4 +1,4 @@
-"""Checks before training for problems that would make the first save fail, hours later."""
+"""Checks before training: they find problems that would make the first save fail, hours later."""
 
 import shutil
 import tempfile
@@ -40,8 +40,8 @@ def check_directory(directory: Path) -> None:
 def warn_if_full(directory: Path, trainer: TrainingEngine) -> None:
     """Warns if the disk does not have room for two checkpoints.
 
-    Two checkpoints exist for a short time, because the old one is removed only when the new one is
-    complete.
+    At times two checkpoints exist side by side, because an old checkpoint is removed only when the
+    new one is complete.
     """
     needed = 2 * _checkpoint_bytes(trainer)
     free = shutil.disk_usage(directory).free
@@ -57,8 +57,8 @@ def warn_if_full(directory: Path, trainer: TrainingEngine) -> None:
 def _checkpoint_bytes(trainer: TrainingEngine) -> int:
     """Returns an estimate of the size of a checkpoint in bytes.
 
-    The optimizer has no state before its first step. The estimate assumes the state of Adam, which
-    has twice the size of the trainable parameters.
+    The optimizer has no state before its first step, so the size of its state is not known. The
+    estimate assumes the optimizer Adam, whose state is twice as large as the trainable parameters.
     """
     size = 0
     for module in trainer.modules.values():

@@ -19,14 +19,14 @@ Result = TypeVar("Result")
 class Ranks:
     """The rank of this process, with collectives over all ranks.
 
-    Each object has its own gloo group. Its collectives therefore do not mix with the exchange of
-    gradients, or with the collectives of another ``Ranks`` object in another thread. Every rank
-    must create the same number of objects, and call the same methods in the same order. With one
-    process nothing is exchanged.
+    Each ``Ranks`` object has a gloo group of its own. Its collectives therefore do not mix with the
+    exchange of gradients, or with the collectives of another ``Ranks`` object in another thread.
+    Every rank must create the same number of ``Ranks`` objects, and call the same methods in the
+    same order. If there is only one process, no data are exchanged.
 
     Args:
-        accelerator: the accelerator whose timeout applies to each collective. Without it torch's
-            timeout of 30 minutes applies.
+        accelerator: the accelerator whose timeout applies to each collective; None for torch's
+            timeout of 30 minutes.
 
     Attributes:
         rank: the rank of this process.
@@ -44,7 +44,7 @@ class Ranks:
 
     @property
     def is_rank_0(self) -> bool:
-        """Returns whether this is rank 0. Work for only one process is done by rank 0."""
+        """Returns whether this is rank 0. Rank 0 does all work that exactly one process must do."""
         return self.rank == 0
 
     def gather(self, own: Result) -> list[Result]:
@@ -62,17 +62,17 @@ class Ranks:
         return gathered
 
     def call_on_all_ranks(self, callback: Callable[[], Result]) -> list[Result]:
-        """Calls ``callback`` on every rank, and raises on all ranks if it fails on any of them.
+        """Calls ``callback`` on every rank. If it fails on any rank, all ranks raise.
 
-        If only the rank with the failure raised, the other ranks would continue, and wait in their
-        next collective for that rank until the timeout.
+        If only the rank with the failure raised an exception, the other ranks would continue. In
+        their next collective they would wait for the failed rank until the timeout.
 
         Returns:
             The results of all ranks, in the order of the ranks.
 
         Raises:
-            RuntimeError: the callback failed on other ranks only. If it failed on this rank, its
-                own exception is raised.
+            RuntimeError: the callback failed on another rank, but not on this rank. If it failed on
+                this rank, the exception of the callback is raised.
         """
         if self.size == 1:
             return [callback()]
@@ -94,12 +94,15 @@ class Ranks:
         return [result for result, _ in outcomes]  # type: ignore[misc]
 
     def call_on_rank_0(self, callback: Callable[[], Result]) -> Result:
-        """Calls ``callback`` on rank 0. All ranks return the result, or raise if the call fails."""
+        """Calls ``callback`` on rank 0 only, and returns its result on all ranks.
+
+        If the callback fails, all ranks raise an exception.
+        """
         result: Result = self.call_on_all_ranks(lambda: callback() if self.is_rank_0 else None)[0]  # type: ignore[assignment]
         return result
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """Combines the flags of all ranks: a flag is True if it is True on at least one rank."""
+        """Returns for each flag whether it is True on at least one rank."""
         if self.size == 1:
             return list(flags)
         tensor = torch.tensor(flags, dtype=torch.int32)

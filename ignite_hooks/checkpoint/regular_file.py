@@ -1,4 +1,7 @@
-"""Opens regular files only. A FIFO, socket or device raises an error, where ``open`` may block."""
+"""Opens regular files only. For a FIFO, a socket or a device an error is raised.
+
+Python's ``open`` may block for ever on such a path.
+"""
 
 import errno
 import io
@@ -13,7 +16,7 @@ _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY
 
 
 class NotRegularFileError(OSError):
-    """An error for a path that leads to a folder, FIFO, socket or device, not to a regular file."""
+    """An error for a path that leads to a folder, a FIFO, a socket or a device."""
 
 
 def open_regular(path: Path) -> io.BufferedReader:

@@ -1,9 +1,9 @@
-"""Remote sources of checkpoints: fsspec reads them, and checkpoints are downloaded to a folder.
+"""Remote sources of checkpoints: places that fsspec reads, from which checkpoints are downloaded.
 
-If a failure of the network were taken for the absence of a checkpoint, a run would silently begin
-from scratch. Every exception of fsspec is therefore translated: to ``_AbsentError`` if the path is
-certainly absent, and to ``SourceError`` otherwise. ``exists()`` of fsspec is not used, because it
-returns False for any failure.
+A failure of the network must not be mistaken for a missing checkpoint, because the run would then
+begin from scratch without an error. Every exception of fsspec is therefore translated: to
+``_AbsentError`` if the path is certainly absent, and to ``SourceError`` otherwise. The method
+``exists()`` of fsspec is not used, because it returns False for any failure.
 """
 
 import os
@@ -39,7 +39,7 @@ _NOT_FOUND_STATUSES = (404, 410)  # not found, gone
 
 
 class _AbsentError(Exception):
-    """A file or folder that is certainly absent."""
+    """An error for a file or folder that is certainly absent."""
 
 
 class RemoteSource(Source):
@@ -75,10 +75,11 @@ class RemoteSource(Source):
             ) from error
         except Exception as error:
             raise self._source_error(error) from error
-        # Local files are opened with open_regular, because fsspec would block on a FIFO.
+        # A URL may lead to local files. These are opened with open_regular, because fsspec would
+        # block on a FIFO.
         self._is_local = isinstance(self._fs, fsspec.get_filesystem_class("file"))
         if self._is_local and not os.path.lexists(root):
-            root = unquote(root)  # in a URL from Path.as_uri() special characters are quoted
+            root = unquote(root)  # Path.as_uri() returns a URL with quoted special characters
         self._root: str = root.rstrip("/") or root
 
     def find(self) -> Listing:
@@ -86,7 +87,7 @@ class RemoteSource(Source):
         return list_until_stable(self._list_once)
 
     def fetch(self, candidate: CheckpointCandidate, *, verify: bool) -> Checkpoint:
-        """Returns the checkpoint as a local copy, which is downloaded if it is not there yet."""
+        """Returns a local copy of the checkpoint. If there is no copy yet, downloads it first."""
         name, manifest = candidate
 
         def download(folder: Path) -> None:
@@ -100,15 +101,15 @@ class RemoteSource(Source):
         """Returns the URL of the checkpoint's folder."""
         if candidate.name == self._root:
             return self._url
-        # In a chain such as zip://path::s3://bucket/file the first link with a path leads to the
-        # folder of checkpoints.
+        # A URL may be a chain of links, such as zip://path::s3://bucket/file. The first link with a
+        # path leads to the folder of checkpoints.
         links = self._url.split("::")
         index = next(number for number, link in enumerate(links) if "://" in link)
         links[index] = f"{links[index].rstrip('/')}/{PurePosixPath(candidate.name).name}"
         return "::".join(links)
 
     def still_has(self, candidate: CheckpointCandidate) -> bool:
-        """Returns whether a listed checkpoint has been neither removed nor replaced since."""
+        """Returns whether a checkpoint is still there, and was not replaced since it was listed."""
         self._fs.invalidate_cache()
         try:
             manifest = Manifest.loads(self._read_manifest(candidate.name))
@@ -119,12 +120,16 @@ class RemoteSource(Source):
         return CheckpointCandidate(candidate.name, manifest).key == candidate.key
 
     def _list_once(self) -> Listing:
-        """Lists the source once. The listing may be inconsistent if another process saves there."""
+        """Lists the source once.
+
+        If another process saves checkpoints there, the listing may be inconsistent.
+        """
         root = self._root
         self._fs.invalidate_cache()  # fsspec caches the listings of directories
         root_candidate = self._read_candidate(root)
         if isinstance(root_candidate, CheckpointCandidate):
-            # A single checkpoint needs no listing: some servers cannot list a folder.
+            # A single checkpoint is found without listing its folder, because some servers cannot
+            # list folders.
             return Listing([root_candidate], {}, {})
         found, damaged, unfinished = [], {}, {}
         for name in self._list_names():
@@ -143,14 +148,14 @@ class RemoteSource(Source):
         return Listing(found, damaged, unfinished)
 
     def _list_names(self) -> list[str]:
-        """Returns the paths in the directory that are named like checkpoints."""
+        """Returns the paths of the entries in the source that have the name of a checkpoint."""
         try:
             with self._errors_translated():
                 entries = self._fs.ls(self._root, detail=True)
         except _AbsentError:
             return []
         names = [entry["name"].rstrip("/") for entry in entries]
-        # ls() of a file returns the file itself.
+        # If the source is a file, ls() returns the file itself.
         if names == [self._root] and entries[0].get("type") == "file":
             raise ValueError(
                 f"`source` must be a folder, got the file {self._url}: give a checkpoint, or a "
@@ -159,10 +164,14 @@ class RemoteSource(Source):
         return sorted(name for name in names if is_checkpoint_name(PurePosixPath(name).name))
 
     def _read_candidate(self, name: str) -> CheckpointCandidate | bytes | None:
-        """Reads a manifest.
+        """Reads the manifest of a folder.
+
+        Args:
+            name: the path of the folder.
 
         Returns:
-            The checkpoint, the content of the manifest if it is damaged, or None if it is absent.
+            The checkpoint if the manifest is valid; the bytes of the manifest if it is damaged, as
+            far as they could be read; None if the folder has no manifest.
         """
         text = b""
         try:
@@ -174,7 +183,7 @@ class RemoteSource(Source):
             return text
 
     def _read_manifest(self, name: str) -> bytes:
-        # One byte more than the limit is read, to recognize a file that is too long.
+        # One byte more than the limit is read, so that a file that is too long can be recognized.
         text = b"".join(self._read_chunks(f"{name}/{MANIFEST}", MAX_MANIFEST_BYTES + 1))
         if len(text) > MAX_MANIFEST_BYTES:
             raise ValueError(f"{name}/{MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
@@ -183,8 +192,8 @@ class RemoteSource(Source):
     def _download(self, path: str, record: FileRecord, name: str, target: Path) -> None:
         """Downloads a file, and compares its size and checksum with its record.
 
-        At most one byte more than the recorded size is read, so that a wrong file of any size is
-        recognized without reading all of it.
+        At most one byte more than the recorded size is read. This is enough to recognize a file
+        that is too long.
 
         Args:
             path: the path of the file in the source.
@@ -205,6 +214,7 @@ class RemoteSource(Source):
         except NotRegularFileError as error:
             raise ValueError(f"{name} cannot be read ({error.strerror})") from error
         if size != record.size:
+            # The size is not known if the file is too long, because only a part of it was read.
             has = f"more than {record.size:,}" if size > record.size else f"{size:,}"
             raise ValueError(f"{name} has {has} bytes and had {record.size:,}")
         if checksum.hexdigest() != record.checksum:
@@ -234,8 +244,8 @@ class RemoteSource(Source):
     def _source_error(self, error: Exception) -> SourceError:
         """Returns a SourceError that shows ``error``.
 
-        For a FileNotFoundError its cause is shown, if it has one: fsspec's HTTP protocol raises
-        FileNotFoundError for every failure, and the cause is the actual failure.
+        If ``error`` is a FileNotFoundError with a cause, the cause is shown instead: fsspec's HTTP
+        protocol raises FileNotFoundError for every failure, and the cause is the actual failure.
         """
         shown = error.__cause__ if isinstance(error, FileNotFoundError) else error
         shown = shown if isinstance(shown, Exception) else error
@@ -246,10 +256,12 @@ class RemoteSource(Source):
 
 
 def _is_absent(error: BaseException | None) -> bool:
-    """Returns whether an error means that the file is certainly absent.
+    """Returns whether an error shows that a file is certainly absent.
 
-    Some protocols, such as HTTP, raise FileNotFoundError for every failure. If such an error has a
-    cause, the file is absent only if the cause is a missing key, or the status 404 or 410.
+    Some protocols, such as HTTP, raise FileNotFoundError for every failure. So if such an error has
+    a cause, only the cause shows whether the file is absent. Causes that show this are a
+    LookupError, such as a missing key, the HTTP status 404 or 410, and an error that shows it in
+    turn.
     """
     if _http_status(error) in _NOT_FOUND_STATUSES:
         return True
@@ -260,7 +272,7 @@ def _is_absent(error: BaseException | None) -> bool:
 
 
 def _http_status(error: BaseException | None) -> object:
-    """Returns the HTTP status in an error, or None.
+    """Returns the HTTP status that an error holds; None if it holds no status.
 
     Libraries store the status in different attributes.
     """
@@ -269,6 +281,6 @@ def _http_status(error: BaseException | None) -> object:
             if isinstance(status := getattr(holder, name, None), int):
                 return status
     response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
+    if isinstance(response, dict):  # botocore's errors hold the response as a dict
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return None

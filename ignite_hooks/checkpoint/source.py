@@ -1,4 +1,8 @@
-"""Local sources of checkpoints, and the choice between a local and a remote one."""
+"""Local sources of checkpoints, and the choice between a local and a remote source.
+
+A source is a place from which checkpoints are read: the folder of one checkpoint, or a directory of
+checkpoints.
+"""
 
 import os
 from pathlib import Path
@@ -27,6 +31,10 @@ __all__ = ["FolderSource", "source_at"]
 def source_at(place: str | Path, cache_dir: str | Path | None) -> Source:
     """Returns the source at a path or a URL.
 
+    Args:
+        place: the path or the URL.
+        cache_dir: the local folder for downloads from a URL.
+
     Raises:
         ValueError: ``place`` is a URL, and ``cache_dir`` is None.
     """
@@ -51,7 +59,7 @@ class FolderSource(Source):
         return list_until_stable(self._list_once)
 
     def fetch(self, candidate: CheckpointCandidate, *, verify: bool) -> Checkpoint:
-        """Returns the checkpoint where it is, after a check of its files."""
+        """Checks the files of the checkpoint, and returns the checkpoint. No file is copied."""
         checkpoint = Checkpoint(Path(candidate.name), candidate.manifest)
         problems = find_problems(checkpoint, reads=verify)
         if problems:
@@ -63,7 +71,7 @@ class FolderSource(Source):
         return candidate.name
 
     def still_has(self, candidate: CheckpointCandidate) -> bool:
-        """Returns whether a checkpoint has not been removed or replaced since it was listed."""
+        """Returns whether a checkpoint is still there, and was not replaced since it was listed."""
         return is_still_there(Checkpoint(Path(candidate.name), candidate.manifest))
 
     def _list_once(self) -> Listing:
@@ -76,16 +84,16 @@ class FolderSource(Source):
             except FileNotFoundError:
                 pass  # removed since the folder was listed
             except (OSError, ValueError) as error:
-                # The path counts as a damaged checkpoint, unless the folder has checkpoints in it,
-                # or the manifest.json was written by another program. In these two cases the path
-                # counts as a directory of checkpoints.
+                # The manifest cannot be read. The folder counts as a directory of checkpoints if it
+                # has checkpoints in it, or if another program has written the manifest.json.
+                # Otherwise the folder counts as a damaged checkpoint.
                 is_directory = any(is_checkpoint_name(name) for name in names)
                 if not is_directory and not _has_unrelated_json(self._path / MANIFEST):
                     why = f"its manifest cannot be read ({type(error).__name__})"
                     return Listing([], {str(self._path): why}, {})
         store = CheckpointStore(self._path)
-        # The directory is read three times and may change in between. So list_until_stable() calls
-        # this method until the result can be trusted.
+        # The store reads the directory several times, and the directory may change in between.
+        # So list_until_stable() calls this method until its result can be trusted.
         try:
             found = [
                 CheckpointCandidate(str(each.folder), each.manifest) for each in store.checkpoints()
@@ -128,15 +136,22 @@ class FolderSource(Source):
             ) from error
 
     def _find_unreachable(self, names: list[str]) -> dict[str, str]:
-        """Returns the entries with a checkpoint's name that cannot be entered, with the reason.
+        """Finds the entries that have the name of a checkpoint, but cannot be entered.
 
-        Such an entry is a dangling link, or neither a folder nor a file. Plain files are left out,
-        because they are files of the user.
+        Such an entry is a dangling link, or neither a folder nor a regular file. Regular files are
+        left out, because they are files of the user.
+
+        Args:
+            names: the names of the entries in the folder.
+
+        Returns:
+            Maps the path of an entry to the reason why it cannot be entered.
         """
         found = {}
         for path in (self._path / name for name in names if is_checkpoint_name(name)):
             if path.is_dir() or path.is_file() or not os.path.lexists(path):
-                continue  # lexists() is False if the entry has been removed since the listing
+                # An entry for which lexists() is False has been removed since the listing.
+                continue
             why = "not a folder"
             if path.is_symlink() and not path.exists():
                 why = f"a link to {os.readlink(path)}, which is not there"
@@ -145,7 +160,7 @@ class FolderSource(Source):
 
 
 def _has_unrelated_json(path: Path) -> bool:
-    """Returns whether a file called ``manifest.json`` belongs to another program."""
+    """Returns whether the ``manifest.json`` at ``path`` was written by another program."""
     try:
         with open_regular(path) as file:
             return is_unrelated_json(file.read(MAX_MANIFEST_BYTES))

@@ -1,7 +1,7 @@
 """The interface of a source: a place, local or remote, from which checkpoints are read.
 
-``source.py`` and ``remote.py`` implement the interface. Another process may save and prune
-checkpoints in a source while it is being listed, so a single listing may show a state that the
+``source.py`` and ``remote.py`` implement the interface. While a source is listed, another process
+may save new checkpoints there and prune old ones. So a single listing may show a state that the
 source never had. ``list_until_stable`` therefore repeats a listing until its result can be trusted.
 """
 
@@ -19,15 +19,16 @@ _MAX_LISTINGS = 20
 
 
 class SourceError(OSError):
-    """A source cannot be read, so the state of its checkpoints is unknown.
+    """An error for a source that cannot be read, so that the state of its checkpoints is unknown.
 
-    The error is raised, for example, when the network fails. It must not be treated like a missing
-    or damaged checkpoint: the run would start from scratch although its checkpoints may be intact.
+    The error is raised, for example, when the network fails. Callers must not treat the error like
+    a missing or damaged checkpoint: the run would start from scratch although its checkpoints may
+    be intact.
     """
 
 
 class CheckpointCandidate(NamedTuple):
-    """A checkpoint that a source has listed: its manifest was read, its other files were not.
+    """A checkpoint in a listing. Only its manifest has been read, its other files have not.
 
     Attributes:
         name: the path of the checkpoint's folder; for a remote source, the path on its server.
@@ -39,10 +40,10 @@ class CheckpointCandidate(NamedTuple):
 
     @property
     def key(self) -> tuple[str, bytes]:
-        """A key by which two listings of the same checkpoint are equal.
+        """A key to compare candidates: equal if both are the same checkpoint, unchanged.
 
-        The key holds the text of the manifest. Manifests themselves cannot be compared with ``==``,
-        because a metric may be NaN, and NaN does not equal NaN.
+        The key holds the manifest as text. Manifests cannot be compared with ``==``, because a
+        metric may be NaN, and NaN does not equal NaN.
         """
         return self.name, self.manifest.dumps()
 
@@ -52,10 +53,10 @@ class Listing(NamedTuple):
 
     Attributes:
         candidates: the checkpoints, the newest first.
-        damaged: folders whose save was finished and whose manifest cannot be read now. The dict
-            gives the reason by the name of the folder.
-        unfinished: folders without a manifest: their save, or their removal, is in progress or was
-            interrupted. The dict gives the reason by the name of the folder.
+        damaged: maps the path of a damaged checkpoint's folder to the reason. For example, the
+            folder has a manifest that cannot be read.
+        unfinished: maps the path of a folder without a manifest to the reason. The save or the
+            removal of such a checkpoint is in progress, or was interrupted.
     """
 
     candidates: list[CheckpointCandidate]
@@ -87,9 +88,9 @@ class Source(ABC):
 
         Args:
             candidate: the checkpoint to fetch.
-            verify: whether to compare the checksums of files that are on this machine already.
-                If False, only their sizes are compared. The checksums of files that are downloaded
-                now are always compared.
+            verify: whether to compare the checksums of the files that are on this machine already;
+                if False, only the sizes of these files are compared. The checksums of files that
+                this call downloads are compared in any case.
 
         Raises:
             SourceError: the files cannot be read now; the checkpoint may be intact.
@@ -102,7 +103,7 @@ class Source(ABC):
 
     @abstractmethod
     def still_has(self, candidate: CheckpointCandidate) -> bool:
-        """Returns whether a checkpoint is neither removed nor replaced since it was listed.
+        """Returns whether a checkpoint is still there, and was not replaced since it was listed.
 
         Raises:
             SourceError: the source cannot be read.
@@ -112,13 +113,13 @@ class Source(ABC):
 def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
     """Calls ``list_once`` until its result can be trusted.
 
-    A listing first reads the names of the folders and then their manifests. If another process
-    prunes a checkpoint and commits the next one in between, the listing can miss the newest
-    checkpoint or all checkpoints, and can call an intact checkpoint damaged.
+    A listing first reads the names of the folders and then their manifests. In between, another
+    process may complete a new checkpoint and prune an old one. Then the listing can miss the newest
+    checkpoint or even all checkpoints, or can call a checkpoint damaged that was only pruned.
 
     A listing can be trusted if all its folders are checkpoints, or if it equals the previous
-    listing. If the other process saves so fast that neither ever happens, the first listing with a
-    checkpoint is returned, beginning with the 20th.
+    listing. Another process may save so often that no listing can be trusted. So from the 20th
+    listing on, the first listing that has a checkpoint is returned.
     """
     previous: Listing | None = None
     count = 0
@@ -131,8 +132,8 @@ def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
             if _listing_key(current) == _listing_key(previous):
                 return current
             if current.candidates and count >= _MAX_LISTINGS:
-                # Damage that two listings in a row show is real. Damage in one of them alone may be
-                # a checkpoint that was being pruned.
+                # A checkpoint that is damaged in two listings in a row is really damaged. One that
+                # is damaged only in this listing may just have been pruned.
                 lasting = {
                     name: why for name, why in current.damaged.items() if name in previous.damaged
                 }
