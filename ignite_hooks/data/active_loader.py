@@ -1,7 +1,8 @@
-"""Context managers that protect Accelerate's list of active loaders.
+"""Context managers that protect Accelerate's list of the loaders that are being iterated.
 
-Accelerate's ``GradientState`` lists the loaders that are being iterated. The last loader of the
-list is the active loader. The end of the active loader closes an accumulation window early.
+The list belongs to Accelerate's ``GradientState``. The last loader of the list is the active
+loader. When the active loader reaches its end, Accelerate closes the accumulation window (the
+batches whose gradients are accumulated for one optimizer step) early.
 """
 
 from collections.abc import Iterator
@@ -21,13 +22,14 @@ __all__ = ["activated", "deactivated"]
 def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
     """Pauses the iteration of ``loader``: Accelerate has no active loader during the body.
 
-    The body may iterate any loader, ``loader`` included, and leave it in any state. After the body,
-    Accelerate's list of loaders, ``sync_gradients`` and the iteration flags of ``loader`` are
-    restored.
+    The body may iterate any loader, including ``loader``, and may leave a loader in any state.
+    After the body, Accelerate's list of loaders, ``sync_gradients`` and the iteration flags of
+    ``loader`` (attributes such as ``end_of_dataloader``) are restored.
 
     Args:
         loader: the loader whose iteration is paused.
-        out_of_order: see ``undo_on_exit``.
+        out_of_order: whether the body may end before scopes that were entered within it; see
+            ``undo_on_exit``.
     """
     state = GradientState()
     before = state.dataloader_references, state.sync_gradients
@@ -45,9 +47,9 @@ def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
 
 @contextmanager
 def activated(loader: Any) -> Iterator[None]:
-    """Ends the iteration of ``loader`` after the body, and restores the list of active loaders.
+    """Ends the iteration of ``loader`` after the body, and restores Accelerate's list of loaders.
 
-    If the body runs during an outer iteration of the same loader, ``loader.end()`` alone would
+    The body may run during an outer iteration of the same loader. Then ``loader.end()`` alone would
     remove the outer iteration from the list, too.
     """
     state = loader.gradient_state
@@ -61,8 +63,8 @@ def activated(loader: Any) -> Iterator[None]:
             state.dataloader_references = references
             _set_flags(loader, flags)
 
-    # `out_of_order=True`, because this runs in the generator of a feed. Such a generator can be
-    # closed at any time, also while changes that were made later are still in use.
+    # `out_of_order=True`, because this scope may be in the generator of a feed. A feed can be
+    # closed at any time, while scopes that were entered later are still open.
     with (
         undo_on_exit(restore, out_of_order=True),
         _without_persistent_workers(loader, out_of_order=True) if is_nested else nullcontext(),

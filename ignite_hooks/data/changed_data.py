@@ -1,4 +1,9 @@
-"""Decides where a resumed run continues if the data or the batch size have changed."""
+"""Decides where a resumed run continues if the data or the batch size have changed.
+
+The saved run is the run that wrote a checkpoint. The resumed run is the present run, which
+continues from the checkpoint. A pass is one iteration over the whole data. The saved position is
+the number of batches that the saved run had taken of its pass.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,24 +12,28 @@ from math import ceil
 __all__ = ["ChangedData"]
 
 Facts = Mapping[str, int | str | None]
-"""Properties of the data of a feed, for example "samples a pass"; None if a value is not known."""
+"""Maps the name of a property of the data, for example "samples a pass", to the value.
+
+The value is None if it is not known.
+"""
 
 
 @dataclass(frozen=True)
 class ChangedData:
-    """A comparison of the data of a checkpoint with the data of the present run.
+    """A comparison of the data of the saved run with the data of the present run.
 
     Args:
-        then: the facts of the data in the checkpoint.
-        now: the facts of the data of the present run.
-        batches: the number of batches of the current pass that the saved run had taken.
+        then: the facts of the data in the saved run.
+        now: the facts of the data in the present run.
+        batches: the number of batches of its last pass that the saved run had taken.
         samples: the number of samples of all processes in these batches; None if not certain.
-        batches_left: the number of batches that the remaining samples of the pass make in the
+        batches_left: the number of batches that the remaining samples of this pass make in the
             present run; None if not known.
-        window_size: the number of batches in a full accumulation window.
-        has_state: whether the position is restored from a state of the data.
-        is_replay_refused: whether the position can only be reached by a replay, and the user has
-            turned replays off.
+        window_size: the number of batches in a full accumulation window, which make one optimizer
+            step.
+        has_state: whether the position is restored from a saved state of the data.
+        is_replay_refused: whether the position can only be reached by a replay, which loads the
+            earlier batches of the pass again, and the user has turned replays off.
     """
 
     then: Facts
@@ -38,16 +47,19 @@ class ChangedData:
 
     @property
     def keeps_samples(self) -> bool:
-        """Returns whether the position is found by counting samples.
+        """Returns whether the saved position can be found by counting samples.
 
-        If so, the batch size may have changed.
+        Such a position is valid even if the batch size has changed.
         """
         is_known = self.batches_left is not None
         return is_known and not self._differs("samples a pass") and not self._differs("order")
 
     @property
     def ends_pass(self) -> bool:
-        """Returns whether too few samples of the pass are left for one more batch."""
+        """Returns whether the pass ends at the saved position.
+
+        True if the data or the batch size have changed, and the remaining samples make no batch.
+        """
         is_within = self.batches > 0 and bool(self.reasons())
         return is_within and self.keeps_samples and self.batches_left == 0
 
@@ -58,7 +70,7 @@ class ChangedData:
 
     @property
     def drops_pass(self) -> bool:
-        """Returns whether the position cannot be resumed, and the next pass starts instead."""
+        """Returns whether the saved position cannot be reached, so that the next pass starts."""
         if not self.batches or self.keeps_samples or self.has_state:
             return False
         if self.is_replay_refused:
@@ -66,11 +78,12 @@ class ChangedData:
         return any(self._differs(name) for name in _POSITION_FACTS)
 
     def reasons(self) -> list[str]:
-        """Returns sentences that name each change and its consequence for the present run."""
+        """Returns sentences, each of which names a change and the effect on the present run."""
         found = []
         what = next((each for each in _POSITION_FACTS if self._differs(each)), None)
-        # In the middle of a pass each change is reported. Before its first batch a change of the
-        # order or of the batch size is reported, because it alters all batches that follow.
+        # In the middle of a pass, a change of any of these facts is reported. Before the first
+        # batch of a pass, only a change of the order or of the batch size is reported, because such
+        # a change alters all batches that follow.
         if what in ("order", "samples a batch") or (what is not None and self.batches):
             found.append(f"{self._describe_change(what)}: {self._describe_consequence()}")
         elif self.drops_pass:
@@ -83,15 +96,17 @@ class ChangedData:
         return found
 
     def _differs(self, name: str) -> bool:
-        """Returns whether a fact is known for both runs, and has changed."""
+        """Returns whether the fact ``name`` is known for both runs, and has changed."""
         then, now = self.then.get(name), self.now.get(name)
         return then != now and None not in (then, now)
 
     def _describe_change(self, name: str) -> str:
+        """Returns the first part of a sentence of ``reasons``: the values of the fact ``name``."""
         unit = "" if name == "order" else f" {name}"
         return f"{self.then[name]}{unit} then, {self.now[name]} now"
 
     def _describe_consequence(self) -> str:
+        """Returns the last part of a sentence of ``reasons``: what the present run does."""
         if self.drops_pass:
             return (
                 f"the current pass is dropped after {_quantity(self.batches, 'batch', 'batches')} "
@@ -118,6 +133,7 @@ class ChangedData:
         )
 
     def _describe_pass(self, facts: Facts) -> str:
+        """Returns the number of batches and optimizer steps in a pass of data with ``facts``."""
         return self._describe_batches(facts["batches a pass"])
 
     def _describe_batches(self, batches: int | str | None) -> str:

@@ -3,11 +3,13 @@
 On rank 0, Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank and sends the
 result to all ranks. Each rank keeps its part. The dispatcher reads the batches from its
 ``base_dataloader``. Every rank calls ``iter`` on this loader, but only rank 0 fetches batches from
-the iterator. So only rank 0 has a state to save and enters a pass in its middle.
+the iterator. So only rank 0 has a state to save, and only rank 0 enters a pass in its middle (it
+begins the iteration over the data there).
 
-While an iteration of the dispatcher begins, ``base_dataloader`` is replaced by a stand-in.
-``tests/data/test_dispatched_source.py`` fails if ``DataLoaderDispatcher`` calls ``iter`` on the
-loader at another time.
+While an iteration of the dispatcher begins, a stand-in replaces ``base_dataloader``. ``iter`` of
+the stand-in returns an iterator that this module has prepared. The test
+``tests/data/test_dispatched_source.py`` fails if ``DataLoaderDispatcher`` calls ``iter`` on
+``base_dataloader`` at another time.
 """
 
 from collections import deque
@@ -79,9 +81,11 @@ class DispatchedStream(AdaptedLoader):
         return position._replace(batches=position.batches * self._reads_per_batch)
 
     def set_window_size(self, batches: int) -> None:
-        """Sets the number of batches in a full accumulation window, by which a run may roll back.
+        """Sets the number of batches in a full accumulation window.
 
-        The reader counts the batches that rank 0 reads for all ranks.
+        An accumulation window is the batches that make one optimizer step. A run may roll back by
+        this many batches. The source of ``base_dataloader`` gets the number of batches that rank 0
+        reads for all ranks in the meantime.
         """
         # Accelerate reads one batch for each rank ahead, to find the end.
         rounds = batches + 1 + self.loader.skip_batches
@@ -90,7 +94,8 @@ class DispatchedStream(AdaptedLoader):
     def facts(self) -> dict[str, int | str | None]:
         """Returns the facts of the base class, and the name of the keeper.
 
-        Every rank knows the name, although only rank 0 has the state.
+        Facts are properties that must be equal for a resume to give the same batches. Every rank
+        knows the name of the keeper, although only rank 0 has its state.
         """
         keeper = self.keeper
         return {**super().facts(), "place": None if keeper is None else keeper.name}
@@ -104,7 +109,8 @@ class DispatchedStream(AdaptedLoader):
     def can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether rank 0 can restore a saved snapshot.
 
-        The facts decide, because they are equal on all ranks. Only rank 0 has the snapshot.
+        Compares the names of the keepers in the facts, because all ranks have the facts. Only
+        rank 0 has the snapshot.
         """
         keeper_name = self.facts()["place"]
         return keeper_name is not None and keeper_name == state_dict["facts"].get("place")
@@ -114,7 +120,8 @@ class DispatchedStream(AdaptedLoader):
     ) -> list[str]:
         """Returns the reasons of the base class, and the padding caveat if there is no snapshot.
 
-        With a snapshot, the base class returns that caveat. It also applies without a snapshot.
+        The padding caveat applies with and without a snapshot, but the base class returns this
+        caveat only if there is a snapshot.
         """
         is_entered_without = state_dict is None and position.batches > 0
         caveats = self._reader.caveats if is_entered_without else ()
@@ -141,11 +148,11 @@ class DispatchedStream(AdaptedLoader):
             yield
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass without the first ``skip``. Rank 0 does not send these."""
+        """Yields the batches of a pass without the first ``skip``, which rank 0 does not send."""
         reads = self._reader.batches(*self._reader_position(FeedPosition(data_pass, skip)))
         if not self._is_reader:
-            # Runs the generator here, so that it begins the pass: Accelerate iterates the loader
-            # only on rank 0. On this rank the generator gives no batch.
+            # The generator is run here, so that it begins the pass. It gives no batch on this rank.
+            # Accelerate would not run the generator, because only rank 0 fetches batches.
             deque(reads, maxlen=0)
         batches = self._dispatch(reads)
         yield from batches if self.even_batches else self._without_padding(batches)
@@ -153,8 +160,8 @@ class DispatchedStream(AdaptedLoader):
     def _dispatch(self, reads: Iterator[Any]) -> Iterator[Any]:
         """Yields this rank's part of the batches that rank 0 reads."""
         loader, base, first = self.loader, self.loader.base_dataloader, deque[Any]()
-        # `out_of_order=True`, because this may run in the generator of a feed. Such a generator can
-        # be closed at any time, also while changes that were made later are still in use.
+        # `out_of_order=True`, because this scope may be in the generator of a feed. A feed can be
+        # closed at any time, while scopes that were entered later are still open.
         with undo_on_exit(lambda: setattr(loader, "base_dataloader", base), out_of_order=True):
             # Accelerate calls `iter` on `base_dataloader` when the first batch is fetched.
             loader.base_dataloader = _LoaderWithIterator(base, reads)
@@ -164,10 +171,10 @@ class DispatchedStream(AdaptedLoader):
 
 
 class _UnreadLoader(TorchLoader):
-    """The loader on a rank other than 0. A pass is begun, but no batch is read.
+    """The loader on a rank other than 0. Each pass is begun, but no batch is read.
 
-    A pass must be begun for two reasons. It draws from the random generators, as on rank 0. And a
-    DataPipe must be started on all ranks together.
+    There are two reasons to begin the pass: the beginning draws from the random generators, as on
+    rank 0, and a DataPipe must be started on all ranks together.
     """
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:

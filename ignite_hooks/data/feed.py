@@ -1,7 +1,12 @@
 """Feeds: iterate a loader pass by pass, and keep the position, so that a run can be resumed.
 
 A pass is one iteration over the whole loader. A position is the number of a pass and the number of
-batches of that pass that the feed has given.
+batches of that pass that the feed has given. A source is the adapter through which a feed reads its
+loader (see ``sources.py``).
+
+The saved run is the run that wrote a checkpoint. The resumed run is the present run, which
+continues from the checkpoint. A replay reaches a position by loading the earlier batches of the
+pass again.
 """
 
 import warnings
@@ -42,33 +47,35 @@ __all__ = ["DataFeed", "Feeds", "load_between_passes"]
 class DataFeed:
     """Iterates a loader for an engine, pass by pass, and keeps the position in the data.
 
-    Ignite does not exhaust an iterator, but Accelerate relies on the exhaustion. Without this class
-    the epoch of the loader is not advanced, and a resumed run begins at batch 0. Also, a finished
-    loader remains Accelerate's active loader, which switches gradient accumulation off while
-    another loader is iterated.
+    Ignite does not iterate a loader to its very end, but Accelerate relies on this. So without a
+    feed, Accelerate does not advance the loader's epoch (the number for ``set_epoch``). A finished
+    loader then remains Accelerate's active loader, which switches gradient accumulation off while
+    another loader is iterated. Also, a resumed run would begin at batch 0.
 
     ``iter(feed)`` begins at ``position``. When a stop or a failure ends the iteration in the middle
-    of a pass, the feed keeps the position. Calling ``iter`` during an iteration abandons the pass
-    and begins the next one.
+    of a pass, the feed keeps the position. Calling ``iter`` again during an iteration abandons the
+    present pass and begins the next pass.
 
-    The last batch of a pass must be known to be the last before the engine trains on it. If the
-    number of batches is certain, the feed counts the batches and fetches nothing ahead, so random
-    numbers are drawn in the order of a plain PyTorch loop. Otherwise the feed fetches one batch
-    ahead.
+    The last batch of a pass closes the accumulation window (the batches whose gradients are
+    accumulated for one optimizer step). So before the engine trains on the last batch, the feed
+    must know that this batch is the last. If the number of batches is certain, the feed counts the
+    batches and fetches nothing ahead, so random numbers are drawn in the order of a plain PyTorch
+    loop. Otherwise the feed fetches one batch ahead.
 
     With several processes, every rank gives as many batches as the rank with the fewest. The ranks
-    exchange their numbers of batches at the start of each pass. If one of the ranks does not know
-    its number, all ranks exchange how many batches they have fetched, once per
+    exchange their numbers of batches at the start of each pass. If any rank does not know its
+    number, all ranks exchange how many batches they have fetched instead, once per
     ``gradient_accumulation_steps`` batches.
 
     Attributes:
         holds_iterator: whether the feed keeps a reference to its iterator, so that only ``close``
             ends the iteration. Without the reference Python deletes the iterator when the caller
             drops it, and swallows a Ctrl-C that arrives during the deletion.
-        is_last: whether the batch that was given last is the last batch of its pass.
+        is_last: whether the most recent batch is the last batch of its pass.
         position: the position in the data; the next ``iter`` begins there.
         promised_length: the ``len(data)`` that the last call of ``update_length`` found; None if
-            ``data`` has no length. For display only, because the number may be wrong.
+            ``data`` has no length. Unlike ``length``, this number may be wrong, so it is only for
+            display.
 
     Args:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
@@ -99,11 +106,12 @@ class DataFeed:
         self.add_owner(self)
         is_distributed = accelerator is not None and accelerator.num_processes > 1
         ends_together = is_distributed and even_batches and not self._source.knows_its_end
-        # Without even batches a small data set may have batches for some of the ranks only.
+        # Without even batches, a small data set may have batches for some of the ranks only. Then a
+        # pass is empty on the other ranks.
         self._may_be_empty = is_distributed and not even_batches
         self._device = device_of_batches(self._source.loader, accelerator)
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
-        # Weak, so that the iterator and its workers end when the engine drops the iterator.
+        # A weak reference lets the iterator and its workers end when the engine drops the iterator.
         self._iterator_ref: ref[Generator[Any, None, None]] | None = None
         self._held_iterator: Generator[Any, None, None] | None = None
         self.holds_iterator = False
@@ -148,7 +156,10 @@ class DataFeed:
 
     @property
     def batches_left(self) -> int | None:
-        """The number of batches from the current one to the last of the pass; None if unknown."""
+        """The number of batches from the current batch to the last batch of the pass, inclusive.
+
+        None if the number is not known.
+        """
         if self.is_last:
             return 1
         return (
@@ -169,7 +180,7 @@ class DataFeed:
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The objects that batches are made by (data set, samplers, …), by name."""
+        """The objects that make the batches (data set, samplers, …), by name."""
         return self._source.roots
 
     @property
@@ -179,11 +190,11 @@ class DataFeed:
 
     @property
     def facts(self) -> dict[str, int | str | None]:
-        """Properties of the data that must be equal for a resumed run to see the same batches."""
+        """The facts: properties that must be equal for a resumed run to see the same batches."""
         return self._source.facts()
 
     def __len__(self) -> int:
-        """Returns the number of batches in a pass; raises a TypeError if it is not certain."""
+        """Returns the number of batches in a pass; raises a TypeError without a certain number."""
         if not self._pass_end.length:
             raise TypeError(f"{type(self.loader).__name__} has no certain number of batches")
         return self._pass_end.length
@@ -192,7 +203,7 @@ class DataFeed:
         if self._current_iterator() is not None:
             self.next_pass()
         elif self.is_last:
-            # The last batch was given, but a stop came before the end of the pass was reached.
+            # The last batch was given, but the run was stopped before the pass reached its end.
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         iterator = self._iterate_pass()
@@ -209,13 +220,15 @@ class DataFeed:
         return not self.position.batches
 
     def update_length(self) -> None:
-        """Updates ``promised_length``, and before the first batch of a pass also ``length``.
+        """Updates ``promised_length``, and ``length`` if the feed is at the start of a pass.
 
         The number of batches may differ from pass to pass, because a data set grows or a sampler
-        draws its number of samples. This method calls ``set_epoch`` of the data, and restores the
-        random generators afterwards, because ``set_epoch`` may draw from them and is called again
-        when the pass begins. The ranks compare their numbers when the pass begins. Until then
-        ``length`` is the number of this rank alone.
+        draws its number of samples.
+
+        At the start of a pass, this method calls ``set_epoch`` of the data. ``set_epoch`` may draw
+        random numbers, and is called again when the pass begins. So this method restores the random
+        generators afterwards. The ranks compare their numbers of batches when the pass begins.
+        Until then ``length`` is the number of this rank alone.
         """
         with RandomState.preserved(generators=self.generators):
             if self.at_start:
@@ -224,11 +237,12 @@ class DataFeed:
             self.promised_length = self._source.promised_length
 
     def seek(self, position: FeedPosition) -> None:
-        """Moves to ``position``, where the next ``iter`` begins. An iterator is not moved.
+        """Moves to ``position``, so that the next ``iter`` begins there.
 
-        A pass that was begun before keeps the order of its samples, unless its sampler draws from
-        a global generator while the sampler is iterated. If each process iterates a sampler itself,
-        the batches before ``position`` are not loaded.
+        Data that cannot be repeated (see ``can_repeat``) is not moved. If the pass was begun
+        before, its samples keep their order, unless the sampler draws from a global generator while
+        it is iterated. If each process iterates a sampler itself, the batches before ``position``
+        are not loaded.
         """
         if self.can_repeat:
             self._pass_end.ahead.clear()
@@ -238,9 +252,10 @@ class DataFeed:
         self.close()
 
     def roll_back_to(self, position: FeedPosition) -> None:
-        """Moves back to ``position``, so that the batches after it are given again.
+        """Moves back to ``position``, so that the batches after this position are given again.
 
-        An iterator cannot be moved back. Then a warning says how many of its batches are lost.
+        Data that cannot be repeated (see ``can_repeat``) is not moved back. Instead, a warning says
+        how many batches are lost.
         """
         lost = self.position.batches - position.batches
         if position == self.position:
@@ -256,13 +271,19 @@ class DataFeed:
             )
 
     def next_pass(self) -> None:
-        """Abandons the rest of this pass, if one was begun, and moves to the next one."""
+        """Abandons the rest of the present pass, and moves to the next pass.
+
+        A feed that is at the start of a pass already stays there.
+        """
         self.close()
         if self.position.batches:
             self._advance_to_next_pass()
 
     def finish(self) -> None:
-        """Ends the pass after its last batch, so that Accelerate and the workers end it, too."""
+        """Iterates past the last batch, so that Accelerate and the workers end the pass, too.
+
+        Does nothing if the last batch has not been given.
+        """
         iterator = self._current_iterator()
         if self.is_last and iterator is not None:
             next(iterator, None)
@@ -270,18 +291,21 @@ class DataFeed:
     def close(self) -> None:
         """Ends the iteration: stops workers, and removes the loader from the active loaders.
 
-        Accelerate lists the loaders that are being iterated as active.
+        The active loaders are Accelerate's list of the loaders that are being iterated.
         """
         iterator = self._current_iterator()
         if self.can_repeat:
             self._pass_end.ahead.clear()
         if iterator is not None:
             iterator.close()
-        # Last, so that `close` can be called again if a Ctrl-C interrupted it above.
+        # Cleared last: if a Ctrl-C interrupts `close` above, another call still finds the iterator.
         self._iterator_ref = self._held_iterator = None
 
     def deactivate(self) -> None:
-        """Removes the loader from the active loaders if it was added again after ``close``."""
+        """Removes the loader from the active loaders.
+
+        ``close`` does the same. This method is for a loader that has been added again since then.
+        """
         if hasattr(self.loader, "end"):
             self.loader.end()
 
@@ -290,7 +314,8 @@ class DataFeed:
 
         The values are numbers, strings, lists, dicts and tensors, which ``torch.load`` reads with
         ``weights_only=True``. The states of the global random generators are not included. The
-        checkpoint saves these, because code outside the feed draws from them too.
+        checkpoint saves these states itself, because code outside the feed also draws from the
+        global generators.
         """
         # After the last batch of a pass a resumed run begins the next pass.
         position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
@@ -312,21 +337,27 @@ class DataFeed:
     def drops_pass(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether a resume drops the saved pass and begins the next pass.
 
-        True if the saved position is invalid in this data. Also true if only a replay reaches the
+        True in two cases: the saved position is invalid in this data, or only a replay reaches the
         position and ``state_dict["replay"]`` is False.
         """
         return self.can_repeat and self._compare_data(state_dict).drops_pass
 
     def ends_pass(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether a resume ends the saved pass, because no full batch of it is left."""
+        """Returns whether a resume ends the saved pass, because its last samples make no batch.
+
+        This can happen if the data or the batch size have changed.
+        """
         return self.can_repeat and self._compare_data(state_dict).ends_pass
 
     def data_changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns each change of the data since the save, with its consequence for a resume."""
+        """Returns sentences that name the changes of the data since the save, and their effects."""
         return self._compare_data(state_dict).reasons() if self.can_repeat else []
 
     def replay_notes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns a note if a resume iterates a sampler up to the position, which may take long."""
+        """Returns a note if a resume iterates a sampler up to the saved position.
+
+        Such an iteration may take long.
+        """
         batches = state_dict["position"][1]
         sampler = self._source.replayed_sampler
         restores_position = self._can_restore_here(state_dict)
@@ -338,9 +369,10 @@ class DataFeed:
         return [f"a {type(sampler).__name__} is iterated again over {what} before this position"]
 
     def _can_restore_here(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the position is restored from a saved state of the data on this rank.
+        """Returns whether this rank restores the saved position from a saved state of the data.
 
-        That state is the order state of a recorded sampler, or a snapshot (see ``snapshots.py``).
+        The saved state is the order state, which is the state of a recorded sampler (see
+        ``recorded_order.py``), or a snapshot (see ``snapshots.py``).
         """
         accepts_order = self._source.accepts_order_state(state_dict.get("order"))
         return accepts_order or self._source.snapshots.can_restore(
@@ -348,9 +380,10 @@ class DataFeed:
         )
 
     def _can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the position is restored from a saved state on the rank that reads.
+        """Returns whether the rank that reads restores the saved position from a saved state.
 
-        The rank that reads is rank 0 alone if rank 0 sends the batches, and each rank otherwise.
+        If rank 0 sends the batches to all ranks, only rank 0 reads. Otherwise each rank reads, and
+        the result is the same as that of ``_can_restore_here``.
         """
         accepts_order = self._source.accepts_order_state(state_dict.get("order"))
         return accepts_order or self._source.can_restore_on_reader(state_dict)
@@ -376,7 +409,7 @@ class DataFeed:
                 "where it is"
             ]
         if not self._source.is_reader:
-            return []  # rank 0, which loads the batches, gives the reasons
+            return []  # only rank 0 loads batches, and gives the reasons for all ranks
         found = []
         snapshots, snapshot = self._source.snapshots, state_dict.get("place")
         order = state_dict.get("order")
@@ -436,14 +469,13 @@ class DataFeed:
         return states if is_same and self._source.accepts_worker_states(states) else None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Moves to the saved position: the next ``iter`` gives the batches after it.
+        """Moves to the saved position: the next ``iter`` gives the batches after this position.
 
         Earlier batches are not loaded if the loader has a sampler. With torch's ``BatchSampler``
-        the batch size may have changed.
+        the batch size may differ from the batch size at the save.
 
-        The feed moves to the next pass instead if the position is invalid in this data. It also
-        does so if only a replay reaches the position, and ``state_dict["replay"]`` is False. (A
-        replay loads the earlier batches of the pass again.) An iterator is not moved.
+        If ``drops_pass`` or ``ends_pass`` is true for ``state_dict``, the feed moves to the start
+        of the next pass instead. Data that cannot be repeated (see ``can_repeat``) is not moved.
         """
         self._source.load_state_dict(state_dict["source"])
         position, snapshot = FeedPosition(*state_dict["position"]), state_dict.get("place")
@@ -465,16 +497,19 @@ class DataFeed:
             self._pass_end.synchronize_length()
 
     def shares_keeper_with(self, other: "DataFeed") -> bool:
-        """Returns whether the state of the same object contains the positions of both feeds."""
+        """Returns whether both feeds have the same keeper.
+
+        The keeper is the object of the data whose state contains the position in the data.
+        """
         own_keeper, other_keeper = self._source.keeper, other._source.keeper
         if own_keeper is None or other_keeper is None:
             return False
         return own_keeper.wrapped is other_keeper.wrapped
 
     def restore_keeper_once(self, others: Iterable["DataFeed"]) -> None:
-        """Makes the feed that is iterated first restore the keeper, for this feed and ``others``.
+        """Makes only one feed restore the keeper that this feed and ``others`` share.
 
-        The feeds share the keeper, which is the object whose state contains the position.
+        The feed that is iterated first restores the keeper, for all of these feeds.
         """
         self._source.snapshots.restore_keeper_once(each._source.snapshots for each in others)
 
@@ -485,8 +520,8 @@ class DataFeed:
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         if self.can_repeat:
-            # Batches that an abandoned iteration had fetched are loaded again. Those of an iterator
-            # are kept, because an iterator cannot give them again.
+            # Batches that an abandoned iteration had fetched are dropped here and loaded again. If
+            # the data cannot be repeated, these batches are kept.
             self._pass_end.ahead.clear()
         length_before = self._pass_end.length
         ahead, to_device, moves = self._pass_end.ahead, self._to_device, self._device is not None
@@ -500,15 +535,15 @@ class DataFeed:
                 self._warn_of_change(length_before)
             batches = stack.enter_context(closing(self._source.batches(*self.position)))
             for is_last in self._pass_end.fetch(batches, *self.position):
-                # A batch is counted before it is given, so that a stop while the engine processes
-                # the batch finds it counted.
+                # A batch is counted before it is given. So if the run is stopped while the engine
+                # processes the batch, the position includes this batch.
                 data_pass, given = self.position
                 self.position = FeedPosition(data_pass, given + 1)
                 self.is_last = is_last
                 if is_last:
                     self._source.mark_last_batch()
-                # Not assigned to a variable, which would keep the batch alive until the next batch
-                # is requested, for example during a validation.
+                # The batch is not assigned to a variable, because the variable would keep the batch
+                # alive until the next batch is requested, for example during a validation.
                 yield to_device(ahead.popleft()) if moves else ahead.popleft()
         if not self.position.batches and not self._may_be_empty:
             raise ValueError(self._no_batches_message())
@@ -556,6 +591,7 @@ class DataFeed:
 
 
 def _remedy_for(data: Any) -> str:
+    """Returns what to pass in place of ``data``, which is not iterable. Ends the error message."""
     if isinstance(data, Dataset):
         return "DataLoader(dataset, batch_size=32), or another size"
     if isinstance(data, type):
@@ -568,8 +604,9 @@ class Feeds:
 
     No loader is prepared twice. When data is used again, its feed continues at the position where
     the feed was left. A loader has its feed as an attribute, so loader and feed live equally long.
-    This object itself refers only to the newest feed and to the feeds that ``feed_for`` was told to
-    remember. Only the loader of the newest feed is on Accelerate's list of prepared loaders.
+    This object itself refers only to the newest feed, which is the feed that was used last, and to
+    the feeds that ``feed_for`` was told to remember. Only the loader of the newest feed is on
+    Accelerate's list of prepared loaders.
 
     Args:
         accelerator: prepares the loaders.
@@ -587,9 +624,9 @@ class Feeds:
 
         Args:
             data: a loader, another iterable of batches, or a feed, which is returned unchanged.
-            remember: whether this object keeps the feed for its own lifetime if ``data`` is not a
-                ``DataLoader``. If False, this object keeps such a feed only while it is the newest.
-                The feed of a ``DataLoader`` is always kept by the loader.
+            remember: whether this object keeps the feed as long as this object exists. If False,
+                this object keeps the feed only while the feed is the newest. Without effect for a
+                ``DataLoader``, which keeps its feed itself.
         """
         if isinstance(data, DataFeed):
             return data
@@ -633,14 +670,15 @@ def load_between_passes(
 ) -> None:
     """Moves feeds to positions that were saved together, each at the start of a pass.
 
-    Several feeds may share data. If a feed restored the data only when it is first iterated, it
-    would undo the changes that another feed has made to the same data in the meantime. So this
-    function restores all states at once. The only exception is an object whose state contains the
-    position: the feed that is iterated first restores that object, for all feeds that share it.
+    Several feeds may share data. If each feed restored the data only when the feed is first
+    iterated, a later feed would undo the changes that an earlier feed has made to the shared data.
+    So this function restores all states at once. The only exception is a keeper (the object whose
+    state contains the position): the feed that is iterated first restores the keeper, for all feeds
+    that share the keeper.
 
     Args:
-        states: the feeds, each with its state.
-        others: further feeds, which are at the positions of the same save already.
+        states: pairs of a feed and the saved state of this feed.
+        others: further feeds, which have already been moved to positions of the same save.
     """
     loaded = []
     for feed, state in states:
@@ -649,10 +687,12 @@ def load_between_passes(
             # `state["source"]` has the states of the same objects and generators, and is restored
             # at once.
             snapshot = {**snapshot, "objects": {}, "generators": {}}
-            # A sampler that was left in the middle of a pass begins from its start when it is
-            # iterated. Its saved state would make it continue in the middle.
+            # Without a resume, a sampler that was left in the middle of a pass would begin from its
+            # start when it is iterated. Its saved state would make the sampler continue in the
+            # middle, so this state is not loaded.
             if snapshot["is_cut"] and "sampler" in snapshot["of"].partition(" ")[0]:
                 snapshot = None
+        # The same applies to a recorded sampler that was left in the middle of a pass.
         if order is not None and not (order["is_within"] or order["is_over"]):
             order = None
         feed.load_state_dict({**state, "place": snapshot, "order": order})
@@ -665,12 +705,12 @@ def load_between_passes(
 
 
 class _LoaderFeeds(ExcludedFromSearch):
-    """The feeds of one loader, one for each ``Feeds``, as an attribute of the loader.
+    """The feeds of one loader, one for each ``Feeds``. This object is an attribute of the loader.
 
-    A feed refers to its loader. In a module-level ``WeakKeyDictionary`` from loader to feed, the
-    feeds would keep the loaders alive, and neither would ever be freed. With an attribute, a loader
-    and its feeds form a reference cycle, which the garbage collector frees. A copy of the loader
-    has no feeds.
+    A feed refers to its loader. If a module-level ``WeakKeyDictionary`` had the feeds as values and
+    the loaders as keys, the feeds would keep the loaders alive, and neither would ever be freed.
+    With an attribute, a loader and its feeds form a reference cycle, which the garbage collector
+    frees. A copy of the loader has no feeds.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -682,6 +722,8 @@ class _LoaderFeeds(ExcludedFromSearch):
 
 
 def _loader_feeds(loader: Any) -> "WeakKeyDictionary[Feeds, DataFeed]":
+    # `copy.copy` of a loader copies the attribute, too. The copied attribute names the original
+    # loader, and is not used.
     known = vars(loader).get("_ignite_hooks_feeds")
     if known is None or known.loader() is not loader:
         known = loader._ignite_hooks_feeds = _LoaderFeeds(loader)

@@ -1,8 +1,11 @@
 """The source for a loader with a sampler: a pass is entered without loading earlier batches.
 
-The batch sampler of the loader (or the sampler, if the loader makes no batches) is called the
-order. An index batch is the list of the indices of one batch. A sampler with a state may be
-recorded (``RecordedOrder``). An element is what it yields: an index or an index batch.
+A pass is one iteration over the whole data. "To enter a pass" means to begin the iteration at a
+given batch. The batch sampler of the loader (or the sampler, if the loader makes no batches) is
+called the order. An index batch is the list of the indices of one batch.
+
+A ``RecordedOrder`` may wrap a sampler with a state, to record what this sampler yields. An element
+is one thing that a recorded sampler yields: an index or an index batch.
 """
 
 from collections import deque
@@ -56,23 +59,27 @@ class IndexedLoader(TorchLoader):
     """A loader with a sampler. Its length is certain if the length of the sampler is certain.
 
     A pass can be entered at any position without loading earlier batches. With torch's
-    ``BatchSampler`` the position is a number of samples of all processes, so the rest of a pass can
-    have another batch size. Samples that are repeated to make the last batches even do not count.
+    ``BatchSampler`` a position is counted in samples of all processes, so the rest of a pass can
+    have another batch size. Samples that are repeated to make the last batches even are not
+    counted.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
-        self._data_pass = 0  # the pass of the last `set_pass`
-        # A position and the number of samples before this position. None if that number follows
-        # from the batch size, because the batch size has not changed within the pass.
+        self._data_pass = 0  # the argument of the last call of `set_pass`
+        # A position in a pass whose batch size has changed, and the number of samples before this
+        # position. None if the batch size has not changed, because then this number follows from
+        # the batch size.
         self._known_samples: tuple[FeedPosition, int] | None = None
         self._worker_states = WorkerStates()
-        # A weak reference to the iterator whose persistent workers were started here.
+        # A weak reference to the iterator whose persistent workers this object has started. A call
+        # returns the iterator, or None if there is none.
         self._own_iterator: Callable[[], Any] = lambda: None
         self._recorded_order = self._make_recorded_order()
-        # For a sampler with a state in a loader without workers. `Snapshots` saves the state of the
-        # sampler. `_watched_order` records only the draws of the sampler from global generators.
+        # `_recorded_order` is for loaders with workers, `_watched_order` for loaders without
+        # workers. Without workers, `Snapshots` saves the state of the sampler, and `_watched_order`
+        # records only the draws of the sampler from the global generators.
         keeper = None if self._is_torchdata else self.keeper
         self._watched_order = None if keeper is None else RecordedOrder(keeper)
 
@@ -100,7 +107,10 @@ class IndexedLoader(TorchLoader):
 
     @property
     def length(self) -> int | None:
-        """The number of index batches of this process; None if it is not certain."""
+        """The number of index batches of this process in a pass; None if it is not certain.
+
+        Takes into account that the batch size may have changed within the present pass.
+        """
         with self._even_batches_applied():
             known = self._known_samples
             if known is None or known[0].data_pass != self._data_pass:
@@ -110,7 +120,10 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _full_pass_length(self) -> int | None:
-        """The number of index batches in a pass that begins with its first batch."""
+        """The number of index batches in a pass that is iterated from its first batch on.
+
+        All batches of such a pass have the same size.
+        """
         is_known = samples_per_pass(self._order) is not None
         return batches_after(self._order, 0) if is_known else self.promised_length
 
@@ -228,9 +241,10 @@ class IndexedLoader(TorchLoader):
             self._known_samples = position, samples
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Iterates the samplers to the end of the pass, because some samplers draw at their end.
+        """Iterates the samplers to the end of the pass.
 
-        A recorded sampler is drawn ahead of the batches, so it may be at its end already.
+        Some samplers draw random numbers at their end. Nothing is done if the elements of the
+        sampler were recorded up to here: such elements are drawn ahead of the batches.
         """
         is_drawn = self._is_recorded_after(data_pass, given)
         if not is_drawn and self._started_pass is not None and self._started_pass[0] == data_pass:
@@ -239,7 +253,10 @@ class IndexedLoader(TorchLoader):
             deque(rest, maxlen=0)
 
     def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a position; None without workers, or if unknown."""
+        """Returns the states of the workers at a position.
+
+        None if there are no workers, or if the states are not known.
+        """
         if not self._can_track_workers or not (position.batches or self._has_persistent_workers):
             return None
         found = self._worker_states.states_at(*position)
@@ -268,7 +285,10 @@ class IndexedLoader(TorchLoader):
         self._worker_states.begin(position.data_pass, first, states, self.snapshots.window_size)
 
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of the recorded sampler; None without one, or if unknown."""
+        """Returns the state of the recorded sampler at a position.
+
+        None if there is no recorded sampler, or if the state is not known.
+        """
         if self._recorded_order is None:
             return None
         data_pass, _ = position
@@ -322,7 +342,7 @@ class IndexedLoader(TorchLoader):
         return batches * elements_per_batch(self._order) if samples is None else samples
 
     def _is_recorded_after(self, data_pass: int, batches: int) -> bool:
-        """Returns whether recorded elements suffice to enter a pass after a number of batches."""
+        """Returns whether recorded elements suffice to enter a pass after ``batches`` batches."""
         start = self._elements_before(data_pass, batches)
         return self._recorded_order is not None and self._recorded_order.can_enter_at(
             data_pass, start
@@ -330,7 +350,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _order_to_draw(self) -> Any:
-        """The order to iterate for a pass, with the recorder in place of a recorded sampler."""
+        """The order to iterate in a pass, with the recorder in place of the sampler, if any."""
         order, recorded = self._order, self._recorded_order
         return order if recorded is None else with_recorded_sampler(order, recorded)
 
@@ -352,8 +372,8 @@ class IndexedLoader(TorchLoader):
         prefetched = base.num_workers * (base.prefetch_factor or 0)
         # New workers begin with a batch of worker 0, up to `aligned` batches before the position.
         aligned = base.num_workers - 1
-        # The run may roll back by one window, and the feed may fetch one window ahead to find the
-        # end. One more batch is kept for each of the two.
+        # The run may roll back by one accumulation window, and the feed may fetch one window ahead
+        # to find the end. For each of these two windows, the elements of one more batch are kept.
         given = 2 * (self.snapshots.window_size + 1)
         recorded.capacity = (prefetched + aligned + given) * elements_per_batch(self._order)
 
@@ -361,8 +381,8 @@ class IndexedLoader(TorchLoader):
     def _can_track_workers(self) -> bool:
         """Returns whether the states of workers can be tracked.
 
-        Tracking requires that it is certain which worker loads which batch. It is not supported if
-        Accelerate skips batches, or with the workers of torchdata.
+        Tracking requires that it is certain which worker loads which batch. Tracking is not
+        supported if Accelerate's ``skip_first_batches`` is used, or for the workers of torchdata.
         """
         base = self.base
         is_in_known_order = base.num_workers > 0 and base.in_order
@@ -370,7 +390,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _is_torchdata(self) -> bool:
-        """Returns whether the loader has a state. The loaders of torchdata have one."""
+        """Returns whether the loader itself has a state, as the loaders of torchdata have."""
         return hasattr(self.base, "load_state_dict")
 
     def _open_iterator(self) -> Iterator[Any]:
@@ -380,7 +400,8 @@ class IndexedLoader(TorchLoader):
         forget_dead_workers(base)
         found = base._iterator
         if found is not None and found is not self._own_iterator():
-            # The user started these persistent workers, so they do not send their states.
+            # The user's own iteration started these persistent workers. Such workers do not send
+            # their states.
             self._worker_states.begin(self._data_pass, 0, ())
             with self._recording_pass(self._data_pass):
                 return super()._open_iterator()
@@ -402,7 +423,7 @@ class IndexedLoader(TorchLoader):
         return self._worker_states.follow(batches, 0)
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow, after the state of the keeper was loaded."""
+        """Returns the batches that follow the state that was loaded into the keeper."""
         if self._watched_order is not None and skip:
             self._watched_order.continue_next()
         return super().batches_after_load(skip)
@@ -434,24 +455,28 @@ class IndexedLoader(TorchLoader):
         return islice(batches, skip - first, None)
 
     def _seed_generator_of(self, begun: RandomState) -> torch.Generator:
-        """Returns a copy of the generator that seeds workers, in its state at a pass's start."""
+        """Returns a copy of the generator that seeds workers, in its state at the start of a pass.
+
+        Args:
+            begun: the random state at the start of the pass.
+        """
         seeds, loader_generator = torch.Generator(), self.base.generator
         found = [state for each, state in begun.generators.values() if each is loader_generator]
         seeds.set_state(found[0] if found else begun.cpu)
         return seeds
 
     def _worker_start(self, data_pass: int, skip: int) -> tuple[int, list[bytes | None]]:
-        """Returns the first batch to load, at or before ``skip``, and the state of each worker.
+        """Returns the number of the first batch to load, and the state of each worker before it.
 
         New workers start with a batch of worker 0, so up to ``num_workers - 1`` batches before
-        ``skip`` are loaded again. A state is None if it is unknown.
+        batch ``skip`` are loaded again. The state of a worker is None if it is not known.
         """
         known = self._worker_states.states_at(data_pass, skip) if self._can_track_workers else None
         return known or (skip, [None] * self.base.num_workers)
 
     def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
-        # Copied before the order is drawn, so that the workers get the seeds that they got when the
-        # pass began.
+        # The generator that seeds the workers is copied before the order is drawn. So the workers
+        # get the same seeds as when the pass began.
         seeds, loader_generator = torch.Generator(), self.base.generator
         seeds.set_state(
             (torch.default_generator if loader_generator is None else loader_generator).get_state()
@@ -499,16 +524,16 @@ class IndexedLoader(TorchLoader):
             return self._index_batches_after(data_pass, skip)
 
     def _index_batches_after(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Does the work of ``_draw_rest``, while the sampler is recorded."""
+        """Draws the order for ``_draw_rest``, which records the sampler during the call."""
         base, order = self.base, self._order_to_draw
         is_custom = replayed_sampler(self._order) is self._order
-        # torch calls __iter__ of the order before it draws the seed for workers. An order of a
-        # user's class may draw random numbers in __iter__.
+        # torch calls __iter__ of the order before it draws the seed for workers, and so does this
+        # method, because an order of a user's class may draw random numbers in __iter__.
         whole = iter(order) if is_custom else order
         if self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
         if is_custom and base.num_workers:
-            # With workers, torch calls __iter__ twice, and each call may draw.
+            # With workers, torch calls __iter__ twice, and each call may draw random numbers.
             whole = iter(order)
         samples = self.samples_before(FeedPosition(data_pass, skip))
         if samples is None:
@@ -518,10 +543,10 @@ class IndexedLoader(TorchLoader):
         return chain([*islice(rest, self._count_drawn_ahead(data_pass, skip))], rest)
 
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
-        """Returns how many index batches after a position had been drawn before.
+        """Returns how many index batches after a position were drawn in the first iteration.
 
-        Drawing these index batches at once makes later draws happen at the same times as in the
-        first iteration.
+        In the first iteration, these index batches were drawn ahead. If they are drawn at once now,
+        all later index batches are drawn at the same times as in the first iteration.
         """
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
@@ -533,7 +558,7 @@ class IndexedLoader(TorchLoader):
     def doubts(self) -> list[str]:
         """Returns the reasons why ``state_dict`` may lack some of the state of the data.
 
-        Includes the reasons of the base class, of the recorded sampler and of the workers.
+        The reasons are those of the base class, the sampler, the seeds of workers and the workers.
         """
         is_over = self._worker_states.is_over and not self._has_running_workers
         order = self._watched_order if self._recorded_order is None else self._recorded_order
@@ -549,8 +574,9 @@ class IndexedLoader(TorchLoader):
         """Returns the reason why workers may get other seeds after a resume, if there is one."""
         base, recorded = self.base, self._recorded_order
         if recorded is None or self._order is not recorded.holder or not recorded.draws_on_iter:
-            # A sampler inside a batch sampler of torch or Accelerate draws after the workers were
-            # seeded, because the batch sampler calls `iter` of the sampler with its first batch.
+            # If the sampler is inside a batch sampler of torch or Accelerate, the sampler draws
+            # after the workers are seeded: the batch sampler calls `iter` of the sampler only when
+            # the first index batch is requested.
             return []
         if base.num_workers == 1 and not base.persistent_workers:
             return []
@@ -563,8 +589,9 @@ class IndexedLoader(TorchLoader):
     def _at_start_of_pass(self, begun: RandomState) -> Iterator[None]:
         """Sets the generators to their states at the start of a pass, during the body.
 
-        After the body, generators get their present states back. The exception are generators from
-        which only the order is drawn: they keep the states after the draws in the body.
+        After the body, the generators get back the states that they had before the body. The only
+        exceptions are generators from which only the order is drawn: these keep the states that
+        they have at the end of the body.
         """
         own = {id(each) for each in self._order_generators()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}
@@ -573,7 +600,7 @@ class IndexedLoader(TorchLoader):
             yield
 
     def _order_generators(self) -> list[RandomGenerator]:
-        """Returns the generators from which the order is drawn, but no sample."""
+        """Returns the generators from which only the order is drawn, and nothing in a sample."""
         data_generators = self._search_data(data_parts(self.base)).named.values()
         order_generators = self._search_order(order_parts(self.base)).named.values()
         return [
@@ -582,7 +609,10 @@ class IndexedLoader(TorchLoader):
 
     @contextmanager
     def _even_batches_applied(self) -> Iterator[None]:
-        """Turns off the padding of Accelerate's batch samplers, unless batches must be even."""
+        """Turns off the padding of Accelerate's batch samplers during the body.
+
+        Does nothing if batches must be even.
+        """
         shards = [
             sampler
             for sampler in (self.loader.batch_sampler, self.loader.sampler)

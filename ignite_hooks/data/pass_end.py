@@ -1,4 +1,7 @@
-"""Detects the last batch of a pass before it is given, on all ranks alike."""
+"""Detects the last batch of a pass before this batch is given, on all ranks alike.
+
+A pass is one iteration over the whole data.
+"""
 
 import warnings
 from collections import deque
@@ -18,10 +21,11 @@ _END = object()
 
 
 class PassEnd:
-    """Fetches the batches of each pass, and marks the last batch before the engine trains on it.
+    """Fetches the batches of each pass, and detects the last batch before it is given.
 
-    The last batch closes the accumulation window, so it must be known to be the last when it is
-    given. There are three cases:
+    The last batch closes the accumulation window (the batches whose gradients are accumulated for
+    one optimizer step). So when this batch is given, it must be known that no batch follows. There
+    are three cases:
 
     - The loader marks its last batch itself (``end_of_dataloader``): this mark is used.
     - The number of batches is certain: the batches are counted.
@@ -29,7 +33,8 @@ class PassEnd:
 
     Attributes:
         ahead: batches that were fetched and not given yet.
-        length: the number of batches in a pass; None if the number is not certain.
+        length: the number of batches in a pass, the smallest of all ranks if they end a pass
+            together; None if the number is not certain.
 
     Args:
         source: the source of the batches.
@@ -51,9 +56,11 @@ class PassEnd:
         The number may differ from pass to pass.
 
         Args:
-            digest: a hash of the global random generators if the order may be drawn from them. If
-                the hashes of the ranks differ, a warning is given. 0 if no comparison is needed.
+            digest: a hash of the states of the global random generators, which is compared between
+                the ranks. If the hashes differ, a warning is given. 0 if no comparison is needed,
+                because the order of the samples is not drawn from these generators.
         """
+        # The number of batches on this rank alone, unlike `length`.
         length = self._local_length = self._source.length
         if self._accelerator is not None:
             # The minimum of -digest is the negative of the maximum of digest, so one collective is
@@ -92,27 +99,28 @@ class PassEnd:
         elif self.length is not None:
             ahead, length = self.ahead, self.length
             for number in range(given + 1, length + 1):
-                # Not assigned to a variable, which would keep the batch alive while this generator
-                # is suspended.
+                # The batch is not assigned to a variable, because the variable would keep the batch
+                # alive while this generator is suspended.
                 ahead.append(next(batches, _END))
                 if ahead[0] is _END:
                     ahead.clear()
                     raise RuntimeError(self._wrong_length_message(f"only {number - 1}", data_pass))
                 yield number == length
-            # The end is requested as well. Some samplers draw random numbers at their end, so every
-            # pass must reach the end of its samplers, also a pass that was entered in its middle.
-            # If another rank has fewer batches, the end is not reached on this rank.
+            # After the last batch, one more batch is requested. Some samplers draw random numbers
+            # at their end, so every pass must reach the end of its samplers, even a pass that was
+            # begun in its middle. If another rank has fewer batches, this rank does not reach the
+            # end.
             if self._local_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length_message("more", data_pass))
         else:
             yield from self._look_ahead(batches)
 
     def _look_ahead(self, batches: Iterator[Any]) -> Iterator[bool]:
-        """Yields the same as ``fetch``. Fetches further batches ahead, to find the end of a pass.
+        """Does the work of ``fetch`` if the number of batches is not certain.
 
-        With one process, one batch is fetched ahead. With several processes, a full accumulation
-        window and one more batch are fetched. So the ranks exchange how many batches they have only
-        once per window.
+        Batches are fetched ahead, to find the end of the pass. With one process, one batch is
+        fetched ahead. With several processes, a full accumulation window and one more batch are
+        fetched. So the ranks exchange how many batches they have only once per window.
         """
         accelerator = self._accelerator
         window = accelerator.gradient_accumulation_steps if accelerator else 1
@@ -130,7 +138,13 @@ class PassEnd:
         self.ahead.clear()  # drops surplus batches: another rank has fewer batches in this pass
 
     def _warn_of_surplus(self, batches: int, at_least: str = "") -> None:
-        """Warns once if batches of this rank are left out, because another rank has fewer."""
+        """Warns once if batches of this rank are left out, because another rank has fewer.
+
+        Args:
+            batches: the number of batches that are left out.
+            at_least: the words before this number in the warning: "at least " if more batches may
+                be left out.
+        """
         accelerator = self._accelerator
         if accelerator is not None and batches > 0 and not self._warned_of_surplus:
             self._warned_of_surplus = True
@@ -156,11 +170,20 @@ class PassEnd:
         )
 
     def _fetch_up_to(self, batches: Iterator[Any], count: int) -> int:
-        """Fetches until ``ahead`` has ``count`` batches or the data ends. Returns its length."""
+        """Fetches until ``ahead`` has ``count`` batches or the data ends; returns ``len(ahead)``.
+
+        The returned number is less than ``count`` only at the end of the data.
+        """
         self.ahead.extend(islice(batches, count - len(self.ahead)))
         return len(self.ahead)
 
     def _wrong_length_message(self, given: str, data_pass: int) -> str:
+        """Returns the message of the error for data with another number of batches than its len().
+
+        Args:
+            given: the words for the number of batches that the data gave: "only 3" or "more".
+            data_pass: the number of the pass, from 0.
+        """
         return (
             f"`data` must give as many batches as its len() says, which is {self.length}; it gave "
             f"{given} in pass {data_pass + 1}: correct __len__ of its batch sampler, or remove "

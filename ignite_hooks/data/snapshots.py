@@ -1,19 +1,21 @@
 """Snapshots of data with a state, from which a pass resumes without loading earlier batches.
 
-The data may include an object whose state contains the position in the pass: a stream, a loader or
-a sampler with ``state_dict`` and ``load_state_dict``. A ``PositionKeeper`` (in short, the keeper)
-wraps this object. The state of the keeper is the state of the wrapped object.
+A pass is one iteration over the whole data. The data may include an object whose state contains the
+position in the pass: a stream, a loader or a sampler with ``state_dict`` and ``load_state_dict``. A
+``PositionKeeper`` (in short, the keeper) wraps this object. The state of the keeper is the state of
+the wrapped object.
 
-A feed has often fetched batches that it has not given yet. Then the present state of the keeper
-belongs to a later position than that of the feed. Therefore a snapshot is taken before each batch,
-and the snapshots of the last positions are kept.
+A feed iterates the data for an engine, and has often fetched batches that it has not given to the
+engine yet. Then the keeper is ahead: its present state belongs to a later position than the
+position of the feed. Therefore a snapshot is taken before each batch is fetched, and the snapshots
+of the last positions are kept.
 
 Two private attributes of torchdata are used:
 
-- ``StatefulDataLoader._iterator`` shows whether a loader with persistent workers has begun.
+- ``StatefulDataLoader._iterator`` shows whether a loader has started its persistent workers.
 - ``torchdata.nodes.Loader._it`` is the iterator of a loader. Once this iterator has looked for a
-  batch after the end of a pass, it always returns the state from before that look. The keeper sets
-  the attribute to None, so that the loader creates a new iterator.
+  batch after the end of a pass, its ``state_dict`` always returns the state from before that look.
+  The keeper sets the attribute to None, so that the loader creates a new iterator.
 
 ``tests/data/test_data_states.py`` fails if the meaning of either attribute changes.
 """
@@ -63,8 +65,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_NO_POSITION = FeedPosition(-1, 0)  # equal to the position of no feed: passes count from 0
-_DATA_SET = "data set"  # the only key that the state of a loader has between two passes
+_NO_POSITION = FeedPosition(-1, 0)  # no feed has this position, because passes count from 0
+# Between two passes, the saved state of a `StatefulDataLoader` has this key only, or no key.
+_DATA_SET = "data set"
 
 
 def is_stateful_loader(loader: Any) -> bool:
@@ -107,8 +110,8 @@ class PositionKeeper:
 
     Args:
         wrapped: the object, with ``state_dict`` and ``load_state_dict``.
-        paths: the path of the object in the data, followed by the paths of all other objects whose
-            states are part of its state.
+        paths: the path of the object in the data, for example "dataset". Further paths lead to the
+            same object, or to other objects whose states are part of the object's state.
         workers: the number of worker processes whose states are part of the object's state.
         caveats: known reasons why the rest of a pass may differ although the state is restored.
     """
@@ -120,9 +123,10 @@ class PositionKeeper:
 
     @property
     def name(self) -> str:
-        """The path and class of the wrapped object. Keepers of equal names have compatible states.
+        """The path and class of the wrapped object, and the number of workers if there are any.
 
-        A state is restored only if the name at the save is equal to the name at the resume.
+        Keepers with equal names have compatible states. A state is restored only if the name at the
+        save is equal to the name at the resume.
         """
         workers = f", {self.workers} workers" if self.workers else ""
         return f"{self.paths[0]} ({type(self.wrapped).__qualname__}{workers})"
@@ -157,9 +161,12 @@ class _StatefulLoaderKeeper(PositionKeeper):
     ``state_dict`` of the loader would begin an iteration. And a loader that resumes from the state
     of a finished iteration begins two iterations.
 
-    Without workers, the data set in this process has the whole state between two passes. Workers
-    have copies of the data set, which end with the pass, so no state is left. Persistent workers
-    keep their copies, so with running persistent workers the state of the loader is used after all.
+    The workers determine what is saved between two passes:
+
+    - Without workers, the data set in this process has the whole state, which is saved.
+    - Workers have copies of the data set. The copies end with the pass, so there is nothing to
+      save.
+    - Running persistent workers keep their copies, so the state of the loader is saved after all.
     """
 
     def state_dict(self, *, is_at_start: bool) -> Any:
@@ -173,11 +180,12 @@ class _StatefulLoaderKeeper(PositionKeeper):
         if state_dict.keys() <= {_DATA_SET}:
             # An empty state makes the loader drop its iterator and create a new one.
             self.wrapped.load_state_dict({})
-            for state in state_dict.values():  # at most one state, of the data set
+            for state in state_dict.values():  # at most one state: that of the data set
                 self.wrapped.dataset.load_state_dict(copy.deepcopy(state))
             return
         state_dict = copy.deepcopy(state_dict)
         if not is_at_start:
+            # torchdata would otherwise iterate streams that have ended once more.
             end_streams(state_dict)
         super().load_state_dict(state_dict, is_at_start=is_at_start)
 
@@ -192,14 +200,16 @@ class _NodesKeeper(PositionKeeper):
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
         super().load_state_dict(state_dict, is_at_start=is_at_start)
         if is_at_start:
-            # The nodes are reset here, because the caller restores the random generators later.
+            # `iter` resets the nodes now. Their draws have no effect, because the caller restores
+            # the random generators later.
             iter(self.wrapped)
-            # The new iterator has cached the state from before the reset, so it is dropped.
+            # The new iterator has cached the state from before the reset, so the iterator is
+            # dropped.
             self.wrapped._it = None
 
 
 def make_keeper(wrapped: Any, paths: tuple[str, ...], workers: int = 0) -> PositionKeeper:
-    """Returns a keeper for an object with a state. The type of the object determines its class.
+    """Returns a keeper for an object with a state. The object's type determines the keeper class.
 
     Args:
         wrapped: see ``PositionKeeper``.
@@ -214,32 +224,33 @@ def make_keeper(wrapped: Any, paths: tuple[str, ...], workers: int = 0) -> Posit
 
 
 def keeper_for_snapshots(loader: DataLoader[Any]) -> PositionKeeper | None:
-    """Returns a keeper for the outermost sampler of a loader that has a state usable in snapshots.
+    """Returns a keeper for the outermost sampler with a state, if snapshots can use this state.
 
-    None if there is no such sampler. A snapshot needs a sampler that is not ahead of the batches:
+    Otherwise returns None. Snapshots need a sampler that is not ahead of the batches:
 
     - With workers, torch prefetches, so the sampler is ahead. Then the elements that the sampler
       yields are recorded instead (``RecordedOrder``, ``keeper_for_recording``).
     - Accelerate's samplers for several processes draw ahead, too. So a sampler inside another
-      sampler is used only if the outer one is torch's own ``BatchSampler``.
+      sampler is used only if the outer sampler is torch's own ``BatchSampler``.
     """
     if loader.num_workers:
         return None
     batches = loader.batch_sampler
     if batches is not None and has_state_dict(batches):
         return PositionKeeper(batches, ("batch_sampler",))
-    # In a loader that Accelerate prepared, `sampler` is torch's default sampler. The sampler of the
-    # user is only inside the batch sampler.
+    # In a loader that Accelerate prepared, `loader.sampler` is torch's default sampler. The user's
+    # sampler is found only inside the batch sampler.
     samples: Any = batches.sampler if type(batches) is BatchSampler else loader.sampler
     is_usable = (batches is None or type(batches) is BatchSampler) and has_state_dict(samples)
     return PositionKeeper(samples, ("batch_sampler.sampler", "sampler")) if is_usable else None
 
 
 def keeper_for_recording(loader: DataLoader[Any]) -> PositionKeeper | None:
-    """Returns a keeper for the outermost sampler of a loader that has a state; None without one.
+    """Returns a keeper for the outermost sampler with a state, for use by a ``RecordedOrder``.
 
-    The sampler may also be inside a sampler of Accelerate. ``RecordedOrder`` uses the keeper. Its
-    ``paths`` are those of all attributes of the loader that lead to the sampler.
+    Returns None if no sampler has a state. Unlike in ``keeper_for_snapshots``, the sampler may be
+    inside a sampler of Accelerate. The ``paths`` of the keeper are the paths of all attributes of
+    the loader that lead to the sampler.
     """
     found: dict[int, tuple[Any, list[str]]] = {}
     for root in ("batch_sampler", "sampler"):
@@ -283,7 +294,8 @@ class Snapshot:
         source.object_states.load_state_dict(
             source.objects_outside_keeper, copy.deepcopy(self.objects)
         )
-        # Last, because a keeper may set generators itself, and its states of them take precedence.
+        # The keeper is restored last, because it may set generators itself. The states that the
+        # keeper sets take precedence.
         source.keeper.load_state_dict(self.keeper, is_at_start=is_at_start)
 
     def state_dict(self) -> dict[str, Any]:
@@ -292,7 +304,7 @@ class Snapshot:
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> "Snapshot":
-        """Returns a snapshot from the return value of its method ``state_dict``."""
+        """Creates a snapshot from a return value of the method ``state_dict``."""
         return cls(
             keeper=state_dict["keeper"],
             objects=dict(state_dict["objects"]),
@@ -302,7 +314,10 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """The part of the interface of ``sources.py`` that snapshots need."""
+    """The attributes and methods of a source that snapshots use.
+
+    A source is the adapter between a feed and its data (see ``sources.py``).
+    """
 
     @property
     def keeper(self) -> PositionKeeper | None:
@@ -322,7 +337,7 @@ class Source(Protocol):
         """Yields the batches of a pass without the first ``skip``, and restores no saved state."""
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow, after the state of the keeper was loaded.
+        """Returns the batches that follow the state that was loaded into the keeper.
 
         Args:
             skip: the number of batches of the pass before the loaded state.
@@ -339,11 +354,11 @@ class Source(Protocol):
 
 
 class Snapshots:
-    """The snapshots of the last positions of a feed, and of the start of the pass.
+    """The snapshots at the last positions of a feed, and at the start of its present pass.
 
     Attributes:
-        window_size: the number of batches in a full accumulation window. A feed may roll back or
-            look ahead by this many batches.
+        window_size: the number of batches in a full accumulation window (the batches that make one
+            optimizer step). A feed may roll back or look ahead by this many batches.
     """
 
     def __init__(self) -> None:
@@ -353,13 +368,14 @@ class Snapshots:
         self._fetched = FeedPosition(0, 0)
         self._has_ended = True  # whether the last pass was iterated to its end
         self._is_fetching = False  # whether a batch was requested and has not arrived
-        # Whether the snapshot at the start of the pass is older than the `set_epoch` of the pass.
+        # Whether the snapshot at the start of the pass was taken before `set_epoch` was called for
+        # this pass. Then `set_epoch` must be called after the snapshot is restored.
         self._needs_set_epoch = False
-        # The states of the data's generators before `set_epoch`, which may reseed the generators.
+        # The states that the data's generators had before `set_epoch`, which may reseed them.
         self._generators_before: dict[str, Any] | None = None
         self._is_resumed = False  # whether the snapshot to continue from came from a checkpoint
-        # The snapshots of other feeds with the same object in their keepers. Whichever feed is
-        # iterated first restores the object.
+        # The `Snapshots` of other feeds whose keepers wrap the same object. The feed that is
+        # iterated first restores the object, for all of these feeds.
         self._sharing: list[Snapshots] = []
 
     def note_generators(self, source: Source) -> None:
@@ -387,14 +403,14 @@ class Snapshots:
     def _resumed_batches(
         self, source: Source, start: FeedPosition, position: FeedPosition
     ) -> Generator[Any, None, None]:
-        """Yields the batches after ``position``, loaded from the snapshot at ``start``.
+        """Yields the batches after ``position``, after restoring the snapshot at ``start``.
 
-        Batches after ``position`` that had been fetched before are fetched again at once, with the
-        states that the global random generators had at the first fetch.
+        If batches after ``position`` had been fetched before, these batches are fetched again at
+        once. During this, the global random generators have their states of the first fetch.
 
         Args:
             source: the data.
-            start: the last position with a snapshot that is not after ``position``.
+            start: the last position at or before ``position`` that has a snapshot.
             position: the position of the feed.
         """
         assert source.keeper is not None
@@ -406,14 +422,16 @@ class Snapshots:
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
             # The noted states are set only for the generators that the keeper's state does not
-            # include. The others get the right states below, from the keeper's state and from the
-            # batches that are fetched again. After an interrupted request, their noted states may
-            # be from the middle of a batch.
+            # include. The generators that the keeper's state includes get the right states below,
+            # from the keeper's state and from the batches that are fetched again. Their noted
+            # states may be from the middle of a batch, if the request of this batch was
+            # interrupted.
             states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
-            # An object whose state is only a count of batches draws their order again when it is
-            # iterated, so the generators must have the states of the start of the pass.
+            # If the state of an object is only a count of batches, the object draws the order of
+            # the batches again when it is iterated. So the global generators are set to their
+            # states at the start of the pass.
             if (begun := source.random_state_at_start(start.data_pass)) is not None:
                 begun.restore()
             iterator = source.batches_after_load(start.batches)
@@ -428,9 +446,9 @@ class Snapshots:
     def _restored_pass(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
         """Yields the batches of a pass from the snapshot at its start.
 
-        This snapshot was often taken at the end of the previous pass. Some objects whose state is
-        restored to the end of a pass first end that pass again, without a batch. Only their next
-        iteration begins the next pass.
+        This snapshot was often taken at the end of the previous pass. If some objects are restored
+        to the end of a pass, their first iteration only ends this pass again, without a batch.
+        Their second iteration begins the next pass.
         """
         with RandomState.preserved():
             self._restore(source, position)
@@ -446,11 +464,11 @@ class Snapshots:
         """Makes only one of several feeds restore their shared keeper at the start of a pass.
 
         The feed that is iterated first restores the keeper. The snapshots of all feeds were taken
-        at the same time, so a second restore would move the keeper back to before the batches that
-        were given since the first restore.
+        at the same time. So a second restore would move the keeper back, as if the batches since
+        the first restore had not been given.
 
         Args:
-            others: the snapshots of the other feeds.
+            others: the ``Snapshots`` of the other feeds.
         """
         self._sharing = [*others]
 
@@ -496,8 +514,8 @@ class Snapshots:
                 self._is_fetching = False
                 if not fetched:
                     return
-                # Not assigned to a variable, which would keep the batch in memory while this
-                # generator is suspended.
+                # The batch is not assigned to a variable, because the variable would keep the batch
+                # in memory while this generator is suspended.
                 yield fetched.popleft()
 
     def _record(self, position: FeedPosition, snapshot: Snapshot) -> None:
@@ -506,8 +524,8 @@ class Snapshots:
             self._snapshots.clear()
             self._fetched, self._needs_set_epoch = position, False
         self._snapshots[position] = snapshot
-        # A feed may be one window ahead, and the run may roll back by one window. One more batch is
-        # kept for each of the two.
+        # The feed may have fetched one window ahead, and the run may roll back by one window. For
+        # each of these two windows, the snapshot of one more batch is kept.
         former = position._replace(batches=position.batches - 2 * (self.window_size + 1))
         if former.batches > 0:
             self._snapshots.pop(former, None)
@@ -515,8 +533,8 @@ class Snapshots:
     def _can_record(self, position: FeedPosition) -> bool:
         """Returns whether a snapshot at ``position`` is missing and can be taken now.
 
-        It can be taken if no batch after ``position`` was requested, because then the present state
-        of the data belongs to ``position``.
+        A snapshot can be taken if no batch after ``position`` was requested, because then the
+        present state of the data belongs to ``position``.
         """
         is_present = position == self._fetched and not self._is_fetching
         return is_present and position not in self._snapshots
@@ -524,7 +542,8 @@ class Snapshots:
     def _changes_with_batches(self, position: FeedPosition) -> bool:
         """Returns whether the keeper's state at ``position`` differs from its state a batch before.
 
-        A state that does not change with the batches cannot contain the position.
+        A state that does not change with the batches cannot contain the position. Also returns True
+        if the state a batch before is not known.
         """
         former = self._snapshots.get(position._replace(batches=position.batches - 1))
         return former is None or not is_same_state(former.keeper, self._snapshots[position].keeper)
@@ -538,7 +557,7 @@ class Snapshots:
         return max(0, self._fetched.batches - position.batches) if is_of_pass else 0
 
     def state_dict(self, source: Source, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the snapshot at ``position`` as plain data; None if none can be saved."""
+        """Returns the snapshot at ``position`` as plain data; None if no snapshot can be saved."""
         keeper = source.keeper
         if keeper is None:
             return None
@@ -561,7 +580,7 @@ class Snapshots:
     def load_state_dict(
         self, source: Source, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> None:
-        """Loads the snapshot that was saved at ``position``; the next batches continue from it.
+        """Loads the snapshot that was saved at ``position``. The next batches follow this position.
 
         A snapshot whose keeper had another name is ignored.
 
@@ -597,7 +616,10 @@ class Snapshots:
     def differences(
         source: Source, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns the reasons why the next batches may differ from those of the saved run."""
+        """Returns the reasons why the next batches may differ from those of the saved run.
+
+        The saved run is the run that saved the snapshot.
+        """
         keeper = source.keeper
         if state_dict is None:
             return []
@@ -613,7 +635,7 @@ class Snapshots:
         return [*keeper.caveats] if has_caveats else []
 
     def doubts(self, source: Source) -> list[str]:
-        """Returns the reason why no snapshot can be saved, if there is a keeper and a reason."""
+        """Returns a list with the reason why the keeper's state cannot be saved; may be empty."""
         newest = next(reversed(self._snapshots), None)
         if source.keeper is None or newest is None:
             return []
@@ -641,9 +663,9 @@ def _take_snapshot(
 
     Args:
         source: the data.
-        generators: the random generators of the data, by name; None: the data is searched for them.
-        objects: the objects with a state that the keeper's state does not include, by name; None:
-            the data is searched for them.
+        generators: the random generators of the data, by name; None to search the data for them.
+        objects: the objects with a state that the keeper's state does not include, by name; None to
+            search the data for them.
         is_at_start: whether the next batch is the first one of a pass.
     """
     if generators is None:
@@ -660,7 +682,7 @@ def _take_snapshot(
 
 
 def _without_keeper(source: Source, named: Mapping[str, _T]) -> dict[str, _T]:
-    """Returns the entries of the generators that the keeper's state does not include."""
+    """Returns the entries of ``named`` whose generators the keeper's state does not include."""
     keeper = source.keeper
     return {name: each for name, each in named.items() if keeper is None or not keeper.has(name)}
 
@@ -695,7 +717,7 @@ def chain_first(first: deque[Any], rest: Generator[Any, None, None]) -> Generato
     """
     with closing(rest):
         while first:
-            # Not assigned to a variable, which would keep the batch in memory while this generator
-            # is suspended.
+            # The batch is not assigned to a variable, because the variable would keep the batch in
+            # memory while this generator is suspended.
             yield first.popleft()
         yield from rest

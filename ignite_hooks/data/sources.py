@@ -84,7 +84,7 @@ def dataset_and_samplers(loader: Any) -> list[Any]:
 
 
 def data_parts(loader: Any) -> dict[str, Any]:
-    """Returns the objects that make a batch of given samples, by name."""
+    """Returns the objects that load samples and combine them to a batch, by name."""
     return {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
 
 
@@ -94,6 +94,7 @@ def order_parts(loader: Any) -> dict[str, Any]:
     return {name: getattr(loader, name, None) for name in names}
 
 
+# Caveats: reasons why the rest of a pass may differ although a state was restored.
 _WORKER_ORDER_CAVEAT = (
     "torchdata asks persistent workers in another order after a pass that was entered in its "
     "middle, so batches come in another order: use one worker, or leave out persistent_workers"
@@ -103,6 +104,7 @@ PADDING_CAVEAT = (
     "after the resumed position, not those of the saved run; with drop_last=True no sample is "
     "repeated"
 )
+# Ends a message (see `remedy`).
 _TORCHDATA_HINT = (
     " (with torchdata installed, a StatefulDataLoader saves the states of the data set's copies in "
     "the workers instead)"
@@ -124,7 +126,7 @@ class PlainIterable:
 
     Attributes:
         object_states: the states that users' objects have besides their random generators.
-        furthest_position: the position from which the feed was last moved.
+        furthest_position: the position that the feed had immediately before it was last moved.
         snapshots: the snapshots of the data at its last positions, if there is a keeper.
 
     Args:
@@ -143,13 +145,17 @@ class PlainIterable:
         self.snapshots = Snapshots()
         # The pass that was begun last, and the random state before its order was drawn.
         self._started_pass: tuple[int, RandomState] | None = None
-        # The same for a pass whose first batch has not come yet. If the attempt to begin the pass
-        # is interrupted, the next attempt begins with the same random state.
+        # The pass that is being begun, whose first batch has not come yet, and the random state
+        # before its order was drawn. If the attempt to begin the pass is interrupted, the next
+        # attempt begins with the same random state.
         self._starting_pass: tuple[int, RandomState] | None = None
 
     @property
     def can_repeat(self) -> bool:
-        """Returns whether earlier batches can be given again. An iterator needs a state for it."""
+        """Returns whether earlier batches can be given again.
+
+        False for an iterator, unless the iterator has a state.
+        """
         return self._iterator is None or self.keeper is not None
 
     @property
@@ -176,7 +182,8 @@ class PlainIterable:
     def set_window_size(self, batches: int) -> None:
         """Sets the number of batches in a full accumulation window.
 
-        A run may roll back by this many batches.
+        An accumulation window is the batches that make one optimizer step. A run may roll back by
+        this many batches.
         """
         self.snapshots.window_size = batches
 
@@ -187,7 +194,7 @@ class PlainIterable:
     def can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether the process that loads the batches can restore a saved snapshot.
 
-        Such a process resumes from the snapshot even if the facts of the data have changed.
+        If so, the run resumes from the snapshot even if the ``facts`` of the data have changed.
 
         Args:
             state_dict: the saved state of the feed.
@@ -197,11 +204,14 @@ class PlainIterable:
     def snapshot_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns the reasons why the batches after a saved snapshot may not come again."""
+        """Returns the reasons why a saved snapshot may not lead to the batches of the saved run.
+
+        The saved run is the run that saved the snapshot.
+        """
         return self.snapshots.differences(self, position, state_dict)
 
     def load_snapshot(self, position: FeedPosition, state_dict: Mapping[str, Any] | None) -> None:
-        """Loads a snapshot that ``snapshot_at`` returned; None if no snapshot was saved."""
+        """Loads a return value of ``snapshot_at``: a snapshot, or None if none was saved."""
         self.snapshots.load_state_dict(self, position, state_dict)
 
     @property
@@ -211,7 +221,7 @@ class PlainIterable:
 
     @property
     def remedy(self) -> str:
-        """A hint how to get a state that contains the position, to end a message; may be empty."""
+        """The end of a message: a hint how to get a state that contains the position. Or empty."""
         return ""
 
     @property
@@ -221,7 +231,10 @@ class PlainIterable:
 
     @property
     def _full_pass_length(self) -> int | None:
-        """The number of batches in a pass that begins with its first batch."""
+        """The number of batches in a pass that is iterated from its first batch on.
+
+        May differ from ``length`` in a subclass, if the present pass was entered in its middle.
+        """
         return self.length
 
     @property
@@ -239,7 +252,10 @@ class PlainIterable:
 
     @property
     def is_replayed(self) -> bool:
-        """Returns whether, without a state, a pass is entered by loading its earlier batches."""
+        """Returns whether the only way to enter a pass in its middle is to load earlier batches.
+
+        The states of the data are not considered: with a state, earlier batches are not loaded.
+        """
         return not isinstance(self.loader, Sequence)
 
     @property
@@ -259,7 +275,7 @@ class PlainIterable:
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The objects that batches are made by, by name; empty if batches cannot be repeated."""
+        """The objects that make the batches, by name; empty if batches cannot be repeated."""
         return {"data": self.loader} if self.can_repeat else {}
 
     @property
@@ -290,7 +306,7 @@ class PlainIterable:
         return [*self._nested_epoch_targets().values()]
 
     def _nested_epoch_targets(self) -> dict[str, Any]:
-        """Returns the outermost objects with a ``set_epoch``, by the path to each."""
+        """Returns the outermost objects with a ``set_epoch``. The keys are the objects' paths."""
         outermost: dict[str, Any] = {}
         for path, get in self.found_generators.watched.items():
             each = get()
@@ -301,7 +317,7 @@ class PlainIterable:
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Prepares the loader for one pass, or the rest of one, during the body."""
+        """Prepares the loader for one pass, or for the rest of a pass, during the body."""
         self.set_pass(data_pass)
         yield
 
@@ -311,7 +327,7 @@ class PlainIterable:
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Returns the batches of pass ``data_pass`` (from 0), without the first ``skip``.
 
-        If there is a keeper, its state at that position is restored first.
+        If there is a keeper, its state from before the first of these batches is restored first.
         """
         if self.keeper is None:
             return self.replay_batches(data_pass, skip)
@@ -320,8 +336,9 @@ class PlainIterable:
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Yields the batches of a pass without the first ``skip``, and restores no saved state.
 
-        If the pass was begun before, the order of its samples is drawn again: the generators get
-        the states that they had at the start of the pass, and their present states afterwards.
+        If the pass was begun before, the order of its samples is drawn again. For this, the
+        generators get the states that they had at the start of the pass. Afterwards they get their
+        present states back.
         """
         if self._iterator is not None:
             # iter() makes some iterators begin again, so it is called only at the start of a pass.
@@ -330,16 +347,22 @@ class PlainIterable:
             yield from self._reenter_pass(data_pass, skip, self._started_pass[1])
         else:
             iterator, first = self._begin_pass(data_pass, skip), deque[Any]()
-            # The samplers draw the order of the pass when the first batch is fetched.
+            # The samplers draw the order of the pass when the first batch is fetched. So the pass
+            # counts as begun only after this.
             first.extend(islice(iterator, 1))
             self._started_pass, self._starting_pass = self._starting_pass, None
             if first:
-                # Without a variable, which would keep the batch alive while this is suspended.
+                # The batch is not assigned to a variable, because the variable would keep the batch
+                # alive while this generator is suspended.
                 yield first.popleft()
                 yield from iterator
 
     def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Begins a pass. If an attempt was interrupted, its random state is used again."""
+        """Begins a pass, and notes the random state at its start.
+
+        If an earlier attempt to begin the same pass was interrupted, the random state that was
+        noted then is restored first.
+        """
         self.object_states.begin(self.objects_outside_keeper)
         if self._starting_pass is not None and self._starting_pass[0] == data_pass:
             self._starting_pass[1].restore()
@@ -348,7 +371,13 @@ class PlainIterable:
         return self._open_iterator_at(data_pass, skip) if skip else self._open_iterator()
 
     def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
-        """Enters a pass again, with the order that it drew from the random state ``begun``."""
+        """Enters a pass again, and draws its order from the same random state ``begun`` as before.
+
+        Args:
+            data_pass: the number of the pass, from 0.
+            skip: the number of batches before the first batch to give.
+            begun: the random state at the start of the pass.
+        """
         with self._at_start_of_pass(begun):
             return self._open_iterator_at(data_pass, skip)
 
@@ -360,13 +389,13 @@ class PlainIterable:
             yield
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow, after the state of the keeper was loaded.
+        """Returns the batches that follow the state that was loaded into the keeper.
 
         Args:
             skip: the number of batches of the pass before the loaded state.
         """
-        # In the middle of a pass, the seeds of workers were drawn before. They must not be drawn
-        # from the original generators again.
+        # In the middle of a pass, the seeds of its workers were drawn before. A second draw must
+        # not change the generators, so the seeds are drawn from copies of the generators.
         loaders = [*self._inner_loaders().values()] if skip else []
         if loaders:
             with_workers = [each for each in loaders if each.num_workers]
@@ -388,10 +417,15 @@ class PlainIterable:
         self._started_pass = self._starting_pass = None
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Ends a pass whose ``given`` batches were all given, but whose end was not reached."""
+        """Ends a pass that has given all its batches, but was stopped before it reached its end.
+
+        Args:
+            data_pass: the number of the pass, from 0.
+            given: the number of batches of the pass, which have all been given.
+        """
 
     def facts(self) -> dict[str, int | str | None]:
-        """Returns properties that must be equal for a resumed run to see the same batches.
+        """Returns the facts: properties that must be equal for a resume to give the same batches.
 
         The keys are part of checkpoints, and appear in messages.
         """
@@ -405,7 +439,7 @@ class PlainIterable:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state that another process needs to enter the last pass again."""
+        """Returns the state that another process needs to enter the pass that was begun last."""
         begun = None
         if self._started_pass is not None:
             data_pass, random = self._started_pass
@@ -428,7 +462,10 @@ class PlainIterable:
 
     @property
     def replayed_sampler(self) -> Any:
-        """The sampler that must be iterated from its start to enter a pass; None without one."""
+        """The sampler that must be iterated from its start to enter a pass in its middle.
+
+        None if there is no such sampler.
+        """
         return None
 
     def batches_after(self, samples: int) -> int | None:
@@ -439,7 +476,10 @@ class PlainIterable:
         """Sets how many samples of the pass come before ``position``."""
 
     def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a position; None without workers, or if unknown."""
+        """Returns the states of the workers at a position.
+
+        None if there are no workers, or if the states are not known.
+        """
         return None
 
     def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
@@ -457,7 +497,10 @@ class PlainIterable:
         """
 
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of a recorded sampler; None without one, or if unknown."""
+        """Returns the state of the recorded sampler (see ``recorded_order.py``) at a position.
+
+        None if there is no such sampler, or if the state is not known.
+        """
         return None
 
     def accepts_order_state(self, state_dict: Mapping[str, Any] | None) -> bool:
@@ -521,7 +564,7 @@ class PlainIterable:
         self.object_states.load_state_dict(objects, state_dict.get("objects", {}))
 
     def _inner_loaders(self) -> dict[str, DataLoader[Any]]:
-        """Returns the loaders that a loader of loaders contains, by the path to each."""
+        """Returns the loaders that a loader of loaders contains. The keys are their paths."""
         if isinstance(self.loader, DataLoader):
             return {}
         found = {path: get() for path, get in self.found_generators.watched.items()}
@@ -561,15 +604,16 @@ class AdaptedLoader(PlainIterable):
     def length(self) -> int | None:
         """The number of batches in a pass; None if the number is not certain.
 
-        The ``len()`` of an iterable data set may be wrong. Without even batches, some processes may
-        get no samples of the last batch.
+        The number is not certain in two cases: for an iterable data set, whose ``len()`` may be
+        wrong, and without even batches, because some processes may get no samples of the last
+        batch.
         """
         is_stream = isinstance(self.loader.dataset, IterableDataset)
         return self.promised_length if self.even_batches and not is_stream else None
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Sets the pass number, from which Accelerate's iteration calls ``set_epoch``."""
+        """Sets the number of the pass, with which Accelerate's iteration calls ``set_epoch``."""
         with activated(self.loader):
             self.loader.iteration = data_pass
             yield
@@ -579,7 +623,7 @@ class AdaptedLoader(PlainIterable):
         return batches if self.even_batches else self._without_padding(batches)
 
     def _without_padding(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Yields the batches of this rank without the samples that fill up the last one."""
+        """Yields the batches of this rank without the repeated samples in the last batch."""
         for batch in batches:
             size = find_batch_size(batch)
             if self.loader.end_of_dataloader and isinstance(self.loader, DataLoaderDispatcher):
@@ -596,7 +640,8 @@ class TorchLoader(PlainIterable):
     """A torch ``DataLoader``, prepared or not, iterated without Accelerate's look-ahead.
 
     Accelerate fetches one batch ahead to find the end. The data set would then draw the random
-    numbers of a batch before the model draws those of the previous iteration, for dropout say.
+    numbers of this batch before the model draws random numbers (for dropout, say) for the previous
+    batch.
 
     Attributes:
         caveats: known reasons why the rest of a pass may differ after the state of a stream was
@@ -616,20 +661,22 @@ class TorchLoader(PlainIterable):
         base: Any = self.base
         if is_stateful_loader(base):
             # While Accelerate prepared the loader, it called `state_dict`. This call created an
-            # iterator, which drew random numbers before any pass. Loading an empty state drops it.
+            # iterator, which drew random numbers before any pass. Loading an empty state drops this
+            # iterator.
             base.load_state_dict({})
 
     @property
     def base(self) -> DataLoader[Any]:
-        """The torch loader under Accelerate's adapter."""
+        """The torch loader inside Accelerate's adapter, or the torchdata loader in its place."""
         base: DataLoader[Any] = getattr(self.loader, "base_dataloader", self.loader)
         return base if self._stateful_loader is None else self._stateful_loader
 
     def _make_stateful_loader(self) -> DataLoader[Any] | None:
-        """Returns a torchdata loader to iterate in place of torch's; None if torch's is sufficient.
+        """Returns a torchdata loader to iterate in place of torch's loader.
 
-        torch's loader cannot ask its workers for the states of their copies of a stream, so a
-        stream with a state in workers needs a torchdata loader. None also without torchdata.
+        torch's loader cannot ask its workers for the states of their copies of a stream. So a
+        stream with a state, if workers load it, needs a torchdata loader. Returns None if torch's
+        loader is sufficient, or if torchdata is not installed.
         """
         base = self.base
         if type(base) is not DataLoader or not base.num_workers or not self._is_stateful_stream:
@@ -638,7 +685,10 @@ class TorchLoader(PlainIterable):
 
     @property
     def _is_stateful_stream(self) -> bool:
-        """Returns whether the data set is a stream with a state, below Accelerate's shard."""
+        """Returns whether the data set, or the one inside Accelerate's shard, is a stateful stream.
+
+        A stateful stream is an iterable data set with a state.
+        """
         stream = unsharded(self.base.dataset)
         return isinstance(stream, IterableDataset) and has_state_dict(stream)
 
@@ -665,13 +715,13 @@ class TorchLoader(PlainIterable):
 
     @property
     def remedy(self) -> str:
-        """A hint to install torchdata if it could save the states of streams in the workers."""
+        """A hint to install torchdata, if torchdata could save the states of streams in workers."""
         can_be_asked = self._is_stateful_stream and not _is_reseeded(self.base.dataset)
         return _TORCHDATA_HINT if can_be_asked and self.keeper is None else ""
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The data set, ``collate_fn``, samplers and, if the user wrote its class, the loader."""
+        """The data set, ``collate_fn`` and samplers, and a loader of the user's class, by name."""
         own = {} if is_library_code(type(self.base)) else {"loader": self.base}
         return {**data_parts(self.base), **order_parts(self.base), **own}
 
@@ -688,7 +738,8 @@ class TorchLoader(PlainIterable):
     def _epoch_targets(self) -> list[Any]:
         """Returns the objects whose ``set_epoch`` announces a pass.
 
-        A prepared loader forwards the call to its data set and samplers, but no deeper.
+        A prepared loader forwards the call to its data set and samplers, but not to objects inside
+        these.
         """
         parts, direct = dataset_and_samplers(self.base), [self.loader]
         if not isinstance(self.loader, DataLoaderShard):
@@ -704,8 +755,8 @@ class TorchLoader(PlainIterable):
             self.set_pass(data_pass)
             yield
             return
-        # DataLoaderShard.__iter__ begins with this call. It is not used itself, because it fetches
-        # a batch ahead.
+        # `DataLoaderShard.__iter__` begins with this call, too. That method is not used, because it
+        # fetches a batch ahead.
         if loader.rng_types is not None:
             synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
         with activated(loader):
@@ -745,8 +796,8 @@ class TorchLoader(PlainIterable):
     def _dataset_sets_epoch(self) -> bool:
         """Returns whether the data set, or an object in it, has a ``set_epoch``.
 
-        The call does not reach running persistent workers, because their copies of the data set
-        were made when the workers started.
+        A call of ``set_epoch`` does not reach running persistent workers, because their copies of
+        the data set were made when the workers started.
         """
         dataset = self.base.dataset
         paths = [path.partition(".")[0] for path in self._nested_epoch_targets()]
@@ -761,7 +812,7 @@ class TorchLoader(PlainIterable):
         return super()._begin_pass(data_pass, skip)
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
-        """Returns the batches that follow, after the state of the keeper was loaded."""
+        """Returns the batches that follow the state that was loaded into the keeper."""
         self._continues_pass = skip > 0
         try:
             return self._open_iterator()
@@ -770,7 +821,7 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def _matching_seed_draws(self, *, is_continued: bool = False) -> Iterator[None]:
-        """Makes an iteration that begins in the body draw as many worker seeds as the saved run.
+        """Makes an iteration that begins in the body draw a worker seed only if the saved run did.
 
         torch draws a seed for workers whenever an iteration begins, unless persistent workers are
         already running. This may differ between the saved process and the present one:
@@ -780,7 +831,8 @@ class TorchLoader(PlainIterable):
           from a temporary generator.
 
         Args:
-            is_continued: whether the pass was begun before, so that its seed was drawn before.
+            is_continued: whether the pass was begun before. Then its seed was drawn before, and a
+                new seed is drawn from copies of the generators.
         """
         base = self.base
         forget_dead_workers(base)
@@ -836,7 +888,7 @@ class CustomLoader(TorchLoader):
 
     @property
     def keeper(self) -> PositionKeeper | None:
-        """The loader itself, if it has a state, because it may buffer samples of its data set."""
+        """The loader itself if it has a state, because the loader may buffer samples; else None."""
         is_stream = isinstance(self.base.dataset, IterableDataset)
         # If a stream has no state, torchdata's loader replays the stream. Then the state of the
         # loader is only a count of batches, and is not used.
@@ -851,7 +903,10 @@ class CustomLoader(TorchLoader):
         """Returns None, because the loader itself is iterated."""
 
     def _epoch_targets(self) -> list[Any]:
-        """Returns the loader alone if it has ``set_epoch``, which may pass on another number."""
+        """Returns the loader alone if it has a ``set_epoch``.
+
+        The method of the loader may call ``set_epoch`` of its parts with another number.
+        """
         return [self.loader] if hasattr(self.loader, "set_epoch") else super()._epoch_targets()
 
     def _open_iterator(self) -> Iterator[Any]:
@@ -917,6 +972,7 @@ def _start_on_first_batch(
         batches = iter(loader)
         first.extend(islice(batches, 1))
     while first:
-        # Without a variable, which would keep the batch alive while this is suspended.
+        # The batch is not assigned to a variable, because the variable would keep the batch alive
+        # while this generator is suspended.
         yield first.popleft()
     yield from batches
