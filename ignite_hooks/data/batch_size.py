@@ -15,23 +15,23 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
     """Returns the number of samples in one full batch of all processes together.
 
     Accelerate either gives each process a whole batch of the loader, or splits each batch among
-    the processes (``split_batches``). Accelerate's own ``total_batch_size`` cannot be used: for a
-    stream that several processes share, it returns the batch size of one process. If the batch
-    sampler has no ``batch_size``, it raises an error.
+    the processes (``split_batches``). Accelerate's own ``total_batch_size`` cannot be used. For a
+    stream (an ``IterableDataset``) that several processes share, this attribute gives the batch
+    size of one process. For a batch sampler without ``batch_size``, the attribute raises an error.
 
     Args:
         loader: a loader, prepared or not, or any other iterable of batches.
         processes: the number of processes.
 
     Returns:
-        The number of samples. None if the number is not known, which is the case for each iterable
-        that is not a loader.
+        The number of samples. None if the number is not known, for example for an iterable that is
+        not a ``DataLoader``.
     """
     base = getattr(loader, "base_dataloader", loader)
     if not isinstance(base, DataLoader):
         return None
     dataset, sampler = base.dataset, base.sampler
-    # With ``batch_size=None`` a batch sampler may be given as the sampler.
+    # A loader with ``batch_size=None`` may have a batch sampler in place of its sampler.
     sizes: Any = sampler if isinstance(sampler, BatchSampler) else base.batch_sampler
     size = base.batch_size if sizes is None else getattr(sizes, "batch_size", None)
     is_split = False
@@ -40,8 +40,8 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
     elif isinstance(sizes, BatchSamplerShard):
         is_split = bool(sizes.split_batches)
     elif isinstance(dataset, IterableDatasetShard):
-        # The batch size of the loader is the share of one process. The batch size that the user
-        # chose is an attribute of the shard.
+        # The batch size of such a loader is the share of one process. The batch size that the user
+        # chose is an attribute of the shard, which is the data set.
         size, is_split = dataset.batch_size, bool(dataset.split_batches)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         return None

@@ -1,11 +1,12 @@
 """Makes a fork server ignore the signals that are sent to the whole process group.
 
-The fork server imports this module when it starts. If a signal ended the server, its workers would
-conclude that their main process is dead, and end too.
+A fork server is the process from which ``multiprocessing`` forks new processes, if the start method
+is "forkserver". The server imports this module when it starts. If a signal ended the server, its
+loader workers would conclude that their main process is dead, and would end too.
 
-In each process that the server forks, the former signal handlers are restored. Such a process need
-not be a loader worker, and its parent may end it by SIGTERM. Loader workers set their own handlers
-afterwards, see ``workers.py``.
+In each process that the server forks, the former signal handlers are restored. Not all of these
+processes are loader workers, and the code that started a process may end the process by SIGTERM.
+Loader workers set their own handlers afterwards, see ``workers.py``.
 """
 
 import os
@@ -30,6 +31,6 @@ def _ignore_signals() -> None:
     os.register_at_fork(after_in_child=restore)
 
 
-# True only in a fork server, so that any other process can import this module safely.
+# The condition is true only in a fork server. In any other process the import changes nothing.
 if sys.orig_argv[-1].startswith("from multiprocessing.forkserver import main"):
     _ignore_signals()

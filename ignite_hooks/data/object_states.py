@@ -1,10 +1,13 @@
 """States of users' data sets, samplers and transforms: saved if possible, otherwise reported.
 
-If an object makes samples and has ``state_dict`` and ``load_state_dict``, its state is saved and
-restored. In any other object of a user's class, the plain values (numbers, strings, small lists
-and dicts of them) are compared with the values at the start of the run. If such a value has
-changed, and ``set_epoch`` has not set it, it is state that a resume does not restore, and the
-report of the resume names it.
+The state of an object is saved and restored if the object makes samples and has ``state_dict`` and
+``load_state_dict``. The objects that make samples are a map-style data set, a ``collate_fn``, and
+the parts of these two, for example transforms.
+
+In any other object of a user's class, the plain values (numbers, strings, small lists and dicts of
+them) are compared with the values at the start of the run. A resume does not restore the values
+that have changed, except those that ``set_epoch`` sets. The report of the resume names the changed
+values that are not restored.
 """
 
 import itertools
@@ -28,30 +31,35 @@ from ignite_hooks.core.object_graph import stored_values
 
 __all__ = ["ObjectStates", "Objects", "has_state_dict", "is_plain_data"]
 
-# A container or tensor with more elements is not compared by its values. Of such a container the
-# length is compared.
+# The largest number of elements that are compared by value. Of a container with more elements only
+# the length is compared. An array or tensor with more elements is not compared.
 _MAX_ELEMENTS = 64
-_MAX_DEPTH = 3  # of nested containers; of a container at this depth only the length is compared
-_MAX_NAMED = 3  # objects that a message names; it gives the number of the others
+_MAX_DEPTH = 3  # the depth of nested containers from which on only their lengths are compared
+_MAX_NAMED = 3  # the number of objects that a message names; other objects are only counted
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 _ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
 _ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
 _NOT_COMPARABLE = object()
-_PRESENT = object()  # stands for an object itself, among the values of its attributes
-# The parts of a loader whose states are restored here. Samplers and streams are left out: the feed
-# brings them to its position itself, and a restored state would move them a second time.
+_PRESENT = object()  # the entry of an object itself, beside the entries of its attributes
+# The attributes of a loader that make samples. The names of their parts begin with these names.
+# The states of samplers and streams (iterable data sets) are not restored here: the feed, which
+# reads the loader, moves them to its position, and a restored state would move them a second time.
 _SAMPLE_MAKERS = ("dataset", "collate_fn")
 
 Objects = Mapping[str, Callable[[], Any]]
-"""By the name of an object, a function that returns the object, or None if it has been freed."""
+"""Maps the name of an object to a function.
+
+The function returns the object, or None if the object has been freed. The name is a path, for
+example "dataset.transform".
+"""
 
 
 class ObjectStates:
-    """The states of the objects of a loader, without its random generators.
+    """The states of the objects that a loader's batches come from, except random generators.
 
-    Each method takes the objects that the batches come from. The caller searches for them
-    immediately before each call, because objects may have been replaced.
+    The methods take these objects as an argument. The caller searches for the objects immediately
+    before each call, because objects may have been replaced.
     """
 
     def __init__(self) -> None:
@@ -59,15 +67,15 @@ class ObjectStates:
         self._set_by_epoch: set[str] = set()  # names of values that `set_epoch` has changed
 
     def begin(self, objects: Objects) -> None:
-        """Notes the values at the start of the run; later calls do nothing."""
+        """Notes the values of the objects at the start of the run. Only the first call does so."""
         if self._initial is None:
             self._initial = _values(_present(objects))
 
     @contextmanager
     def around_set_epoch(self, objects: Objects) -> Iterator[None]:
-        """Wraps a call of ``set_epoch``, so that the values that it changes are not reported.
+        """Excludes the values that change in the body, a call of ``set_epoch``, from the report.
 
-        A resumed run calls ``set_epoch`` again, which restores these values.
+        A resumed run calls ``set_epoch`` again, and this call restores these values.
         """
         self.begin(objects)
         present = _present(objects)
@@ -79,7 +87,10 @@ class ObjectStates:
         self._set_by_epoch |= _changed(before, _values(present))
 
     def doubts(self, objects: Objects) -> list[str]:
-        """Returns sentences that name the objects whose state a resume does not restore."""
+        """Returns sentences that name the objects whose state a resume does not restore.
+
+        The report of the resume joins these sentences by semicolons.
+        """
         if self._initial is None:
             return []
         present = _present(objects)
@@ -103,11 +114,14 @@ class ObjectStates:
 
     @staticmethod
     def stateful(objects: Objects) -> dict[str, Any]:
-        """Returns the objects whose ``state_dict`` is saved, by name."""
+        """Returns the objects with a ``state_dict`` to save, by name."""
         return dict(_stateful(_present(objects)))
 
     def state_dict(self, objects: Objects) -> dict[str, Any]:
-        """Returns the states of these objects, by name, without those that are not plain data."""
+        """Returns the states of the objects of ``stateful``, by name.
+
+        States that are not plain data are left out.
+        """
         states = {name: each.state_dict() for name, each in self.stateful(objects).items()}
         return {name: state for name, state in states.items() if is_plain_data(state)}
 
@@ -151,9 +165,13 @@ def _stateful(present: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the values to compare in the objects whose state is not saved, by path."""
+    """Returns the values to compare in the objects whose state is not saved.
+
+    The result maps the path of an attribute to its value, and the path of an object itself to
+    ``_PRESENT``.
+    """
     stateful = {id(each) for _, each in _stateful(present)}
-    found: dict[str, Any] = {"": _PRESENT}  # the parent of all names without a dot
+    found: dict[str, Any] = {"": _PRESENT}  # the empty path is the parent of paths without a dot
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):
             found[name] = _comparable(each)
@@ -167,9 +185,9 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
-    """Returns the names of the values that have changed, and of the new attributes.
+    """Returns the paths of the values that have changed, and of the new attributes.
 
-    An attribute is new only if its object was there before.
+    The attributes of an object that is missing in ``before`` do not count as new.
     """
     return {
         name
@@ -197,9 +215,9 @@ def has_state_dict(thing: Any) -> bool:
 
 
 def _is_of_library(thing: Any) -> bool:
-    """Returns whether an object is a class, an instance of a class, or a function of a library.
+    """Returns whether a class or function, or the class of any other object, is from a library.
 
-    The other objects are of users' classes and functions.
+    Otherwise the class or function is from the user's code.
     """
     cls = type(thing)
     is_code = issubclass(cls, type) or cls is types.FunctionType
@@ -226,9 +244,12 @@ def _comparable(value: Any, depth: int = 0) -> Any:
     if cls in (np.ndarray, torch.Tensor):
         return _comparable_array(value)
     if cls is itertools.count:
-        return repr(value)  # "count(3)": any other way to read the number would advance it
+        # The text is, for example, "count(3)". Any other way to read the number would advance the
+        # counter.
+        return repr(value)
     if cls is types.GeneratorType:
-        # The instruction at which the generator is suspended, and its local variables.
+        # A generator is compared by the instruction at which it is suspended, and by its local
+        # variables.
         frame = value.gi_frame
         if frame is None:
             return ("generator", ())
@@ -246,8 +267,8 @@ def _comparable(value: Any, depth: int = 0) -> Any:
 def _comparable_array(value: Any) -> Any:
     """Returns the values of a small array, or of a small tensor on the CPU.
 
-    Returns ``_NOT_COMPARABLE`` for any other array or tensor. To read a tensor on another device
-    would synchronize with that device.
+    Returns ``_NOT_COMPARABLE`` for any other array or tensor. Tensors on other devices are not
+    read, because reading a tensor synchronizes with its device.
     """
     if isinstance(value, torch.Tensor):
         is_small = value.device.type == "cpu" and value.numel() <= _MAX_ELEMENTS
@@ -260,8 +281,8 @@ def _comparable_array(value: Any) -> Any:
 def is_plain_data(state: Any) -> bool:
     """Returns whether a state consists of types that ``torch.load`` reads without running code.
 
-    These types are dict, list, tuple, tensors, numbers, strings, bytes and None. An instance of a
-    subclass of such a type does not count.
+    These types are dict, ``OrderedDict``, list, tuple, ``torch.Tensor``, numbers, strings, bytes
+    and None. A state that contains an instance of any other subclass of them is refused.
     """
     remaining = [state]
     while remaining:

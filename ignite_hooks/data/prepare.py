@@ -1,4 +1,8 @@
-"""Wraps data in the source for its type. Accelerate prepares a loader first, where this is safe."""
+"""Wraps data in a source. Accelerate prepares a loader before that, if no part of it is lost.
+
+A source is an object from which a feed takes batches. Each type of data has its own class of
+sources (see ``sources.py``).
+"""
 
 import warnings
 from typing import Any
@@ -27,17 +31,18 @@ from ignite_hooks.processes.host_group import broadcast_from_rank_0
 
 __all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "prepare_source"]
 
-# Accelerate makes a new loader from a loader of these libraries without losing any of its parts.
+# If the class of a loader is from one of these libraries, Accelerate can make a new loader from the
+# loader without losing any part.
 _LOADER_LIBRARIES = {"torch", "torchdata"}
 _ITERATION_MEMBERS = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
 _STATE_METHODS = {"state_dict", "load_state_dict"}
 
 
 def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: bool) -> PlainIterable:
-    """Returns the source for ``data``. A loader that is not prepared yet is prepared first.
+    """Returns the source for ``data``. A loader that is not prepared yet is prepared if possible.
 
-    The loader is not added to the accelerator's list of prepared loaders. ``add_loader_owner`` adds
-    it later.
+    The loader is not added to the accelerator's list of prepared loaders here, but later by
+    ``add_loader_owner``.
 
     Args:
         data: a loader, prepared or not, or any iterable of batches.
@@ -66,8 +71,9 @@ def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: boo
     is_stream = isinstance(loader.dataset, IterableDataset)
     if is_stream:
         _refuse_padding(loader, even_batches)
-    # In any prepared loader but a DataLoaderShard, rank 0 reads the data and dispatches batches to
-    # the other ranks. Only Accelerate's own iterator does so.
+    # A prepared loader that is not a DataLoaderShard is a dispatcher: rank 0 reads the data and
+    # sends batches to the other ranks. Only Accelerate's own iterator can do this, so the sources
+    # for a dispatcher use this iterator.
     if hasattr(loader, "end_of_dataloader") and not isinstance(loader, DataLoaderShard):
         if (
             isinstance(loader, DataLoaderDispatcher)
@@ -161,8 +167,9 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
 def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
     """Returns the loader that Accelerate makes when it prepares ``loader``.
 
-    With one process, batches are not dispatched by default, so that they need not be tensors. With
-    several processes, a seedable sampler gets the same seed on all ranks.
+    With one process, batches are dispatched only if the user requires it, because dispatched
+    batches must consist of tensors. With several processes, a seedable sampler gets the same seed
+    on all ranks.
     """
     config = accelerator.dataloader_config
     found = (config.dispatch_batches, config.data_seed)

@@ -62,9 +62,9 @@ class FoundGenerators(ExcludedFromSearch):
     Args:
         named: the generators by name. A name is the path to the generator and its algorithm, for
             example "dataset.rng (PCG64)".
-        doubts: reasons why there may be further generators, whose states are unknown.
-        watched: for each object that was searched, by path, a function that returns the object, or
-            None if the object has been freed.
+        doubts: sentences that say why there may be further generators, whose states are unknown.
+        watched: maps the path of each object that was searched to a function. The function returns
+            the object, or None if the object has been freed.
     """
 
     named: Mapping[str, RandomGenerator] = field(default_factory=dict)
@@ -108,11 +108,12 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
             if _may_be_a_generator(cls):
                 doubts.append(f"{path} is a {cls.__name__}, whose state cannot be read")
         elif issubclass(cls, random.SystemRandom) or id(thing) in left_out:
-            # A SystemRandom has no state. The other generators are global and saved as such, or
-            # belong to a seedable sampler.
+            # A SystemRandom has no state. Any other generator here is either global, and saved as a
+            # global one, or belongs to a seedable sampler.
             closed.add(path)
         else:
-            # A numpy generator holds its bit generator, which needs no entry of its own.
+            # The state of a numpy generator includes the state of the bit generator that it holds.
+            # So the bit generator, which the search yields later, gets no entry.
             closed.add(path)
             name = f"{path} ({_algorithm(thing)})"
             if name in found and SET_ELEMENT_PREFIX in path:
@@ -129,9 +130,8 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
 class GeneratorSearch(ExcludedFromSearch):
     """Searches objects for random generators, and searches again only if the objects have changed.
 
-    So a call also finds generators that were made after the search of the call before. There is one
-    exception: changes in the elements of a mapping, or of a list of more than 1000 elements, are
-    not noticed.
+    So each call also finds the generators that were made since the previous call. There is one
+    exception: not all changes in long containers are noticed (see ``ObjectSearch.has_changed``).
 
     Args:
         parts_of: as in ``ObjectSearch``.
@@ -154,8 +154,8 @@ class GeneratorSearch(ExcludedFromSearch):
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
-            # A search may be stored in an engine. Unless it drops the excluded objects, it would
-            # keep a former loader of the engine alive.
+            # The search may be stored in an engine. If the search kept the objects of `closed`, a
+            # former loader of the engine among them could not be freed.
             self._search.release_excluded()
         return self._found
 
@@ -235,7 +235,7 @@ def set_generator_state(generator: RandomGenerator, state: Any) -> None:
 def _seeds_of(bits: Any) -> Any:
     """Returns the seed sequence of a bit generator.
 
-    It is a private attribute before numpy 1.25.
+    The attribute that holds this seed sequence is private before numpy 1.25.
     """
     return getattr(bits, "seed_seq", None) or getattr(bits, "_seed_seq", None)
 
@@ -293,10 +293,10 @@ def _algorithm(generator: RandomGenerator) -> str:
 
 
 def new_generator(name: str) -> RandomGenerator | None:
-    """Returns a new generator of the algorithm in a name that ``generators_in`` has made.
+    """Returns a new generator of the algorithm that a name contains.
 
     Args:
-        name: the name, for example "dataset.rng (PCG64)".
+        name: the name of a generator, as in ``FoundGenerators``, for example "dataset.rng (PCG64)".
 
     Returns:
         The generator. None for a generator on a device or of a user's class, which cannot be made
@@ -369,7 +369,7 @@ class RandomState:
         numpy: the state of ``numpy.random``.
         cpu: the state of torch's default generator of the CPU.
         device: a device, and the state of its default generator; None for the CPU.
-        generators: pairs of a further generator and its state, by name.
+        generators: maps the name of a further generator to a pair of the generator and its state.
     """
 
     python: tuple[Any, ...]
@@ -411,15 +411,15 @@ class RandomState:
             set_generator_state(generator, state)
 
     def restore_global(self) -> None:
-        """Sets only the global generators of Python, numpy and torch's CPU back."""
+        """Restores only the global generators of Python, of numpy, and of torch for the CPU."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
 
     def has_moved(self) -> bool:
-        """Returns whether any generator has now another state than in this object.
+        """Returns whether the present state of any generator differs from its state in this object.
 
-        The device's generator is not compared.
+        The generator of the device is not compared.
         """
         words, index = (np.random.get_state(legacy=False)["state"][each] for each in ("key", "pos"))
         numpy = self.numpy["state"]
@@ -449,7 +449,9 @@ class RandomState:
         device: torch.device | None = None,
         generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> "RandomState":
-        """Returns saved states, which ``restore`` then sets in the generators of this process.
+        """Returns an object with saved states, for the generators of this process.
+
+        The generators get these states only when ``restore`` is called.
 
         Args:
             state_dict: the states, as the method ``state_dict`` has returned them.
@@ -458,7 +460,7 @@ class RandomState:
         """
         device_state, states = state_dict["device"], state_dict["generators"]
         if device is None or device.type in ("cpu", "meta"):
-            device_state = None  # a saved device state is of a device that is not used here
+            device_state = None  # this process does not use a device like the one of the state
         return cls(
             python=_to_python(state_dict["python"]),
             numpy=_to_numpy(state_dict["numpy"]),
@@ -476,7 +478,7 @@ class RandomState:
         device: torch.device | None = None,
         generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> Iterator[None]:
-        """Restores the generators after the body, so that its draws have no effect afterwards.
+        """Restores the generators after the body, so that draws in the body have no lasting effect.
 
         Args:
             device: as in ``capture``.

@@ -1,14 +1,16 @@
 """Records what a sampler with a state yields, so that a run can resume although workers prefetch.
 
-The main process hands out index batches to workers before earlier batches have arrived. So the
-state of the sampler is ahead of the position of the run. The elements between the position and the
-state are kept, and saved with the state. A process that resumes takes these elements first, and
-then continues the sampler from its state. No element is drawn twice, and every element is drawn at
-the same time as in an unbroken run.
+An *element* is one index or index batch that the sampler yields. A *pass* is one iteration over the
+whole data.
 
-An element is what the sampler yields: an index, or an index batch. A checkpoint needs a *keeper* of
-the position, an object whose state determines the batches that follow. Here the sampler is the
-keeper.
+The main process sends index batches to workers before earlier batches have arrived. So the state of
+the sampler is ahead of the position of the run. The elements between the position and the state are
+kept, and saved with the state. A process that resumes takes these elements first, and then
+continues the sampler from the saved state. No element is drawn twice, and the sampler draws each
+new element at the same point of the pass as in an unbroken run.
+
+A checkpoint needs a *keeper* of the position, an object whose state determines the batches that
+follow. Here the sampler is the keeper.
 """
 
 import copy
@@ -35,23 +37,25 @@ from ignite_hooks.data.snapshots import is_same_state
 __all__ = ["RecordedOrder", "pack_elements", "unpack_elements"]
 
 _END = object()
-# The number of elements of a pass that are checked for draws from the global generators. If the
-# first element draws and the second does not, the sampler draws the whole order with the first.
+# The number of elements, from the start of a pass, for which the sampler is checked for draws from
+# the global generators. If the sampler draws for the first element and not for the second, it draws
+# the whole order with the first element.
 _CHECKED_ELEMENTS = 2
 
 
 class RecordedOrder(ExcludedFromSearch):
-    """A wrapper of a sampler or batch sampler with a state. A loader iterates over the wrapper.
+    """A wrapper that records the elements of a sampler or batch sampler with a state.
 
-    Elements are counted from the start of a pass.
+    A loader iterates over the wrapper in place of the sampler. Elements are counted from the start
+    of a pass.
 
     Attributes:
-        keeper: the sampler, with its names in the loader.
+        keeper: the sampler as the keeper of the position, with the sampler's paths in the loader.
         capacity: the number of most recent elements that are kept.
         head_size: the number of elements from the start of a pass that are kept in addition.
-        size: the required length of every element but the last; None if lengths may differ. If a
-            length is different, the pass cannot be entered in its middle.
-        is_beginning: whether an iteration over a pass is being started.
+        size: the required length of every element but the last; None if lengths may differ. If an
+            element has another length, a run cannot continue in the middle of the pass.
+        is_beginning: whether the body of ``beginning`` is running, in which a new pass starts.
 
     Args:
         keeper: see above.
@@ -69,24 +73,28 @@ class RecordedOrder(ExcludedFromSearch):
         self._is_unsavable = False  # whether the state or an element is not plain data
         # The state that was loaded last; None as soon as an element is drawn after the load.
         self._loaded_state: Any = None
-        self._start_pass: int | None = None  # the pass that was begun last
-        self._start_state: Any = None  # the state before the first element of that pass
-        self._second_state: Any = None  # the state before the second element of that pass
+        self._start_pass: int | None = None  # the pass that `_start_state` belongs to
+        # The state before the first element of a pass; None if unknown or not plain data.
+        self._start_state: Any = None
+        # The state before the second element of the present pass, until this element is drawn.
+        self._second_state: Any = None
         self.is_beginning = False
         self._continues_pass = False
         self._generators: Mapping[str, RandomGenerator] = {}
         self._reset()
 
     def _reset(self, data_pass: int | None = None) -> None:
+        # The pass that the recorded elements belong to; None for an iteration without a number.
         self._data_pass = data_pass
-        self._elements = deque[Any]()
-        self._head: list[Any] = []
+        self._elements = deque[Any]()  # the most recent elements
+        self._head: list[Any] = []  # the elements from the start of the pass
         self._drawn_count = 0
         self._iterator: Iterator[Any] | None = None
         self._is_over, self._is_irregular = True, False
-        # The states of the global generators before iter() and before the first element. A state is
-        # kept only if that step drew from the generators and later elements do not. The step then
-        # draws the order of the whole pass, and can draw the same order again from the state.
+        # The states of the global generators before the order of the whole pass was drawn from
+        # them. The first is the state before iter(), if iter() drew from them. The second is the
+        # state before the first element, if the sampler drew for this element and not for the
+        # second. With the generators in this state, the sampler draws the same order again.
         self._before_iterator: RandomState | None = None
         self._before_first: RandomState | None = None
 
@@ -102,9 +110,9 @@ class RecordedOrder(ExcludedFromSearch):
 
     @property
     def has_usable_state(self) -> bool:
-        """Returns whether the state holds the position and can be saved.
+        """Returns whether the state contains the position and can be saved.
 
-        True as long as nothing to the contrary is known.
+        Returns True until the record has found that one of these conditions is not met.
         """
         return self._state_advances is not False and not self._is_unsavable
 
@@ -126,11 +134,11 @@ class RecordedOrder(ExcludedFromSearch):
             self._continues_pass, self._is_over = False, False
             self._iterator = self._resumed_iterator()
             return self._record_elements(self._iterator)
-        # An iteration that starts outside of ``beginning`` is not of a numbered pass: the user
-        # iterates over a loader with persistent workers.
+        # Outside of the body of ``beginning`` it is the user who iterates, over a loader with
+        # persistent workers. Such a pass has no number.
         self._reset(self._data_pass if self.is_beginning else None)
-        # The sampler's iter() is called here, and not with the first element. torch calls iter()
-        # twice for a loader with workers, and a sampler may draw in each of these calls.
+        # The sampler's iter() is called here, and not lazily with the first element. For a loader
+        # with workers, torch calls iter() twice, and the sampler may draw in each of the two calls.
         random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
@@ -142,8 +150,7 @@ class RecordedOrder(ExcludedFromSearch):
         """Yields the elements of a new pass after a state was loaded.
 
         The state may be of the end of a pass. Some samplers continue from such a state, and so
-        yield nothing. In this case the iteration is begun a second time, after the generators are
-        set back.
+        yield nothing. In this case the generators are restored, and a second iteration is begun.
 
         Args:
             iterator: an iterator of the sampler.
@@ -161,7 +168,7 @@ class RecordedOrder(ExcludedFromSearch):
     def beginning(
         self, data_pass: int, generators: Mapping[str, RandomGenerator]
     ) -> Iterator[None]:
-        """Counts an iteration that is started in the body as a new pass.
+        """Makes an iteration that starts in the body a new pass with a number.
 
         Args:
             data_pass: the number of the pass.
@@ -175,14 +182,18 @@ class RecordedOrder(ExcludedFromSearch):
             self.is_beginning, self._generators = False, {}
 
     def continue_next(self) -> None:
-        """Makes the next iteration continue a pass, from the state that the sampler has loaded."""
+        """Makes the next iteration over this object continue a pass.
+
+        The sampler then continues from the state that was loaded into it.
+        """
         self._continues_pass, self._drawn_count = True, max(self._drawn_count, _CHECKED_ELEMENTS)
 
     def rewind(self, data_pass: int) -> None:
-        """Resets the sampler to the start of a pass.
+        """Sets the sampler back to the start of a pass.
 
-        If the pass has not begun, the sampler is at the start already. Its state is then kept for a
-        later call.
+        The first call for a pass comes before the pass begins. The sampler is at the start then,
+        and its state is kept. Each further call for this pass loads the kept state, or warns if
+        there is none.
         """
         if self._start_pass != data_pass:
             state, self._start_pass = self._current_state(), data_pass
@@ -199,7 +210,10 @@ class RecordedOrder(ExcludedFromSearch):
             )
 
     def can_enter_at(self, data_pass: int, start: int) -> bool:
-        """Returns whether a pass can be entered after ``start`` elements without redrawing any."""
+        """Returns whether the record can continue a pass after its first ``start`` elements.
+
+        This is possible if these elements were drawn, and all later drawn elements are still kept.
+        """
         is_kept = self._drawn_count - len(self._elements) <= start
         # At the end of the pass ``start`` may exceed the number of drawn elements, because the last
         # batch may be smaller.
@@ -207,7 +221,7 @@ class RecordedOrder(ExcludedFromSearch):
         return self._data_pass == data_pass and is_kept and is_drawn and not self._is_irregular
 
     def head(self, count: int) -> list[Any]:
-        """Returns the first ``count`` elements of the pass, which pad its last batches.
+        """Returns the first ``count`` elements of the pass, with which its last batches are padded.
 
         If the batch size has grown since the state was saved, fewer than ``count`` elements were
         kept. The kept elements are then repeated, as Accelerate does at the end of a small data
@@ -380,7 +394,7 @@ class RecordedOrder(ExcludedFromSearch):
         return {name: each and each.state_dict() for name, each in opening.items()}
 
     def load_opening(self, opening: Mapping[str, Any] | None) -> None:
-        """Restores a value of ``opening``, so that the same order can be drawn again."""
+        """Takes over a saved value of ``opening``, so that the same order can be drawn again."""
         states = opening or {"iterator": None, "first": None}
         self._before_iterator, self._before_first = (
             states[each] and RandomState.from_state_dict(states[each])
@@ -388,7 +402,7 @@ class RecordedOrder(ExcludedFromSearch):
         )
 
     def load_state_dict(self, data_pass: int, state_dict: Mapping[str, Any] | None) -> None:
-        """Continues from a saved state.
+        """Loads a saved state into the sampler, and the saved elements into the record.
 
         Args:
             data_pass: the number of the pass.
@@ -410,7 +424,10 @@ class RecordedOrder(ExcludedFromSearch):
             self.load_opening(state_dict.get("opening"))
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns the reasons why the next elements may differ from those in the saved run."""
+        """Returns the reasons why the next elements may differ from those of the saved run.
+
+        The saved run is the run that made ``state_dict``.
+        """
         if state_dict["is_within"] or state_dict["is_over"]:
             return []
         return [
@@ -455,7 +472,10 @@ def _remaining_elements(iterator: Iterator[Any]) -> Iterator[Any]:
 
 
 def _copy_element(element: Any) -> Any:
-    """Returns a copy of an index batch, because Accelerate pads the last batch in place."""
+    """Returns a copy of an element if it is an index batch; otherwise the element.
+
+    Index batches are copied because Accelerate pads the last one in place.
+    """
     if type(element) is list:
         return element.copy()
     return element.clone() if isinstance(element, torch.Tensor) else element

@@ -1,4 +1,4 @@
-"""The random generators of a run, except those of its data: in models, functions and handlers."""
+"""Finds the random generators of a run outside of its data: in models, functions and handlers."""
 
 import functools
 import gc
@@ -21,8 +21,8 @@ __all__ = ["generators_of_run"]
 
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 _WRAPPER_MODULES = ("ignite_hooks.", "ignite.engine.")
-# The handlers of this subpackage are not searched. They hold the objects that the user gave as
-# `also`, and a checkpoint saves these objects by name already.
+# The handlers of this subpackage are not searched. They hold the objects that the user gave as the
+# argument `also`, and a checkpoint saves the states of these objects anyway.
 _CHECKPOINT_MODULES = "ignite_hooks.checkpoint."
 
 
@@ -36,11 +36,11 @@ def generators_of_run(
 
     Args:
         engine: the engine of the run.
-        others: further objects to search, by name. The names of their generators begin with this
-            name.
+        others: maps a name to a further object to search. The name of a generator in this object
+            begins with the name of the object.
         closed: objects that are not searched.
-        of_data: the generators of the data. They are left out, even if other objects of the run
-            hold them too.
+        of_data: the generators of the data. They are left out of the result, even if other objects
+            of the run hold them too.
     """
     search: GeneratorSearch = engine_storage(engine).setdefault("run_generators", GeneratorSearch())
     roots = {**others, "process_function": process_function_of(engine), **_handlers(engine)}
@@ -53,9 +53,9 @@ def generators_of_run(
 def _handlers(engine: AnyEngine) -> dict[str, Any]:
     """Returns the handlers and their arguments, by name.
 
-    A name is the qualified name of the handler. If several handlers have the same qualified name,
-    they are numbered in the order in which they were attached. So a resumed process gives the same
-    handlers the same names.
+    The name of a handler is the result of ``_name_of``. If several handlers have the same name,
+    they are numbered in the order in which they were attached. So each handler has the same name in
+    the process that saves a checkpoint and in the process that resumes from it.
     """
     named: dict[str, Any] = {}
 
@@ -102,7 +102,11 @@ def _unwrapped(function: Any) -> Iterator[Any]:
 
 
 def _name_of(function: Any) -> str:
-    """Returns "handler" and the qualified name of a function, or the class of another callable."""
+    """Returns the word "handler" and a name.
+
+    The name of a function is its qualified name. The name of a bound method is the class of its
+    object, and the name of any other callable is its class.
+    """
     if isinstance(function, functools.partial):
         return _name_of(function.func)
     if isinstance(function, types.FunctionType):

@@ -7,12 +7,13 @@ A sampler yields its indices one by one, so in general position ``n`` is reached
 ``n`` indices. But the samplers of torch and Accelerate draw in a known way: one permutation of all
 samples, 32 indices at a time, or all indices at once. This module makes the same draws. So it gets
 the same indices, leaves the generator in the same state, and needs no more memory than a pass from
-its start. Indices that a sampler draws 32 at a time are drawn again in a few large calls, because
-``torch.randint`` gives the same numbers in one call as in many. ``tests/data/test_sample_order.py``
-fails if a sampler changes how it draws.
+its start. Indices that a sampler draws 32 at a time are drawn here in a few large calls. This is
+possible because ``torch.randint`` gives the same numbers in one call as in many.
+``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
 
-Only these exact classes are entered in this way, not their subclasses. Lists, tuples and ranges are
-entered by moving the index of their iterator. Any other order is iterated up to the position.
+Only orders of exactly these sampler classes are entered in this way, not orders of subclasses.
+Lists, tuples and ranges are entered by moving the index of their iterator. Any other order is
+iterated up to the position.
 """
 
 import copy
@@ -55,8 +56,10 @@ __all__ = [
 # Elements from the start of the order, and an iterator over the elements after the position.
 _HeadAndRest: TypeAlias = tuple[list[Any], Iterator[Any]]
 
-_BLOCK_SIZE = 32  # indices that a RandomSampler with replacement draws in one call
-_MAX_REDRAWN_AT_ONCE = 10**6  # indices; a multiple of the block size, and a bound of the memory
+_BLOCK_SIZE = 32  # the number of indices that a RandomSampler with replacement draws in one call
+# The number of indices that are drawn here in one call, which bounds the memory. It must be a
+# multiple of the block size.
+_MAX_REDRAWN_AT_ONCE = 10**6
 # The iterators of these orders are iterators of a list, a tuple or a range. Such an iterator can be
 # moved to any index.
 _DIRECT_ACCESS_TYPES = (SequentialSampler, DistributedSampler, list, tuple, range)
@@ -66,9 +69,9 @@ _INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), rang
 def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
     """Enters an order after its first ``start`` elements.
 
-    This function draws the random numbers of these elements, so the generators must be in the state
-    in which the pass began. The random numbers of later elements are drawn lazily, as the sampler
-    draws them.
+    This function draws the random numbers of these first elements, so the generators must be in the
+    state in which the pass began. The random numbers of later elements are drawn lazily, as the
+    sampler draws them.
 
     Args:
         order: a sampler, a batch sampler, or any iterable.
@@ -103,10 +106,11 @@ def samples_per_batch(order: Any) -> int | None:
 
 
 def elements_per_batch(order: Any) -> int:
-    """Returns how many elements of a recorded order are taken for one index batch of this process.
+    """Returns the number of elements of a recorded order that make one index batch of this process.
 
     Args:
-        order: a recorded order, or a batch sampler of torch or Accelerate over a recorded order.
+        order: a recorded order (``RecordedOrder``), or a batch sampler of torch or Accelerate that
+            takes its elements from a recorded order.
     """
     if type(order) is BatchSamplerShard and type(order.batch_sampler) is not BatchSampler:
         return 1 if order.split_batches else order.num_processes
@@ -114,7 +118,10 @@ def elements_per_batch(order: Any) -> int:
 
 
 def with_recorded_sampler(order: Any, recorded: RecordedOrder) -> Any:
-    """Returns a copy of an order, in which ``recorded`` replaces the sampler that it records."""
+    """Returns a copy of an order, in which ``recorded`` replaces the sampler that it records.
+
+    If the order is this sampler itself, ``recorded`` is returned.
+    """
     if order is recorded.holder:
         return recorded
     if type(order) is BatchSampler:
@@ -126,7 +133,7 @@ def with_recorded_sampler(order: Any, recorded: RecordedOrder) -> Any:
 
 
 def samples_per_pass(order: Any) -> int | None:
-    """Returns the number of samples of all processes in a pass; None if the number is unknown."""
+    """Returns the number of samples of all processes in a pass; None if not known."""
     if samples_per_batch(order) is None:
         return None
     batches = order.batch_sampler if type(order) is BatchSamplerShard else order
@@ -157,7 +164,7 @@ def enter_at_element(order: Any, start: int) -> Iterator[Any]:
     The recorded order must still have the elements after ``start`` (``can_enter_at``).
 
     Args:
-        order: the recorded order, or a batch sampler over it.
+        order: the recorded order, or a batch sampler that draws from the recorded order.
         start: the number of elements of the recorded order before the position.
     """
     if samples_per_batch(order) is not None:
@@ -193,7 +200,8 @@ def _take_share(order: BatchSamplerShard, batches: Any, is_filled: bool) -> Iter
     Args:
         order: the shard.
         batches: the batches of all processes.
-        is_filled: whether the first batch of each process is only there for padding, to be skipped.
+        is_filled: whether ``batches`` begin with the first batch of each process. The shard pads
+            with these batches, and they are not part of the result.
     """
     shard = copy.copy(order)
     shard.batch_sampler = batches
@@ -201,7 +209,7 @@ def _take_share(order: BatchSamplerShard, batches: Any, is_filled: bool) -> Iter
 
 
 class _RemainingBatches:
-    """The remaining index batches of a pass, with the attribute that Accelerate reads.
+    """The remaining index batches of a pass, with the ``batch_size`` that Accelerate reads.
 
     Args:
         batches: the remaining index batches.
@@ -280,8 +288,9 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
         return list(sequence[:head_size]), iterator
-    # At least one element is taken before the state is captured. A sampler that draws its whole
-    # order with the first element draws the same order again, so it needs no warning.
+    # If there are elements before the position, the first of them is taken before the state is
+    # captured. So there is no warning about a sampler that draws its whole order with the first
+    # element. Such a sampler draws the same order again, and needs no warning.
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)
@@ -297,7 +306,7 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
 
 
 def _enter_recorded(order: RecordedOrder, start: int, head_size: int) -> _HeadAndRest:
-    """Enters a recorded order, from its record unless a pass is just being started."""
+    """Enters a recorded order: by iterating while a pass is being started, later by its record."""
     if order.is_beginning:
         return _enter_by_iterating(order, start, head_size)
     return order.head(head_size), order.rest(start)
@@ -326,8 +335,8 @@ def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAn
         draw, block, at_once = with_replacement, _BLOCK_SIZE, _MAX_REDRAWN_AT_ONCE
     else:
         draw, block, at_once = without_replacement, population, population
-    # The draws before the position move the generator. As far as whole blocks go, they are made in
-    # large calls. The blocks after them are drawn as the sampler draws them.
+    # All draws before the position are made, because they move the generator. The whole blocks
+    # before the position are drawn in large calls, and the other blocks as the sampler draws them.
     whole = count - count % block
     redrawn = min(start - start % block, whole)
     before: list[int] = []

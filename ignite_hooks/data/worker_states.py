@@ -6,7 +6,8 @@ that a worker has drawn depends on the samples, which the main process does not 
 sends its states along with a batch whenever they have changed. The user sees the batches unchanged.
 
 Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. A new iteration always starts
-with worker 0. So up to ``W - 1`` batches before the position are loaded again.
+with worker 0, even if the iteration continues a pass in its middle. So up to ``W - 1`` batches
+before the position are loaded again.
 """
 
 import os
@@ -42,31 +43,35 @@ __all__ = [
 ]
 
 _STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"  # keys of a saved stream state
-_MAX_BYTES = 2**20  # of the object states that a worker sends with a batch
-_MAX_WATCHED = 500  # up to this number of objects, they are compared after every batch
+_MAX_BYTES = 2**20  # the largest size of the object states that a worker sends with a batch
+_MAX_WATCHED = 500  # the largest number of objects that are compared after every batch
 
 
 class WorkerStates:
     """The states of the workers of one loader, pass by pass.
 
     Attributes:
-        doubts: changes in the workers' copies of the data set that no saved state contains.
+        doubts: sentences about changes in the workers that no saved state contains, as the keys of
+            a dict, so that each sentence occurs once.
     """
 
     def __init__(self) -> None:
         self.doubts: dict[str, None] = {}
         self._data_pass = 0
-        self._first_batch = 0  # the first batch of this pass that worker 0 loaded
-        # For each worker: the numbers of its last batches, each with the state after the batch.
+        self._first_batch = 0  # the number of the batch that worker 0 loaded first in this pass
+        # For each worker, a pair for each of its last batches: the number of the batch, and the
+        # state of the worker after this batch.
         self._history: list[deque[tuple[int, bytes | None]]] = []
-        self._next_batch, self._has_ended = 0, False  # the number of the batch to be given next
+        # The number of the batch that is yielded next, and whether the loader has no more batches.
+        self._next_batch, self._has_ended = 0, False
         self._length: int | None = None
-        # The number of the present iteration. It is in shared memory, because persistent workers
-        # live through several iterations. Workers send their states unless the number is 0. When
-        # the number has changed, a worker sends its states even if they are unchanged.
+        # The number of the present iteration; 0 while no iteration is tracked. The number is in
+        # shared memory, because persistent workers live through several iterations. Workers send
+        # their states unless the number is 0. When the number has changed, a worker sends its
+        # states even if they are unchanged.
         self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._iteration.share_memory_()  # type: ignore[no-untyped-call]
-        self._iteration_count = 0
+        self._iteration_count = 0  # the number of all iterations that were tracked so far
 
     @contextmanager
     def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
@@ -98,34 +103,35 @@ class WorkerStates:
         window_size: int = 1,
         length: int | None = None,
     ) -> None:
-        """Notes that the workers start a pass, or the rest of one.
+        """Notes that the workers begin to load a pass, from its first batch or from a later batch.
 
         Args:
             data_pass: the number of the pass.
-            first: the batch of the pass that worker 0 loads first.
+            first: the number of the batch that worker 0 loads first.
             states: the state of each worker before its first batch; empty if the states are not
                 known.
             window_size: the number of batches in a full accumulation window. A run may roll back by
                 as many batches.
-            length: the number of batches of the pass; None if not certain.
+            length: the number of batches of the pass; None if it is not known for certain.
         """
         known = [*states]
         self._length = length
         self._data_pass, self._first_batch, self._next_batch = data_pass, first, first
         self._has_ended = False
-        # After a rollback, workers start up to W - 1 batches before the window, with W workers.
-        # Besides, the feed is one batch ahead of the run. So a history must reach back over
-        # window_size // W + 2 batches of its worker, and also holds the state before them.
+        # After a rollback to the start of a window, W workers start up to W - 1 batches before the
+        # window. Besides, the feed, which yields the batches, is one batch ahead of the run. So the
+        # history of a worker must contain the last window_size // W + 2 batches of this worker,
+        # and one more entry for the state before these batches.
         self._history = [
             deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
         ]
 
     def follow(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
-        """Yields the user's batches, and keeps the states that workers have sent with them.
+        """Yields the user's batches, and keeps the states that workers have sent with the batches.
 
         Args:
             batches: the batches with states, as the loader gives them.
-            first: the number that the first of these batches has in the pass.
+            first: the number of the first of these batches, counted from the start of the pass.
         """
         try:
             # With a loop instead of `map`, the loop variable in the suspended frame would keep the
@@ -153,11 +159,11 @@ class WorkerStates:
         return loaded.batch
 
     def states_at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
-        """Returns where and with which states workers can start to continue at batch ``number``.
+        """Returns how to start new workers that continue a pass at batch ``number``.
 
         Returns:
-            The number of the batch to start with, and the state of each worker at that batch. None
-            if the states are not known.
+            The number of the batch that worker 0 must load first, and the state of each worker
+            before its first batch. None if the states are not known.
         """
         if data_pass != self._data_pass or number < self._first_batch or not self._history:
             return None
@@ -177,17 +183,17 @@ class WorkerStates:
 
     @property
     def is_over(self) -> bool:
-        """Returns whether all batches of the pass have been given."""
+        """Returns whether all batches of the pass have been yielded."""
         return self._has_ended or self._next_batch == self._length
 
 
 @contextmanager
 def with_random_state(loader: Any) -> Iterator[None]:
-    """Makes the state of a stream in a worker contain the random states of the worker.
+    """Adds the random states of a worker to the state of the worker's stream.
 
-    This applies to the workers that a ``StatefulDataLoader`` starts in the body. After each batch
-    torchdata asks a worker for the state of its copy of the stream. When a pass is resumed,
-    torchdata loads this state before the copy is iterated.
+    A stream is an iterable data set. This applies to the workers that a ``StatefulDataLoader``
+    starts in the body. After each batch torchdata asks a worker for the state of its copy of the
+    stream. When a pass is resumed, torchdata loads this state before it iterates over the copy.
     """
     user_init = loader.worker_init_fn
     undo = _attribute_setter(loader, "worker_init_fn", user_init)
@@ -202,7 +208,7 @@ def unsharded(dataset: Any) -> Any:
 
 
 def end_streams(state_dict: Any) -> None:
-    """Marks the streams that have ended, in the state of a ``StatefulDataLoader``.
+    """Marks, in the state of a ``StatefulDataLoader``, the streams that have ended.
 
     Some workers may have ended their streams before the pass is over. When the pass is resumed,
     torchdata iterates these streams once more. A stream that resets its state at its end would then
@@ -230,7 +236,7 @@ def _call_user_init(init: Callable[[int], Any] | None, worker_id: int, main_pid:
 
 
 class _StreamInit:
-    """A ``worker_init_fn`` for streams with a state, which adds random states to this state.
+    """A ``worker_init_fn`` that adds the random states of the worker to the state of its stream.
 
     Args:
         init: the user's ``worker_init_fn``, or None.
@@ -274,7 +280,9 @@ class _StreamStates:
         }
 
     def load_state_dict(self, state_dict: Any) -> None:
-        if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:  # saved when the user iterated
+        # Outside of ``with_random_state``, when the user iterates, the state of the stream is saved
+        # alone.
+        if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:
             self._load_state_dict(state_dict)
             return
         random = RandomState.from_state_dict(state_dict[_RANDOM], generators=self._generators)
@@ -284,7 +292,7 @@ class _StreamStates:
             self._end_pass()
 
     def _end_pass(self) -> None:
-        """Makes the next iteration of the stream empty, and the one after it complete."""
+        """Makes the next iteration of the stream empty, and the iteration after that complete."""
         cls = type(self._stream)
 
         def iterate(stream: Any) -> Iterator[Any]:
@@ -303,12 +311,14 @@ def _attribute_setter(loader: Any, name: str, value: Any) -> Callable[[], None]:
 
 
 class _BatchWithState(NamedTuple):
-    """A batch with the state of its worker; a tuple, because torch pins the elements of tuples.
+    """A batch with the state of its worker.
+
+    The class is a tuple, because torch pins the memory of the elements of a tuple.
 
     Args:
         batch: the result of the user's ``collate_fn``.
-        state: the pickled state of the worker; None if it has not changed.
-        doubts: changes in the worker that the state does not contain.
+        state: the pickled state of the worker; None if the state has not changed.
+        doubts: sentences about changes in the worker that the state does not contain.
     """
 
     batch: Any
@@ -340,7 +350,7 @@ class _TrackedWorker:
         self._main_pid = os.getpid()
 
     def init(self, worker_id: int) -> None:
-        """Calls the user's function, then restores the given state of this worker, if any.
+        """Calls the user's ``worker_init_fn``, then restores the state of this worker, if given.
 
         Args:
             worker_id: the number of the worker, from 0.
@@ -354,15 +364,15 @@ class _TrackedWorker:
         self._object_states.begin(self._found.watched)
         self._watched, self._is_too_big = self._found.watched, False
         self._loaded = 0  # the number of batches that this worker has loaded
-        # The iteration in which a state was sent last. 0 before the first one, as no iteration has
-        # the number 0.
+        # The number of the iteration in which this worker sent a state last. The number is 0 until
+        # the worker has sent a state.
         self._sent_iteration = 0
         self._sent, self._sent_objects = RandomState.capture(), b""
         if worker_id < len(self._states) and (state := self._states[worker_id]) is not None:
             self._restore(state)
 
     def collate(self, samples: Any) -> Any:
-        """Calls the user's function, and returns its batch with the state of the worker.
+        """Calls the user's ``collate_fn``, and returns its batch with the state of the worker.
 
         Args:
             samples: the samples of the batch, as torch gives them to a ``collate_fn``.
@@ -388,7 +398,10 @@ class _TrackedWorker:
         return pickle.dumps((random, objects))
 
     def _pack_objects(self) -> bytes:
-        """Returns the pickled states of the objects; no states once they have been too big."""
+        """Returns the pickled states of the objects.
+
+        Once the states have been too big, each further call returns a pickled empty dict.
+        """
         if not self._is_too_big:
             packed = pickle.dumps(self._object_states.state_dict(self._watched))
             self._is_too_big = len(packed) > _MAX_BYTES
@@ -403,8 +416,8 @@ class _TrackedWorker:
 
     def _doubts(self) -> tuple[str, ...]:
         """Returns sentences about changes that the state of this worker does not contain."""
-        # The search for changes takes time for each object. If there are many objects, it is done
-        # only after some of the batches, more often at the start.
+        # The search for changes takes time for each object. If there are many objects, they are
+        # searched only after some of the batches, which are more frequent at the start.
         if len(self._watched) > _MAX_WATCHED and self._loaded % 64 not in (1, 2, 4, 8, 16, 32):
             return ()
         now = self._search(self._roots)
@@ -429,7 +442,7 @@ def _unpacked(packed: bytes) -> tuple[RandomState, dict[str, Any]]:
 
 
 def worker_state_to_plain(packed: bytes | None) -> dict[str, Any] | None:
-    """Returns the state of a worker as plain data, for a checkpoint; None for None."""
+    """Returns the state of a worker as plain data, for a checkpoint. Returns None for None."""
     if packed is None:
         return None
     random, objects = _unpacked(packed)

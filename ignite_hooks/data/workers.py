@@ -5,13 +5,13 @@ terminal. The main process handles the signal, for example by saving, and still 
 to the next step boundary. So a worker ignores each signal that the main process handles.
 
 torch and ``multiprocessing`` call ``Process.terminate`` for workers that do not end when requested.
-This method sends SIGTERM, which a worker would ignore. So for these workers the method is replaced
-by one that kills.
+This method sends SIGTERM, which a worker would ignore. So the method of each loader worker is
+replaced by a function that kills the worker.
 
 One private attribute of Python is used: ``multiprocessing.forkserver._forkserver``, whose
 ``_preload_modules`` are the modules that a fork server imports when it starts. Python has a public
-function to set them, but none to read them. ``tests/data/test_workers.py`` fails if the meaning of
-this attribute changes.
+function to set these modules, but none to read them. ``tests/data/test_workers.py`` fails if the
+meaning of this attribute changes.
 
 Four private attributes of torch are used:
 
@@ -20,8 +20,8 @@ Four private attributes of torch are used:
 - ``_index_queues`` of the iterator send indices to the workers, and requests to end.
 - ``_index_sampler`` of the iterator gives the indices that the workers load.
 
-``tests/data/test_worker_states.py`` covers the last of them, and ``tests/data/test_workers.py`` the
-other three.
+``tests/data/test_worker_states.py`` covers ``_index_sampler``, and ``tests/data/test_workers.py``
+the other three attributes.
 """
 
 import functools
@@ -53,9 +53,9 @@ __all__ = [
 ]
 
 ignored_by_workers: WeakKeyDictionary[object, tuple[int, ...]] = WeakKeyDictionary()
-"""The signals that workers ignore from their start on, by the object that requested this.
+"""Maps an object to the signals that workers ignore from their start on, as the object requested.
 
-An entry disappears when its object is freed.
+The entry of an object disappears when the object is freed.
 """
 
 _own_workers: "WeakSet[BaseProcess]" = WeakSet()  # the workers that this process has started
@@ -76,7 +76,7 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
     Args:
         loader: a loader of torch, or another loader with the same attributes.
         blocks: whether the signals in ``ignored_by_workers`` are blocked during the body. This
-            process then handles them after the body, so the body must be short.
+            process handles blocked signals only after the body, so the body must be short.
     """
     if not getattr(loader, "num_workers", 0) or not hasattr(signal, "pthread_sigmask"):
         yield
@@ -93,8 +93,9 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
         stack.callback(_keep_queues, loader)
         if blocks:
             stack.enter_context(_blocked(requested))
-        # `out_of_order`: this scope may be in the generator of a feed, and a feed can be closed at
-        # any time, while scopes that were entered later are still open.
+        # `out_of_order`: this scope may be in the generator of a feed (the iterator of the run over
+        # its data), and a feed can be closed at any time, while scopes that were entered later are
+        # still open.
         stack.enter_context(undo_on_exit(lambda: _set_init(loader, user_init), out_of_order=True))
         ignored = requested | _handled_signals()
         _set_init(loader, _IgnoreSignals(ignored, user_init, is_child=method != "forkserver"))
@@ -115,21 +116,22 @@ def hand_over_workers(iterator: Any, loader: Any, order: Any) -> None:
     """Hands the persistent workers of an iterator over to another loader.
 
     Args:
-        iterator: the iterator that has the workers, of a loader with persistent workers.
-        loader: the loader that uses the workers from now on.
-        order: the index batches of a whole pass of this new loader.
+        iterator: the iterator, made by a loader with persistent workers.
+        loader: the other loader, which uses the workers from now on.
+        order: the index batches of a whole pass of the other loader.
     """
     iterator._index_sampler = order
     loader._iterator = iterator
 
 
 class _IgnoreSignals:
-    """A ``worker_init_fn`` that ignores signals and calls the user's function.
+    """A ``worker_init_fn`` that makes the worker ignore signals, and calls the user's function.
 
     Args:
         ignored: the numbers of the signals.
         user_init: the user's ``worker_init_fn``, or None.
-        is_child: whether this process is the parent of the worker. Otherwise a fork server is.
+        is_child: True if the worker is a child of the main process, False if it is a child of a
+            fork server.
     """
 
     def __init__(
@@ -144,27 +146,27 @@ class _IgnoreSignals:
         if os.getpid() != self._main_pid:  # otherwise the worker is a thread
             # A forked worker has copies of all objects of the main process. One of these objects
             # may be an unreachable loader with persistent workers. Its finalizer would end the
-            # workers of the main process. Frozen objects are never collected in this process.
+            # workers of the main process. So the copies are frozen here, and are never collected.
             gc.freeze()
             for number in self._ignored:
                 signal.signal(number, signal.SIG_IGN)
-            # The signals were blocked when this process was started. Pending signals are dropped,
-            # because this process now ignores them.
+            # The signals were blocked when this worker was started. When they are unblocked here,
+            # pending signals are dropped, because the worker ignores them now.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._ignored)
         if self._user_init is not None:
             self._user_init(worker_id)
         if self._is_child and os.getpid() != self._main_pid != os.getppid():
             # The main process has died in the meantime, and another process is the parent now. A
             # worker of torch ends when its parent changes. But torch reads the process id of the
-            # parent only after this function, so it would not notice the change.
+            # parent only after this function, and would not notice this change.
             os._exit(1)
 
 
 def _handled_signals() -> set[int]:
-    """Returns SIGINT and SIGTERM, each only if it does not end this process at once.
+    """Returns those of the signals SIGINT and SIGTERM that do not end this process at once.
 
-    If a signal ends this process, it may end the workers too. Other signals, such as SIGUSR1, are
-    not handled here, because a data set may use them itself.
+    A signal that ends this process may end the workers too. Other signals, such as SIGUSR1, are
+    never returned, because a data set may use them itself.
     """
     usual = (signal.SIGINT, signal.SIGTERM)
     return {number for number in usual if signal.getsignal(number) != signal.SIG_DFL}
@@ -178,8 +180,9 @@ def _set_init(loader: Any, function: Any) -> None:
 def _blocked(numbers: set[int]) -> Iterator[None]:
     """Blocks signals in this thread, and in the processes that it starts in the body.
 
-    Otherwise a signal could end a worker before the worker calls ``worker_init_fn``, which takes
-    seconds with the start method "spawn". This process handles a blocked signal after the body.
+    Otherwise a signal could end a worker before the worker calls ``worker_init_fn``. With the start
+    method "spawn", a worker takes seconds until this call. This process handles a blocked signal
+    after the body.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with undo_on_exit(lambda: _set_mask(before), out_of_order=True):
@@ -199,8 +202,8 @@ def _prepare_start(context: Any) -> str:
     """
     method: str = context.get_start_method()
     if method != "fork":
-        # Making a lock starts the resource tracker. When Python starts this tracker it unblocks
-        # signals, so the tracker must be running before the signals are blocked.
+        # Making a lock starts the resource tracker, a process of Python. Python unblocks signals
+        # when it starts the tracker. So the tracker must run before the signals are blocked.
         context.Lock()
     if method == "forkserver":
         _start_fork_server()
@@ -210,10 +213,10 @@ def _prepare_start(context: Any) -> str:
 def _start_fork_server() -> None:
     """Starts a fork server that survives signals, unless a fork server is running.
 
-    The server imports ``fork_server.py``, which makes it ignore signals and restores their handlers
-    in the processes that it forks. If the server inherited an ignored or blocked SIGTERM from this
-    process instead, all forked processes would inherit it too, and ``Pool.terminate`` would wait
-    for ever.
+    The server imports ``fork_server.py``. This module makes the server ignore signals, and restores
+    the signal handlers in the processes that the server forks. If the server inherited an ignored
+    or blocked SIGTERM from this process instead, all forked processes would inherit this too, and
+    ``Pool.terminate`` would wait for ever.
     """
     from multiprocessing import forkserver
 
@@ -224,10 +227,10 @@ def _start_fork_server() -> None:
 
 
 def _adopt_workers(before: set[BaseProcess]) -> None:
-    """Makes the method ``terminate`` of new workers kill them.
+    """Makes the method ``terminate`` of each new worker kill the worker.
 
     Args:
-        before: the child processes before the workers were started. All others are new.
+        before: the child processes before the workers were started. All other children are new.
     """
     for worker in multiprocessing.active_children():
         if worker.daemon and worker not in before:
@@ -243,8 +246,9 @@ def _keep_queues(loader: Any) -> None:
     """Keeps the queues of persistent workers open until their iterator is freed.
 
     If a loader is part of a reference cycle, for example with its trainer, the garbage collector
-    frees it. The collector would close the queues before it frees the iterator. Then the iterator
-    could not tell its workers to end, would wait 5 seconds for each of them, and kill them.
+    frees the loader. The collector would close the queues before it frees the iterator. Then the
+    iterator could not tell its workers to end. It would wait 5 seconds for each worker, and kill
+    the worker.
     """
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:

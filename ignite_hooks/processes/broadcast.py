@@ -12,10 +12,10 @@ __all__ = ["broadcast_values"]
 def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Copies the values of tensors of rank 0 to every other rank. Collective.
 
-    A value is copied into the tensor of the same name, shape and dtype. If rank 0 has no such
-    tensor, the tensor of this rank stays unchanged. An example is a cache that grows with the
-    inputs. A tensor that was made in inference mode stays unchanged too, because torch forbids to
-    write into such a tensor outside of this mode.
+    The values are copied into the tensor of the same name, shape and dtype. If rank 0 has no such
+    tensor, the tensor of this rank stays unchanged. This happens, for example, to a cache whose
+    shape grows with the inputs. A tensor that was made in inference mode stays unchanged too,
+    because torch forbids to write into such a tensor outside of this mode.
 
     Args:
         tensors: dense tensors by name.

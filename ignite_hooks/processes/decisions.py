@@ -1,14 +1,15 @@
 """Decisions that all ranks of a run make together between two steps: stops, and saves by time.
 
 If one rank stopped alone, the other ranks would wait for its gradients. So a request of any rank is
-obeyed by all ranks, at the same step boundary. The ranks exchange their requests without waiting:
-an exchange begins at the end of one boundary and is finished at the next, a whole step later::
+obeyed by all ranks, at the same step boundary, which is the point of the loop between two optimizer
+steps. The ranks exchange their requests without waiting: an exchange begins at the end of one
+boundary, and is finished at the next boundary, a whole step later::
 
     boundary n       begin_exchange()   is there a request on any rank?
     boundary n + 1   finish_exchange()  if so, all ranks exchange the requests and obey them
 
-``exchange_now()`` does both in one call. It is called at the end of an epoch, so that no request is
-left for the next epoch. It is also called at STARTED, and when a limit is reached, because no
+``exchange_now()`` does both in one call. The loop calls it at three points: at STARTED, at the end
+of an epoch, so that no request is left for the next epoch, and when a limit is reached, because no
 boundary follows then.
 
 With one process, nothing is exchanged. The trainer then obeys a request at once, without this
@@ -33,8 +34,8 @@ class Question(NamedTuple):
     """A kind of request that any rank can make to all ranks.
 
     Attributes:
-        asked: a function that returns the request of this rank, which can be pickled, or None. It
-            is called in each exchange.
+        asked: a function that returns the request of this rank, or None if there is no request. A
+            request must be picklable. The function is called in each exchange.
         obey: a function that is called on every rank if any rank has made a request. Its argument
             is the sequence of the requests by rank, with None for a rank without a request.
     """
@@ -44,7 +45,7 @@ class Question(NamedTuple):
 
 
 class Decisions:
-    """The questions of one run, and the pending exchange of requests.
+    """The questions of a trainer, and the pending exchange of requests.
 
     Args:
         accelerator: an accelerator of several processes.
@@ -56,9 +57,11 @@ class Decisions:
         self._accelerator = accelerator
         self._every = every
         self._boundaries = 0  # the number of boundaries so far in this run
+        # The return value of `_exchange` for an exchange that has begun and is not finished.
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._questions: list[Question] = []
-        # The group is made here, where all ranks are, because making a group is collective.
+        # Making a group is collective. The group is made here, because every rank calls this
+        # constructor.
         host_group(accelerator)
 
     def add(self, question: Question) -> Callable[[], None]:
@@ -90,7 +93,7 @@ class Decisions:
 
     def exchange_now(self) -> None:
         """Exchanges and obeys the present requests of all ranks. Waits for the other ranks."""
-        # No request is lost with the pending exchange: `asked` still returns each of them.
+        # No request is lost with the pending exchange: `asked` returns these requests again.
         self._pending = None
         _, is_any_asked = self._exchange(async_op=False)
         if is_any_asked.item():
@@ -115,7 +118,8 @@ class Decisions:
         own = [each.asked() for each in self._questions]
         requests: list[Any] = [None] * self._accelerator.num_processes
         distributed.all_gather_object(requests, own, group=host_group(self._accelerator))
-        # Request n of each rank belongs to question n, so all ranks must have as many questions.
+        # Request n of each rank belongs to question n. So all ranks must have the same number of
+        # questions.
         numbers = [len(asked) for asked in requests]
         if len(set(numbers)) > 1:
             raise RuntimeError(
@@ -131,9 +135,12 @@ class Decisions:
 
 
 def name_ranks(asked: Sequence[bool]) -> str:
-    """Returns " on rank 1" for the first rank that has made a request; "" if all ranks have.
+    """Names the first rank that has made a request, in text that ends a message.
 
     Args:
-        asked: for each rank whether it has made the request.
+        asked: for each rank, whether this rank has made the request.
+
+    Returns:
+        For example " on rank 1"; an empty text if all ranks have made the request.
     """
     return "" if all(asked) else f" on rank {list(asked).index(True)}"

@@ -14,9 +14,9 @@ __all__ = ["broadcast_from_rank_0", "has_host_group", "host_group", "min_over_ra
 
 Value = TypeVar("Value")
 
-# The default process group, and the gloo group that was made for it; empty until the first use. If
-# a process initializes torch.distributed again, it gets a new default group and then needs a new
-# gloo group.
+# One pair: the default process group, and the gloo group that was made for it. The list is empty
+# until the first use. If a process initializes torch.distributed again, the process gets a new
+# default group and then needs a new gloo group.
 _groups: list[tuple[Any, Any]] = []
 
 
@@ -32,8 +32,8 @@ def has_host_group(accelerator: Accelerator) -> bool:
 def host_group(accelerator: Accelerator) -> Any:
     """Returns the gloo group of all processes. The first call is collective.
 
-    A process has one such group, which is only used in the main thread. The timeout of its
-    collectives is the one that the user gave to the accelerator.
+    A process has one such group, which is only used in the main thread. The collectives of the
+    group have the timeout that the user gave to the accelerator.
 
     Args:
         accelerator: an accelerator of several processes.
@@ -46,7 +46,7 @@ def host_group(accelerator: Accelerator) -> Any:
 
 
 def min_over_ranks(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
-    """Returns for each of ``numbers`` its minimum over all processes. Collective."""
+    """Returns the minimum over all processes of each of ``numbers``. Collective."""
     if accelerator.num_processes == 1:
         return list(numbers)
     if has_host_group(accelerator):

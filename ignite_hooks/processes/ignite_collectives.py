@@ -2,8 +2,8 @@
 
 Ignite's metrics call collectives of ``ignite.distributed``. Two cases fail there:
 
-- Metrics that keep all predictions, such as ``EpochMetric`` and ``ROC_AUC``, gather them as if all
-  ranks had the same number of predictions. Otherwise gloo ends the process.
+- Metrics that keep all predictions, such as ``EpochMetric`` and ``ROC_AUC``, gather the predictions
+  as if all ranks had the same number of them. If the numbers differ, gloo ends the process.
 - On a rank without any sample a metric raises an error before its collective. The other ranks then
   wait for this rank.
 
@@ -29,10 +29,10 @@ __all__ = ["among_ranks", "among_unequal_ranks"]
 
 @contextmanager
 def among_unequal_ranks() -> Iterator[None]:
-    """Makes Ignite's collectives work if the sizes of tensors differ between ranks.
+    """Makes Ignite's collectives work in the body if the sizes of tensors differ between ranks.
 
-    In the body ``idist.all_gather`` concatenates tensors of unequal sizes. Besides,
-    ``idist.broadcast`` does not round a Python number to single precision.
+    ``idist.all_gather`` then concatenates tensors of unequal sizes. Besides, ``idist.broadcast``
+    does not round a Python number to single precision.
     """
     functions = {
         "all_gather": _all_gather(idist.all_gather),
@@ -44,7 +44,7 @@ def among_unequal_ranks() -> Iterator[None]:
 
 @contextmanager
 def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
-    """Restricts Ignite's collectives to a group of ranks, as if there were no others.
+    """Restricts Ignite's collectives in the body to a group of ranks, as if no others existed.
 
     Args:
         ranks: the ranks of the group, among them the rank of this process.
@@ -97,7 +97,7 @@ def _all_gather(
 
     Args:
         original: ``idist.all_gather``.
-        default: the group of a call without the argument ``group``.
+        default: the group that exchanges if a call has no argument ``group``; None for all ranks.
         size: the number of ranks in the group ``default``; None for all ranks.
     """
 
@@ -121,7 +121,10 @@ def _all_gather(
 
 
 def _corner(shape: Sequence[int]) -> tuple[slice, ...]:
-    """Returns the index of the unpadded part of a tensor: the first ``shape[i]`` of dimension i."""
+    """Returns the index of the unpadded part of a padded tensor.
+
+    In each dimension ``i``, this part consists of the first ``shape[i]`` elements.
+    """
     return tuple(slice(size) for size in shape)
 
 

@@ -18,9 +18,9 @@ __all__ = ["PeerFailures"]
 
 
 class PeerFailures(AbstractContextManager["PeerFailures", None]):
-    """Reports a failure in the body to the other ranks, and raises their failures here.
+    """Reports a failure in the body to the other ranks, and raises failures of other ranks here.
 
-    A trainer enters this context around each run. With one process nothing is done.
+    A trainer enters this context around each run. With one process the context does nothing.
 
     Args:
         trainer: the trainer of the runs.
@@ -38,7 +38,7 @@ class PeerFailures(AbstractContextManager["PeerFailures", None]):
     def __enter__(self) -> "PeerFailures":
         self._peers = None
         if self._run.trainer.accelerator.num_processes > 1:
-            # Imported here: some builds of torch lack torch.distributed.
+            # The import is here because some builds of torch lack torch.distributed.
             from ignite_hooks.processes.peer_watch import PeerWatch
 
             peers = PeerWatch.of_default_group()
@@ -58,6 +58,6 @@ class PeerFailures(AbstractContextManager["PeerFailures", None]):
             peers.leave(self._run)
 
     def report(self, error: BaseException) -> None:
-        """Reports a failure to the other ranks at once, before the run is unwound."""
+        """Reports a failure to the other ranks at once, before the error has left the run."""
         if self._peers is not None:
             self._peers.report(error, self._run)

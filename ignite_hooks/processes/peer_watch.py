@@ -2,11 +2,14 @@
 
 The rank that fails writes its failure to the store of the default process group. On each other rank
 a *watcher* thread polls the store, even while the main thread is blocked. If the watcher finds a
-failure, it sends the main thread a signal whose handler raises an error. A run holds the signal
-back until an optimizer step is complete.
+failure, it sends the main thread a signal whose handler raises an error. If an optimizer step is in
+progress, the run holds the signal back until the step is complete.
 
-If the main thread is blocked in a collective of gloo, a signal cannot interrupt it. The process is
-then ended, unless ``on_peer_failure`` is "wait".
+A signal cannot interrupt a collective of gloo. If the main thread is blocked in such a collective,
+the process is ended, unless ``on_peer_failure`` is "wait".
+
+The code calls a run *outermost* if no handler of another run has started it. A run *is unwound*
+while an error leaves it.
 """
 
 import multiprocessing
@@ -62,16 +65,18 @@ class TimeLimits(NamedTuple):
     Args:
         poll: the time between two polls of the store. (``Store.wait`` would be quicker, but torch
             prints a warning each time it ends without a result.)
-        same_failure: the time for this rank to fail in the same way by itself, after the failure of
-            another rank was read.
-        unblocking: the time for the main thread to raise the error of another rank.
+        same_failure: the time for this rank to fail in the same way by itself, after it has read
+            the failure of another rank.
+        unblocking: the time for the main thread to raise an error with the failure of another rank.
         unwinding: the time for the run to end after this error was raised. Also the time for an
             optimizer step that must complete before the error is raised.
         acknowledgement: the time for the other ranks to read a failure, or to end their run too,
             before the process that holds the store may end.
-        other_failures: the time for all ranks to report how the previous run has ended.
-        place_check: the time between two checks of the place of the main thread.
-        stalled: the time without progress of ranks at different places, before a warning.
+        other_failures: the time for a rank to report its failure in the previous run.
+        place_check: the time between two checks of the place of the main thread, which is the
+            position in the run and the line of code.
+        stalled: the time after which a warning says that ranks are at different places without
+            progress.
         store_call: the time for one call of the store.
     """
 
@@ -92,16 +97,16 @@ time_limits = TimeLimits()
 class PeerWatch:
     """The failures of this rank and of the other ranks of a process group.
 
-    Failures are grouped into generations, which count from 0. If the caller of a failed run catches
-    the error, the next failure belongs to the next generation. A caller may be a handler of an
-    outer run, or a script in which all ranks call ``run()`` again.
+    Failures are grouped into generations, which are numbered from 0. If the caller of a failed run
+    catches the error, the next failure belongs to the next generation. Such a caller may be a
+    handler of an outer run, or a script in which all ranks call ``run()`` again.
 
     Keys in the store:
 
     - ``<generation>/first`` is the failure that was reported first.
     - ``<generation>/<rank>`` is the failure of a rank.
     - ``<generation>/heard/<rank>`` is set when a rank has read the first failure.
-    - ``ended/<rank>`` is the number of the last run that a rank has ended.
+    - ``ended/<rank>`` is the number of the last outermost run that a rank has ended.
 
     Args:
         group_store: the store of the default process group.
@@ -122,11 +127,12 @@ class PeerWatch:
         self.is_failing = False
         self._run_number = 0  # counts the outermost runs that this rank has begun
         self._generation = 0
-        # Both threads use the generation and its failures, and take this lock for them.
+        # The main thread and the watcher thread take this lock to use the generation and its
+        # failures.
         self._lock = threading.RLock()
-        self._own_failure: RankFailure | None = None
+        self._own_failure: RankFailure | None = None  # the failure of this rank
         self._own_run: WatchedRun | None = None  # the run in which this rank failed
-        self._peer_failure: RankFailure | None = None
+        self._peer_failure: RankFailure | None = None  # the first failure, if of another rank
         self._watcher: _Watcher | None = None
 
     @classmethod
@@ -151,7 +157,7 @@ class PeerWatch:
         return cls.current
 
     def enter(self, run: WatchedRun) -> None:
-        """Begins to watch the other ranks, unless they are watched already for an outer run.
+        """Begins a run. The other ranks are watched from the start of the outermost run on.
 
         Args:
             run: the run that begins.
@@ -159,7 +165,8 @@ class PeerWatch:
         Raises:
             RuntimeError: a rank has failed before, and not all ranks have failed in the same way.
         """
-        # If Ctrl-C interrupted the end of a run, the run is still listed and its watcher is alive.
+        # If Ctrl-C interrupted the end of an earlier run, the earlier run is still listed, and its
+        # watcher is still alive.
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
             self._stop()
@@ -171,7 +178,7 @@ class PeerWatch:
             self._watcher = _Watcher(self, run.on_peer_failure)
 
     def leave(self, run: WatchedRun) -> None:
-        """Ends a run; the watch ends with the outermost run.
+        """Ends a run. The other ranks are watched until the outermost run ends.
 
         Args:
             run: the run that ends.
@@ -223,12 +230,13 @@ class PeerWatch:
         Returns:
             The first failure of all ranks, if another rank has reported it; None otherwise.
         """
-        # Set before anything else, so that no failure of another rank interrupts this rank.
+        # The flag is set first, so that no failure of another rank interrupts this rank.
         self.is_failing = True
         with suppress(StoreGone), self._lock:
             is_reported = self._own_failure is not None and self._own_run in self.runs
             if not is_reported:
-                if self._own_failure is not None:  # of an earlier run, and caught by its caller
+                # A known failure of this rank is then from an earlier run, whose caller caught it.
+                if self._own_failure is not None:
                     self._begin_generation()
                 self._write_failure(error, run)
             self._read_first()
@@ -273,7 +281,10 @@ class PeerWatch:
         return self._watcher is not None and error is self._watcher.raised
 
     def find_new_failure(self) -> RankFailure | None:
-        """Returns the failure of another rank, unless an earlier call has returned it."""
+        """Returns the failure of another rank.
+
+        Returns None if there is no such failure, or if it is known already.
+        """
         with self._lock:
             # If the caller has caught the last failure of this rank, another rank may have failed
             # in the next generation.
@@ -292,7 +303,7 @@ class PeerWatch:
     def _read_first(self) -> None:
         """Reads and acknowledges the first failure of the generation.
 
-        The failure is kept if it is of another rank.
+        A failure of another rank is kept as ``_peer_failure``.
         """
         text = "" if self._peer_failure is not None else self.store.find(self._first_key)
         if text:
@@ -308,12 +319,12 @@ class PeerWatch:
     def _skip_common_failures(self) -> None:
         """Skips the generations in which all ranks failed in the same way.
 
-        Another rank may already have failed in the run that begins here. The watcher handles such a
-        failure, because this rank may still fail in the same way, for example if a limit is wrong
-        on all ranks.
+        Another rank may already have failed in the run that begins here. Such a failure is left to
+        the watcher, because this rank may still fail in the same way, for example if a limit is
+        wrong on all ranks.
 
         Raises:
-            RuntimeError: the ranks have not failed in the same way in an earlier run.
+            RuntimeError: a rank failed in an earlier run, and not all ranks failed in the same way.
         """
         with self._lock:
             try:
@@ -353,10 +364,10 @@ class PeerWatch:
         return int(self.store.find(f"ended/{rank}") or 0) >= self._run_number
 
     def _wait_for_others(self, is_done: Callable[[int], bool]) -> None:
-        """Waits until each other rank is done, at most for the time limit.
+        """Waits for all other ranks, at most for the time limit ``acknowledgement``.
 
         Args:
-            is_done: returns whether a rank is done.
+            is_done: returns whether the wait for a rank is over.
         """
         others = [rank for rank in range(self.size) if rank != self.rank]
         for _ in _poll_until(time.monotonic() + time_limits.acknowledgement):
@@ -382,7 +393,8 @@ class _Watcher:
         self.raised: RuntimeError | None = None
         self._to_raise: RankFailure | None = None  # the failure that the signal handler will raise
         self._is_open = True  # whether the main thread may be interrupted
-        # `_answered`: the main thread is unwinding its run, so it needs no interruption.
+        # `_ended` is set to end this thread. `_answered` is set when the main thread has raised an
+        # error, and therefore needs no interruption.
         self._ended, self._answered = threading.Event(), threading.Event()
         self._stalled = StalledRanks(peers.store, peers.rank, peers.size, time_limits.stalled)
         self._next_place_check = 0.0
@@ -408,7 +420,7 @@ class _Watcher:
             self._former_handler = None
 
     def answer(self) -> None:
-        """Notes that the main thread has raised an error, its own or the one of another rank."""
+        """Notes that the main thread has raised an error, for whatever reason."""
         self._answered.set()
 
     def _install(self) -> Any:
@@ -440,7 +452,7 @@ class _Watcher:
             raise self.raised
 
     def _watch(self) -> None:
-        """Runs in the thread until the run ends."""
+        """Polls the store until the run ends. This function is the code of the thread."""
         try:
             self._stalled.begin()
             while not self._ended.wait(self._limits.poll):
@@ -455,7 +467,7 @@ class _Watcher:
 
     def _end_run(self, failure: RankFailure) -> None:
         """Makes the main thread raise the failure of another rank, or ends the process."""
-        self._answered.clear()  # an earlier failure may have set it
+        self._answered.clear()  # an earlier failure may have set the event
         is_answered = self._peers.is_failing or not self._is_open
         if is_answered or self._answered.wait(self._limits.same_failure):
             return
@@ -533,7 +545,7 @@ def _poll_until(end: float) -> Iterator[None]:
 
 
 def _end_process(failure: RankFailure, why: str) -> None:
-    """Ends this process at once with exit code 1, while its main thread is blocked.
+    """Ends this process at once with exit code 1, from the watcher thread.
 
     Args:
         failure: the failure of another rank.

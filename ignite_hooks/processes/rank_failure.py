@@ -43,7 +43,7 @@ class RankFailure(NamedTuple):
         message: the text of the exception.
         place: the place of the rank in its run.
         line: the last line of the traceback that is in the user's code.
-        run_number: the number of outermost runs that the rank had begun.
+        run_number: the number of runs that the rank had begun, without runs inside of other runs.
         is_own: whether the rank failed by itself, and not because of a failure of another rank.
         shared: if all ranks raise the error together, the text that they have in common; otherwise
             an empty text.

@@ -23,9 +23,9 @@ MAX_DIFFERENCE = 1e-3
 Differences due to rounding are much smaller.
 """
 
-# The dtype as which an element is summed, by the size of the element in bytes. Larger elements are
-# summed as words of 4 bytes. If words of 8 bytes were summed, an even number of changed signs would
-# leave the sum unchanged.
+# Maps the size of an element in bytes to the dtype of the word as which the element is summed.
+# Larger elements are summed as words of 4 bytes. If words of 8 bytes were summed, an even number of
+# changed signs would leave the sum unchanged.
 _WORD_DTYPES = {1: torch.uint8, 2: torch.int16}
 _MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 
@@ -34,8 +34,9 @@ class SameParameters:
     """Compares parameters between ranks.
 
     The digest of a model is computed from the checksums of its tensors. A checksum is the sum of
-    the words of a tensor. (``torch.hash_tensor`` is not used, because it is an exclusive or. It is
-    0 if each value appears an even number of times, for example in a tensor of ones.)
+    the words of a tensor, which are its bytes read as integers. (``torch.hash_tensor`` is not
+    used, because it computes an exclusive or. The result is 0 if each value appears an even number
+    of times, for example in a tensor of ones.)
     """
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ class SameParameters:
 
 
 def _differing(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """Returns the names and parameters that are not the same on all ranks. Collective."""
+    """Returns the parameters that are not the same on all ranks, with their names. Collective."""
     checksums: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(checksums, _checksums(parameters.values()))
     is_equal = [len(set(of_parameter)) == 1 for of_parameter in zip(*checksums, strict=True)]
@@ -113,7 +114,8 @@ def _differing(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.
 def _checksums(parameters: Iterable[torch.Tensor]) -> list[int]:
     """Returns the checksum of each parameter. Synchronizes once with each device."""
     by_device: dict[torch.device, list[torch.Tensor]] = {}
-    places = []  # for each parameter its device, and its index among the parameters of this device
+    # For each parameter: its device, and its index among the parameters of this device.
+    places = []
     for parameter in parameters:
         of_device = by_device.setdefault(parameter.device, [])
         places.append((parameter.device, len(of_device)))
@@ -132,7 +134,8 @@ def _checksum(parameter: torch.Tensor) -> torch.Tensor:
 def _differences_from_rank_0(parameter: torch.Tensor) -> list[float]:
     """Returns for each rank the relative difference of a parameter from rank 0. Collective.
 
-    The difference is relative to the norm on rank 0. For a parameter with NaN it is infinite.
+    The difference is relative to the norm of the parameter on rank 0. For a parameter that contains
+    NaN, the difference is infinite.
     """
     own = parameter.detach().contiguous()
     own = torch.view_as_real(own) if own.is_complex() else own

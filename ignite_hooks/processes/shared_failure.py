@@ -10,7 +10,7 @@ _ATTRIBUTE = "_ignite_hooks_shared"
 
 
 def mark_shared(error: BaseException, text: str) -> None:
-    """Marks an error of this rank, if all other ranks raise an error for the same reason too.
+    """Marks an error of this rank as shared: all other ranks raise an error for the same reason.
 
     Args:
         error: the error of this rank.

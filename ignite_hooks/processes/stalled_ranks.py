@@ -1,6 +1,7 @@
 """Detection of ranks that wait for each other at different places of the loop.
 
-torch reports this only when the collective times out.
+A place is an epoch, iteration, step and event (``RunPlace``). Without this detection, such ranks
+wait until torch reports that the collective has timed out.
 """
 
 import json
@@ -15,11 +16,12 @@ class StalledRanks:
     """Compares the places of ranks that make no progress.
 
     For example, only rank 0 runs an evaluator of this package. The evaluator waits in a collective
-    for the other ranks. These wait for rank 0, in the next batch or at the end of the same event.
+    for the other ranks. The other ranks wait for rank 0, in the next batch or at the end of the
+    same event.
 
-    If a rank is at the same place and line of code in two successive checks, it writes the place
-    and the line to the store. Ranks at the same place and line do the same work, which may take
-    long, so there is no warning about them.
+    If a rank is at the same place and line of code in two successive checks, the rank writes the
+    place and the line to the store. Ranks at the same place and line do the same work, which may
+    take long. So there is no warning if all ranks in the store are at the same place and line.
 
     Args:
         store: the store that the ranks share.
@@ -31,11 +33,10 @@ class StalledRanks:
     def __init__(self, store: StoreConnection, rank: int, size: int, after_seconds: float) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._after_seconds = after_seconds
-        # The place and line of this rank at the last check, the time since when the rank is there,
-        # and whether the store has this place and line.
-        self._standing: tuple[RunPlace, str] | None = None
+        self._standing: tuple[RunPlace, str] | None = None  # the place and line at the last check
+        # The time of the first check at this place and line, or of the last warning after that.
         self._since = 0.0
-        self._is_written = False
+        self._is_written = False  # whether the store has this place and line
 
     def begin(self) -> None:
         """Begins a run, and clears the place that this rank wrote in an earlier run."""
@@ -43,7 +44,7 @@ class StalledRanks:
         self._store.put(_key(self._rank), "")
 
     def check(self, place: RunPlace, line: str, now: float) -> str | None:
-        """Returns a warning if this rank and another rank have stalled at different places.
+        """Returns a warning if ranks have stalled at different places or lines; otherwise None.
 
         Args:
             place: the present place of this rank in its run.
@@ -70,7 +71,7 @@ class StalledRanks:
         return self._warning(places)
 
     def _places(self) -> dict[int, tuple[RunPlace, str]]:
-        """Returns the places and lines of the ranks that make no progress, by rank."""
+        """Returns a dict from each rank without progress to its place and line."""
         places = {}
         for rank in range(self._size):
             text = self._store.find(_key(rank))

@@ -28,8 +28,8 @@ class StoreGone(Exception):
 class StoreConnection:
     """A second connection to a store, for a thread that must not wait for the main thread.
 
-    A client of a store is locked during each call. When the main thread makes a process group, it
-    waits in such a call. If another thread used the same client, it would wait for the lock.
+    A client of a store is locked during each call. When the main thread makes a process group, the
+    thread waits in such a call. Another thread with the same client would wait for the lock.
 
     If a call has failed, no further calls are made, because torch prints a stack trace for each
     failed call.
@@ -102,8 +102,9 @@ def _second_client(store: Store, timeout: timedelta) -> Store:
             f"a {type(server).__name__} has no second connection before torch 2.8"
         )
     # All ranks must use the same prefix. A launcher uses one store for all its attempts, with a
-    # different prefix for each. The new client would lack this prefix, and torch has no function to
-    # read it. So the first rank writes a random prefix through `store`, where all ranks read it.
+    # different prefix for each attempt. The new client would lack the launcher's prefix, and torch
+    # has no function to read that prefix. So the first rank that comes here writes a random prefix
+    # through `store`, and the other ranks read it there.
     prefix = store.compare_set(f"{_PREFIX}/prefix", "", uuid4().hex).decode()
     client = TCPStore(
         server.host, server.port, is_master=False, wait_for_workers=False, timeout=timeout

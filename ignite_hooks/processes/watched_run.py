@@ -1,4 +1,4 @@
-"""A run of a trainer. If the run fails, the failure is reported to the other ranks."""
+"""A run of a trainer whose failure is reported to the other ranks."""
 
 from typing import Literal
 from typing import NamedTuple
@@ -9,7 +9,10 @@ from ignite_hooks.core.training_engine import TrainingEngine
 __all__ = ["OnPeerFailure", "RunPlace", "WatchedRun"]
 
 OnPeerFailure = Literal["exit", "wait"]
-"""The choices for a process that is blocked in a collective when another rank fails."""
+"""The choices for a process that is blocked in a collective when another rank fails.
+
+"exit" ends the process, and "wait" leaves it blocked until the collective times out.
+"""
 
 
 class RunPlace(NamedTuple):
@@ -33,7 +36,7 @@ class RunPlace(NamedTuple):
 
 
 class WatchedRun:
-    """A run, its place, and the user's choice for a failure of another rank.
+    """A run of a trainer, its present place, and the user's choice if another rank fails.
 
     Args:
         trainer: the trainer that runs.
