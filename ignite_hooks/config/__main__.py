@@ -24,7 +24,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command that ``arguments`` name. Returns the exit status, 1 for an invalid file."""
+    """Runs the command that ``arguments`` name. Returns the exit status, 1 if a file is invalid."""
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.config",
         description="Checks and shows configurations. It trains nothing and changes nothing.",

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
-"""The scalar types, with the words that messages use for their values."""
+"""Maps each scalar type to the words that messages use for its values."""
 
 
 class ConfigField(NamedTuple):
@@ -58,7 +58,7 @@ def fields_of(cls: type) -> Mapping[str, ConfigField]:
 
 @cache
 def _cached_fields(cls: Any) -> Mapping[str, ConfigField]:
-    # A function besides `fields_of`, because mypy refuses `type[T]` as an argument of `cache`.
+    # `fields_of` itself has no `cache`, because mypy refuses `type[T]` as an argument then.
     found = {}
     for name, info in cls.__pydantic_fields__.items():
         if info.init is not False:
@@ -86,7 +86,7 @@ def unwrap(annotation: Any) -> Any:
 
 
 def union_members(annotation: Any) -> list[Any]:
-    """Returns the types of a union without None; any other type as a list of one."""
+    """Returns the members of a union, without None. Any other type counts as a single member."""
     annotation = unwrap(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         return [member for each in get_args(annotation) for member in union_members(each)]
@@ -107,12 +107,13 @@ def admits_none(annotation: Any) -> bool:
 
 
 def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
-    """Returns the container that plain data has for a type, and the annotations of its items.
+    """Returns the container that represents a type in plain data, and the annotations of its items.
 
     Returns:
-        ``list`` for sequences, tuples and sets, or ``dict`` for mappings, with the annotations of
-        the items or values. A ``tuple[int, str]`` has one annotation for each position. Any other
-        container has a single annotation. None for a type that is not a container.
+        A container and a list of annotations; None for a type that is not a container. The
+        container is ``list`` for a sequence, tuple or set, and ``dict`` for a mapping. The
+        annotations are those of the items, or of the values of a mapping. A ``tuple[int, str]`` has
+        one annotation for each position, any other container has a single annotation.
     """
     origin, arguments = get_origin(annotation) or annotation, list(get_args(annotation))
     if not isinstance(origin, type):
@@ -128,7 +129,10 @@ def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
 
 
 def is_class(annotation: Any) -> TypeGuard[type]:
-    """Returns whether an annotation is a class that ``issubclass`` takes; ``list[int]`` is not."""
+    """Returns whether an annotation is a class that ``issubclass`` accepts.
+
+    ``list[int]``, for example, is not such a class.
+    """
     # On Python 3.10 isinstance(list[int], type) is True, and issubclass(…, list[int]) raises.
     return isinstance(annotation, type) and get_origin(annotation) is None
 
@@ -136,13 +140,13 @@ def is_class(annotation: Any) -> TypeGuard[type]:
 def dataclass_or_none(annotation: Any) -> type | None:
     """Returns the annotation if it is a pydantic dataclass, else None.
 
-    In plain data, the values of a dataclass are mappings.
+    In plain data, an instance of a dataclass is a mapping.
     """
     return annotation if is_class(annotation) and is_pydantic_dataclass(annotation) else None
 
 
 def allowed_values(annotation: Any) -> list[Any] | None:
-    """Returns the values of a Literal or an Enum as plain data has them; None for other types."""
+    """Returns the values of a Literal or an Enum, as plain data; None for any other type."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     if is_class(annotation) and issubclass(annotation, Enum):
@@ -151,7 +155,7 @@ def allowed_values(annotation: Any) -> list[Any] | None:
 
 
 def describe_values(annotation: Any) -> str:
-    """Returns the words for a value of a type, as in "must be an integer"."""
+    """Returns the words that describe the values of a type in messages, such as "an integer"."""
     values = allowed_values(annotation)
     if values is not None:
         return f"one of {', '.join(map(repr, values))}"

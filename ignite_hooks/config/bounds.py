@@ -29,8 +29,8 @@ def check_size(size: int) -> None:
 
 
 def check_depth(data: Any) -> None:
-    """Raises a ConfigError if data is nested too deep, which includes data that contains itself."""
-    # Level by level and without recursion, because data may be deeper than Python's stack.
+    """Raises a ConfigError if data is nested too deep. Data that contains itself is too deep."""
+    # The check goes level by level, without recursion: data may be deeper than Python's stack.
     level = [data]
     for _ in range(MAX_DEPTH + 1):
         containers = [x for x in level if isinstance(x, Mapping | list | tuple | set | frozenset)]
@@ -57,7 +57,7 @@ def parse_float(text: str) -> float:
     """Returns the float that a text stands for.
 
     Raises:
-        ValueError: the number is too large for a float, and would be read as inf.
+        ValueError: the number is too large for a float. Python would read it as inf.
     """
     number = float(text)
     if math.isinf(number) and "inf" not in text.lower():

@@ -22,11 +22,11 @@ def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = F
 
     A list of handlers becomes a list, a mapping of handlers by name becomes a dict. Keys are in the
     order of the fields. ``to_dict`` checks that ``from_dict`` makes an equal handler of the data.
-    So a handler whose values have become invalid after its construction is not written.
+    So it refuses a handler whose values have become invalid since its construction.
 
     Args:
-        handler: a handler, ``RunSettings``, or an instance of a class that was registered; or a
-            list or mapping of them.
+        handler: a handler, ``RunSettings``, or an instance of a class that was registered with
+            ``register``; or a list or mapping of such objects.
         exclude_defaults: leave out fields that have their default.
         exclude_none: leave out fields that are None.
 
@@ -72,7 +72,12 @@ def replace(handler: HandlerT, **changes: Any) -> HandlerT:
 
 
 def check_round_trip(before: Any, after: Any) -> None:
-    """Raises a ConfigError if a handler differs from the handler that was read back."""
+    """Raises a ConfigError if a handler differs from the handler that was read back.
+
+    Args:
+        before: the handler that was written, or several handlers.
+        after: the handler or handlers that were read back.
+    """
     path = first_difference(before, after)
     if path is not None:
         raise config_error(

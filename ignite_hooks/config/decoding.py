@@ -34,11 +34,14 @@ from ignite_hooks.core.rules import short_repr
 __all__ = ["decode"]
 
 MAX_BITS = 2**13
-"""The largest size of an integer, in bits. By default Python prints at most 4,300 digits."""
+"""The largest size of an integer, in bits: 2,467 digits.
+
+Messages print integers, and by default Python refuses to print more than 4,300 digits.
+"""
 
 _SPECIAL_FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
-_INVALID = object()  # the result for a value that has a problem, as None is a valid value
+_INVALID = object()  # the result for an invalid value; not None, which is a valid value
 
 
 def decode(data: Any) -> Any:
@@ -57,7 +60,8 @@ def decode(data: Any) -> Any:
 class _Decoder:
     """Decodes data and collects the problems.
 
-    Its methods return the value, or ``_INVALID`` after they have added a problem.
+    The methods return the decoded value. For invalid data they add a problem to ``problems``, and
+    return ``_INVALID`` or the invalid data.
     """
 
     def __init__(self) -> None:
@@ -87,12 +91,13 @@ class _Decoder:
             return data
         if len(members) == 1:
             return self._decode_member(data, members[0], path)
-        # The exact type comes first: for float | str the string "inf" is a string.
+        # A member that is exactly the type of the data is preferred to the other members: for
+        # float | str, the string "inf" stays a string.
         if type(data) in members:
             return data
         tried: list[list[Problem]] = []
         for member in members:
-            trial = _Decoder()  # its problems count only if no member accepts the value
+            trial = _Decoder()  # the problems of a trial count only if no member accepts the value
             value = trial._decode_member(data, member, path)
             if not trial.problems:
                 return value
@@ -158,8 +163,8 @@ class _Decoder:
     ) -> Any:
         """Decodes an instance of a dataclass.
 
-        The tag, which is the value of the key ``type``, names one of ``classes``. Without a tag,
-        the class is that of the annotation, if the annotation is a dataclass.
+        The tag, which is the value of the key ``type``, names one of ``classes``. If there is no
+        tag, and the annotation is a dataclass, this dataclass is the class.
         """
         default = dataclass_or_none(annotation)
         if not isinstance(data, Mapping):
@@ -171,7 +176,7 @@ class _Decoder:
         if isinstance(tag, str) and tag in classes:
             fields = {name: each for name, each in data.items() if name != TAG}
             return self._decode_fields(fields, classes[tag], path)
-        # A list, as `tag` need not be hashable.
+        # The search is in a list, because `tag` may not be hashable.
         is_known = tag in list(registered_classes())
         rule = "name a class that is allowed here" if is_known else "be a tag that is registered"
         return self._add_problem(
@@ -194,9 +199,9 @@ class _Decoder:
             trial = _Decoder()
             value = trial.decode_value(each, fields[name].annotation, field_path)
             by_field[name] = trial.problems
-            # The message of a field's rule says more than the message about the type. So pydantic
-            # gets the value even if its type is wrong, to check the rule. If only a part of the
-            # value has problems, pydantic does not get the value.
+            # A field may have a rule (`must_be`), whose message says more than the message about
+            # the type. So pydantic gets a value of a wrong type too, to check the rule. Pydantic
+            # does not get a value if the problem is in a part of the value.
             is_at_fault = any(problem.path == field_path for problem in trial.problems)
             if value is not _INVALID or is_at_fault:
                 values[name] = each if value is _INVALID else value
@@ -220,10 +225,16 @@ class _Decoder:
 def _construct(
     cls: type, values: dict[str, Any], by_field: dict[str, list[Problem]], path: str
 ) -> tuple[Any, list[Problem]]:
-    """Makes an instance by pydantic, and adds the problems of fields to ``by_field``.
+    """Makes an instance with pydantic, and collects the problems that pydantic finds.
+
+    Args:
+        cls: the class of the instance.
+        values: maps the names of fields to their values.
+        by_field: maps the name of each field to its problems. New problems are added here.
+        path: the path of the instance in the data.
 
     Returns:
-        The instance or ``_INVALID``, and the problems that belong to no single field.
+        The instance or ``_INVALID``, and the problems that do not belong to a single field.
     """
     general: list[Problem] = []
     try:
@@ -252,10 +263,10 @@ def _construct(
 
 
 def _data_path(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
-    """Returns the path of the data to which pydantic's location leads.
+    """Returns the path in the data for ``loc``, the location that pydantic gives for a problem.
 
-    The location also has names of types, for example of the members of a union. The path ends
-    before the first name that is not in the data.
+    Besides keys and indices, a location may contain names of types, for example of a member of a
+    union. The path ends before the first part of the location that is not in the data.
     """
     name, *within = loc
     value: Any = values.get(name)

@@ -27,7 +27,7 @@ from ignite_hooks.core.handler import Handler
 __all__ = ["Encoder", "equal", "first_difference"]
 
 _MISSING = object()
-_PLAIN_TYPES = (bool, int, str)  # bool before int, which is its base class
+_PLAIN_TYPES = (bool, int, str)  # bool comes before int, because a bool is an int too
 
 
 class Encoder:
@@ -49,9 +49,9 @@ class Encoder:
 
         Args:
             value: a handler, a container of handlers, or the value of a field.
-            path: the place of the value, for messages.
-            is_in_field: whether the value is the value of a field, or a part of one. Outside of
-                fields only handlers, and lists and mappings of handlers, are allowed.
+            path: the path of the value in the data, for messages.
+            is_in_field: whether the value is the value of a field, or a part of such a value.
+                Outside of fields, only handlers and lists and mappings of handlers are allowed.
             depth: the number of containers and handlers around the value.
 
         Raises:
@@ -82,7 +82,7 @@ class Encoder:
         data = {} if tag is None else {TAG: tag}
         for name, field in fields_of(cls).items():
             each = getattr(value, name)
-            # Not by ==, which compares handlers by identity.
+            # `equal` compares the values, because `==` compares handlers by identity.
             is_default = not field.is_required and equal(each, field.default)
             is_left_out = (is_default and self._exclude_defaults) or (
                 each is None and self._exclude_none
@@ -107,8 +107,8 @@ def _encode_scalar(value: Any, path: str) -> Any:
         if isinstance(value, scalar):
             return scalar(value)  # subclasses, such as numpy.float64, become the plain type
     if isinstance(value, set | frozenset):
-        # Sorted, so that equal sets give the same text. The key is `repr`, because items of
-        # different types cannot be compared.
+        # The items are sorted, so that equal sets give the same text. The key is `repr`, because
+        # items of different types cannot be compared.
         return sorted((_encode_scalar(each, path) for each in value), key=repr)
     if isinstance(value, PurePath):
         return _encode_scalar(str(value), path)

@@ -27,8 +27,8 @@ _SUFFIXES = {".json": "json", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
 def dumps(obj: Any, format: str = "json", *, exclude_defaults: bool = False) -> str:
     """Returns the text of a handler, or of a list or mapping of handlers.
 
-    The text is read back and compared before it is returned. In TOML, fields that are None are left
-    out, because TOML has no None.
+    Before ``dumps`` returns the text, it reads the text back and compares the result with ``obj``.
+    In TOML, fields that are None are left out, because TOML has no None.
 
     Args:
         obj: the handler or handlers, as for ``to_dict``.
@@ -51,7 +51,7 @@ def loads(text: str, format: str) -> Any:
 
     Nothing in the text is imported or run. These limits hold:
 
-    - a text has at most 1 MiB, a depth of 32, and no duplicate keys;
+    - a text has at most 1 MiB, at most 32 levels of lists and mappings, and no duplicate keys;
     - a YAML text has at most 100,000 values, and no anchors, aliases, merge keys or tags. Plain
       scalars are read as in YAML 1.2: ``no`` is a string, ``1e-3`` a number;
     - a key in a TOML text has at most 32 parts.

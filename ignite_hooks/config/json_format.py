@@ -13,7 +13,7 @@ from ignite_hooks.config.problems import duplicate_key_message
 
 __all__ = ["dumps", "loads"]
 
-# A string without closing quotes extends to the end of the text, and its brackets do not count.
+# Brackets in strings do not count. A string without closing quotes extends to the end of the text.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[][{}]', re.DOTALL)
 
 
@@ -38,7 +38,7 @@ def loads(text: str) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    """Raises an error for a text that is nested too deep, because Python's parser is recursive."""
+    """Raises an error if a text is nested too deep to be given to Python's recursive parser."""
     depth = 0
     for token in _STRING_OR_BRACKET.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)

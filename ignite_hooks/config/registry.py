@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 TAG = "type"
-"""The key of a mapping whose value is the tag of the handler's class."""
+"""A key of a mapping that describes a handler. Its value is the tag of the handler's class."""
 
 # Files of users contain these tags, so a tag must not change.
 _classes: dict[str, type] = {
@@ -58,7 +58,8 @@ _classes: dict[str, type] = {
     "stream_max_ram": StreamMaxRAM,
 }
 
-# Handlers that cannot be data, with the reason and the remedy for the message.
+# Maps a class whose instances cannot be written as data to the reason and the remedy, with which
+# the message of `not_data_message` ends.
 _HOLD_OBJECTS: dict[type, str] = {
     HookContext: "`before` and `after` are functions: register the context in code, on "
     "`trainer.hooks`",
@@ -115,19 +116,19 @@ def tag_of(cls: type) -> str | None:
 
 
 def registered_classes() -> dict[str, type]:
-    """Returns all classes that have a tag, by their tags."""
+    """Returns a dict that maps each tag to its class, sorted by tag."""
     return dict(sorted(_classes.items()))
 
 
 def registered_subclasses(annotation: Any) -> dict[str, type]:
-    """Returns the classes with a tag that a value of this annotation can have, by their tags."""
+    """Returns a dict that maps tags to classes, for each class that ``annotation`` allows."""
     if not is_class(annotation) or annotation is object:
         return {}
     return {tag: cls for tag, cls in registered_classes().items() if issubclass(cls, annotation)}
 
 
 def not_data_message(cls: type) -> str:
-    """Returns the message for an instance of a class without a tag, which cannot be written."""
+    """Returns the message for an object that cannot be written, because its class has no tag."""
     for base, reason in _HOLD_OBJECTS.items():
         if issubclass(cls, base):
             return f"a {cls.__name__} cannot be written as data, {reason}"

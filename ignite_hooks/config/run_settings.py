@@ -80,7 +80,7 @@ AgreeEvery = Annotated[
     must_be("an integer >= 1", is_count, "1 exchanges after each step"),
     _POSITIVE_INTEGER,
 ]
-"""The number of windows after which processes tell each other of stops: an integer >= 1.
+"""The number of windows after which processes tell each other whether to stop: an integer >= 1.
 
 A window is the batches whose gradients are accumulated for one optimizer step.
 """
@@ -112,7 +112,7 @@ PeerFailure = Annotated[
         may_be_none=False,
     ),
 ]
-"""The behaviour of a process that waits for a failed one in a collective: "exit" or "wait"."""
+"""The behaviour of a process that waits for a failed process in a collective: "exit" or "wait"."""
 
 
 @register("run")
@@ -135,13 +135,13 @@ class RunSettings:
     A subclass with its own tag can add further settings, for example a learning rate.
 
     Args:
-        seed: the seed that ``set_up`` gives to the random generators of Python, numpy and torch,
-            the same on all processes. With several processes, the first run of the trainer draws
-            different random numbers on each of them, for dropout and augmentation.
+        seed: the seed of the random generators of Python, numpy and torch. ``set_up`` seeds them
+            in the same way on all processes. From the first run of the trainer on, each process
+            draws different random numbers, for dropout and augmentation.
         mixed_precision: "no", "fp16", "bf16" or "fp8", as for ``Accelerator``.
         gradient_accumulation_steps: the number of batches for one optimizer step, as for
             ``Accelerator``.
-        max_epochs: the total number of epochs, for a ``trainer.run()`` without limits.
+        max_epochs: the total number of epochs, if ``trainer.run()`` is called without limits.
         max_steps: the total number of optimizer steps, without those that the loss scaler skips. If
             ``max_epochs`` is given too, the limit that is reached first ends the run.
         grad_clip: clips the gradient of each step.
@@ -285,7 +285,7 @@ class RunSettings:
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """Returns the JSON Schema, draft 2020-12, of a file with such settings, for editors."""
+        """Returns the JSON Schema (draft 2020-12) of a settings file, for use in editors."""
         return json_schema(cls)
 
     def _make_validation(self, evaluator: Any, data: Any) -> Validation | None:

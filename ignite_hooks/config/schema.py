@@ -30,12 +30,14 @@ class _Generator(GenerateJsonSchema):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        # The classes whose schemas have been begun. They may be unfinished.
         self._begun: set[type] = set()
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         """Returns the schema of a dataclass: its fields, its tag, and its registered subclasses.
 
-        Subclasses are valid in fields only. The document itself has exactly one class.
+        A field of this class accepts the subclasses too. The document itself has exactly one class,
+        so its schema is returned without subclasses.
         """
         cls = schema["cls"]
         is_document = not self._begun
@@ -69,8 +71,8 @@ class _Generator(GenerateJsonSchema):
         whole: Any = TypeAdapter(cls).core_schema
         schema = whole["schema"] if whole["type"] == "definitions" else whole
         _, reference = self.get_cache_defs_ref_schema(schema.get("ref") or schema["schema_ref"])
-        # A class that can contain itself has been begun here already. Its schema is not generated
-        # again, because that would never end.
+        # If a class can contain itself, its schema has been begun already. Generating it once more
+        # would never end.
         if cls not in self._begun:
             self.generate_inner(whole)
         return {**reference, "required": [TAG]}

@@ -1,4 +1,4 @@
-"""TOML: fields that are None are left out, and the number of parts of a key is limited."""
+"""TOML, which has no None, with a limit on the number of parts of a key."""
 
 import re
 import sys
@@ -28,8 +28,9 @@ The memory that tomllib takes grows with the square of this number: 1.5 GB for a
 
 _TOKEN = re.compile(r"""#[^\n]*|\"{3}|'{3}|["'.,=\n]|[][{}]""")
 
-# Patterns of the end of a string, or of an escaped character, by the quotes that begin the string.
-# At the end of a multi-line string, up to two more quotes may belong to the content.
+# Maps the quotes that begin a string to a pattern, which matches the end of the string or an
+# escaped character. At the end of a multi-line string, up to two more quotes may belong to the
+# content.
 _STRING_ENDS = {
     '"': re.compile(r'\\.|"|\n', re.DOTALL),
     '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),
@@ -66,7 +67,8 @@ def _check_keys_and_depth(text: str) -> None:
     """Raises an error for a key with too many parts, and for a text that is nested too deep.
 
     Outside of strings and comments, dots are only in keys and numbers, and a number has at most one
-    dot. So many dots without a ``,``, ``=``, bracket or line break between them are a long key.
+    dot. So if there are many dots without a ``,``, ``=``, bracket or line break between them, the
+    text there is a long key.
     """
     position = dots = depth = 0
     while (match := _TOKEN.search(text, position)) is not None:

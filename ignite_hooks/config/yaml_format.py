@@ -1,8 +1,9 @@
 """YAML without its surprises: ``no`` and ``1:30`` are strings, ``1e-3`` is a number.
 
-PyYAML reads YAML 1.1. This module reads plain scalars as the core schema of YAML 1.2 does, with
-decimal numbers only. Tags, anchors, aliases, merge keys and duplicate keys are refused. Strings are
-written with quotes where a reader of YAML 1.1 or 1.2 would take them for something else.
+PyYAML reads YAML 1.1. This module reads plain scalars (values without quotes) as the core schema of
+YAML 1.2 does, with decimal numbers only. Tags, anchors, aliases, merge keys and duplicate keys are
+refused. Strings are written with quotes where a reader of YAML 1.1 or 1.2 would take them for
+something else.
 """
 
 import re
@@ -29,12 +30,12 @@ _TAG_DIRECTIVE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])\ufeff?%TAG")
 MAX_NODES = 100_000
 """The largest number of scalars, lists and mappings.
 
-A text of 1 MiB can have ten times as many, for which PyYAML takes 13 s.
+A text of 1 MiB can have ten times as many. PyYAML takes 13 s to read such a text.
 """
 
 
 def _add_scalar_resolvers(loader_or_dumper: Any) -> None:
-    """Adds the patterns of this module for the types of plain scalars."""
+    """Lets a loader or dumper find the types of plain scalars by the patterns of this module."""
     for name, pattern in _SCALARS.items():
         whole = re.compile(rf"(?:{pattern})\Z")
         loader_or_dumper.add_implicit_resolver(f"tag:yaml.org,2002:{name}", whole, None)
@@ -62,12 +63,12 @@ _add_scalar_resolvers(_Dumper)
 
 
 def make_loader(base: Any) -> Any:
-    """Returns a loader class on one of PyYAML's safe loaders, in C (libyaml) or in Python."""
+    """Returns a subclass of ``base``, a safe loader of PyYAML in C (libyaml) or in Python."""
 
     class Loader(base):  # type: ignore[misc]
         """Constructs data from a text whose events have been checked."""
 
-        # A new table, which replaces the inherited table with the patterns of YAML 1.1.
+        # The new table hides the inherited table, which has the patterns of YAML 1.1.
         yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -123,8 +124,8 @@ def loads(text: str, loader: Any = _Loader) -> Any:
 def _check_events(text: str, loader: Any) -> None:
     """Raises an error for a text that must not be loaded.
 
-    The check takes only the events of the parser. It comes before any data is constructed, because
-    PyYAML constructs nested data recursively.
+    The check reads only the events of the parser, before any data is constructed. PyYAML constructs
+    nested data recursively, so the depth must be checked before.
     """
     if _TAG_DIRECTIVE.search(text):
         # The time that libyaml takes for these directives grows with the square of their number:

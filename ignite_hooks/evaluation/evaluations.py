@@ -30,8 +30,8 @@ class Evaluations:
     """The evaluators and callables that one validation runs, and the names of their results.
 
     Args:
-        evaluate: an evaluator or callable, or several by name.
-        data: the data that evaluators run on, or several by name.
+        evaluate: an evaluator or callable, or a mapping from names to several of them.
+        data: the data that evaluators run on, or a mapping from names to several data.
         prefix: the beginning of the names of all results.
         max_batches: the largest number of batches to evaluate of each data; None for all.
     """
@@ -84,16 +84,16 @@ class Evaluations:
 
     @property
     def engines(self) -> list[Engine]:
-        """The evaluators that are engines."""
+        """The engines in ``evaluate``."""
         return [each for each in self._evaluate.values() if isinstance(each, Engine)]
 
     @property
     def callables(self) -> list[Callable[..., Any]]:
-        """The evaluators that are callables, not engines."""
+        """The callables in ``evaluate``, which are not engines."""
         return [each for each in self._evaluate.values() if not isinstance(each, Engine)]
 
     def results(self, engine: Engine, stop_check: StopCheck) -> Iterator[tuple[str, Any]]:
-        """Evaluates, and yields each metric with the name that it gets in ``state.metrics``.
+        """Evaluates, and yields the name in ``state.metrics`` and the value of each metric.
 
         Args:
             engine: the engine that trains.
@@ -106,7 +106,8 @@ class Evaluations:
             prefix = _extended_prefix(self._prefix, name)
             if not isinstance(evaluate, Engine):
                 stop_check.raise_if_stopping()
-                owner: Any = engine  # Ignite's type has no `model`; `check` has found it
+                # Ignite's type has no `model`. Validation.check() made sure that the engine has it.
+                owner: Any = engine
                 arguments = (
                     [without_ddp(owner.model)] if _count_required_arguments(evaluate) else []
                 )

@@ -71,8 +71,8 @@ class Evaluator(EventCheckingEngine):
 
     Each ``run(data)`` starts from the first batch, and restores Accelerate's state and the modes of
     the model at its end. The first run on a loader prepares the loader, if it is not prepared yet.
-    With several processes every rank must call ``run``, which evaluates with the model's buffers of
-    rank 0.
+    With several processes every rank must call ``run``. All ranks evaluate with the buffers that
+    the model has on rank 0.
     """
 
     def __init__(
@@ -88,7 +88,10 @@ class Evaluator(EventCheckingEngine):
         self._shared_metrics = SharedMetrics(accelerator)
 
     def feed_of(self, data: Iterable[Any]) -> DataFeed:
-        """Returns the feed of ``data``; the feed and its position are kept from now on."""
+        """Returns the ``DataFeed`` of ``data``, which gives the batches.
+
+        The evaluator keeps the feed, with its position in the data, from now on.
+        """
         return self._feeds.feed_for(data, remember=True)
 
     def known_feed_of(self, data: Iterable[Any]) -> DataFeed | None:
@@ -111,7 +114,7 @@ class Evaluator(EventCheckingEngine):
             data: the batches.
             max_epochs: as in Ignite.
             max_iters: as in Ignite.
-            epoch_length: as in Ignite, which iterates over shorter data again.
+            epoch_length: as in Ignite: shorter data are iterated again.
             max_batches: the largest number of batches to evaluate, in each process; None for all.
 
         Raises:
@@ -145,7 +148,7 @@ class Evaluator(EventCheckingEngine):
                 length = epoch_length or batches.length or None
                 return super().run(batches, max_epochs, epoch_length=length, **limits)
         finally:
-            feed.next_pass()  # checkpoints save the beginning of the next run as the position
+            feed.next_pass()  # so that checkpoints save the position at the start of the next run
             if is_interrupted(self):
                 forget_run(self)  # an interrupted evaluation is never continued
 
@@ -191,7 +194,8 @@ def create_supervised_evaluator(
     accelerator = accelerator_or_default(accelerator)
     if accelerator.device_placement and not is_prepared(model):
         model = model.to(accelerator.device)
-    model = without_ddp(model)  # DDP's forward is collective, but ranks may have fewer batches
+    # The forward pass of DDP is collective, but a rank may have fewer batches than the others.
+    model = without_ddp(model)
     device, non_blocking = accelerator.device, accelerator.non_blocking
     # Accelerate converts the outputs of a prepared model to float32. The model may not be prepared,
     # so the outputs are converted here.

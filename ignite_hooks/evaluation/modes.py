@@ -21,8 +21,8 @@ _broadcast_models: set[int] = set()
 def modes_kept(model: torch.nn.Module) -> Iterator[None]:
     """Restores the mode of each submodule after the body, whatever the body does.
 
-    Calling ``model.train()`` would not be the same: it puts submodules that a user has frozen in
-    eval mode into training mode.
+    Calling ``model.train()`` would not restore the modes: a submodule that a user has frozen in
+    eval mode would be put into training mode.
     """
     modes = [(module, module.training) for module in model.modules()]
 
@@ -78,7 +78,8 @@ def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -
         yield
         return
     is_receiver = not accelerator.is_main_process
-    # Tensors that were made in inference mode cannot be written to outside it.
+    # A buffer that was made in inference mode cannot be written to outside inference mode, so it is
+    # not restored.
     own = [
         (each, each.clone()) for each in buffers.values() if is_receiver and not each.is_inference()
     ]

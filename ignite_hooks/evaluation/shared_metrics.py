@@ -41,7 +41,8 @@ class SharedMetrics:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        # Process groups by their ranks. Each is made once, as torch keeps groups to the end.
+        # Maps ranks to their process group. Each group is made only once, because torch keeps all
+        # groups until the process ends.
         self._groups: dict[tuple[int, ...], Any] = {}
 
     @contextmanager
@@ -91,7 +92,10 @@ class SharedMetrics:
         return tuple(rank for rank, (has_sample, _) in enumerate(found) if has_sample)
 
     def _group_of(self, ranks: tuple[int, ...]) -> Any:
-        """Returns the process group of ``ranks``. Making it, once, is collective over all ranks."""
+        """Returns the process group of ``ranks``.
+
+        The first call for these ranks makes the group, and is a collective call of all ranks.
+        """
         if ranks not in self._groups:
             timeout = collective_timeout(self._accelerator)
             self._groups[ranks] = distributed.new_group(ranks, timeout=timeout)
@@ -125,8 +129,9 @@ class _ComputeOnSomeRanks:
         group: the process group of these ranks.
     """
 
-    # The `compute` of a metric may call the `compute` of other metrics that it is made of. Only the
-    # ranks with samples make these nested calls, so a nested call must not broadcast its result.
+    # True while a metric is computed. The `compute` of a metric may call the `compute` of other
+    # metrics that it is made of. Only the ranks with samples make these nested calls, so a nested
+    # call must not broadcast its result.
     _is_computing = False
 
     def __init__(self, compute: Callable[[], Any], ranks: tuple[int, ...], group: Any) -> None:
@@ -153,7 +158,10 @@ class _ComputeOnSomeRanks:
         return sent[0]
 
     def _compute_together(self) -> Any:
-        """Returns the result, on the CPU. Ignite's collectives include only ``ranks`` meanwhile."""
+        """Returns the result, on the CPU.
+
+        While the metric is computed, Ignite's collectives include only the ranks that compute.
+        """
 
         def end() -> None:
             _ComputeOnSomeRanks._is_computing = False

@@ -34,10 +34,10 @@ class StopCheck:
 
     With several processes the ranks tell each other after each batch whether one of them was asked
     to stop. Ranks may have different numbers of batches, so a rank that has evaluated its last
-    batch keeps taking part in these exchanges until all ranks have evaluated theirs. If the number
-    of batches is unknown, a rank learns only at EPOCH_COMPLETED that a batch was its last. Calling
-    ``terminate`` at EPOCH_COMPLETED would still let the other handlers of this event be called, so
-    a ``ValidationStopped`` is raised instead.
+    batch keeps taking part in these exchanges until all ranks have evaluated their last batches. If
+    the number of batches is unknown, a rank learns only at EPOCH_COMPLETED that it has evaluated
+    its last batch. If ``terminate`` were called at EPOCH_COMPLETED, Ignite would still call the
+    other handlers of this event, so a ``ValidationStopped`` is raised instead.
 
     Args:
         engine: the engine that trains; None for a validation that cannot be broken off.
@@ -45,7 +45,8 @@ class StopCheck:
 
     def __init__(self, engine: AnyEngine | None) -> None:
         self.monitors = () if engine is None else stop_monitors(engine)
-        # The collective by which ranks tell each other; None with one process.
+        # The collective by which the ranks exchange flags: a flag that is True on any rank becomes
+        # True on all ranks. None with one process.
         self._any_of = next((each.any_of for each in self.monitors if each.any_of), None)
         self._watched_models: Sequence[torch.nn.Module] = ()
         self._norms: list[torch.Tensor] = []
@@ -54,9 +55,10 @@ class StopCheck:
         """Remembers the weights of training, before a handler can swap other weights in.
 
         A handler that swaps averaged weights in at VALIDATION_STARTED, or at the first events of an
-        evaluator, swaps them out at a later event. Breaking off skips that event: the averaged
-        weights would be saved, and training would continue with them. So the validation is not
-        broken off while the models have other weights than the remembered ones.
+        evaluator, swaps them out at a later event. If the validation is broken off, that later
+        event is not fired: the averaged weights would be saved, and training would continue with
+        them. So the validation is not broken off while the weights of the models differ from the
+        remembered weights.
         """
         if self.monitors:
             self._watched_models, self._norms = models, _parameter_norms(models)
@@ -71,16 +73,16 @@ class StopCheck:
 
         Args:
             evaluators: the evaluators, which have not run yet.
-            feeds: returns the feeds of their data.
+            feeds: returns the feeds (``DataFeed``), which give the batches of the evaluators.
 
         Returns:
             A function that restores these results, states and positions.
         """
-        # Nothing can break this validation off, so no copies are needed.
+        # Without monitors nothing can break this validation off, so no copies are needed.
         if not self.monitors:
             return lambda: None
         owners = {id(owner): owner for each in evaluators for owner in _handlers_with_state(each)}
-        # Copies, because a `state_dict` may return references to the live state.
+        # The states are copied, because a `state_dict` may return references to the live state.
         states = [(owner, copy.deepcopy(owner.state_dict())) for owner in owners.values()]
         data = [(feed, copy.deepcopy(feed.state_dict())) for feed in feeds()]
         results = [(each, each.state.metrics) for each in evaluators]
@@ -118,15 +120,15 @@ class StopCheck:
             else:
                 with _first_at_epoch_completed(evaluator, run.at_end_of_data):
                     yield
-                # If a handler has terminated the evaluator, this rank has not waited yet.
+                # A rank on which a handler has terminated the evaluator has not waited yet.
                 run.wait_for_others()
         if run.is_broken_off:
             raise ValidationStopped
 
     def check_all_ranks(self, *, is_busy: bool) -> list[bool]:
-        """Returns whether the run is to stop now, and whether a rank has batches left.
+        """Returns two flags: whether the run is to stop now, and whether any rank has batches left.
 
-        All ranks return the same. While other weights are swapped in, the run does not stop.
+        All ranks return the same flags. The first flag is False while other weights are swapped in.
 
         Args:
             is_busy: whether this rank has batches left.
@@ -137,7 +139,7 @@ class StopCheck:
         return [is_asked and not self._are_weights_swapped(), is_busy]
 
     def _are_weights_swapped(self) -> bool:
-        """Returns whether a model on any rank has other weights than the remembered ones."""
+        """Returns whether the weights of a model, on any rank, differ from the remembered ones."""
         now = _parameter_norms(self._watched_models)
         is_swapped = any(
             not torch.equal(then, each) for then, each in zip(self._norms, now, strict=False)
@@ -180,13 +182,13 @@ class _EvaluatorRun:
             evaluator.terminate(skip_completed=True)
 
     def at_end_of_data(self, evaluator: Engine) -> None:
-        """Waits for the other ranks, if it was unknown until now which batch is the last one."""
+        """Waits for the other ranks, unless this rank has waited after its last batch already."""
         self.wait_for_others()
         if self.is_broken_off:
             raise ValidationStopped
 
     def wait_for_others(self) -> None:
-        """Returns when all ranks have evaluated their batches, or the run is to be broken off."""
+        """Waits until all ranks have evaluated their batches, or the run is to be broken off."""
         while not (self._are_all_done or self.is_broken_off):
             self.is_broken_off, is_any_busy = self._stop_check.check_all_ranks(is_busy=False)
             self._are_all_done = not is_any_busy
@@ -219,7 +221,7 @@ def _first_at_epoch_completed(
 
 
 def _parameter_norms(models: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
-    """Returns a norm of each parameter: some norm differs if other weights are swapped in.
+    """Returns a norm of each parameter. If other weights are swapped in, some of the norms change.
 
     Comparing ``Tensor._version`` would be quicker, but the version does not change when a swap
     writes to ``parameter.data``.

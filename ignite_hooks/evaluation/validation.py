@@ -61,8 +61,8 @@ class ValidationSchedule:
     """The fields of a ``Validation`` that are plain data: all but the evaluator and its data.
 
     Args:
-        every_steps: validate once in so many committed steps (on an engine without an
-            OptimizerStep: iterations).
+        every_steps: validate once in so many committed steps, which are optimizer steps that the
+            loss scaler did not skip (on an engine without an OptimizerStep: iterations).
         every_epochs: validate once in so many completed epochs.
         at_start: validate before the first epoch, but not when a run is resumed.
         prefix: the beginning of the names in ``state.metrics``.
@@ -86,31 +86,32 @@ class Validation(ValidationSchedule, Scheduled):
     Without this class, an evaluator on a prepared loader switches gradient accumulation off. A
     ``model.train()`` after the evaluation puts frozen submodules into training mode, and every
     random number that the evaluation draws shifts the random numbers of training. ``Validation``
-    restores gradient accumulation, data order, random generators and each submodule's mode, also
-    when the evaluation fails or is broken off, and also if handlers of the VALIDATION events draw
-    random numbers.
+    restores gradient accumulation, data order, random generators and each submodule's mode. It
+    restores them also if the evaluation fails or is broken off, or if handlers of the VALIDATION
+    events draw random numbers.
 
     The evaluation, by an evaluator or a callable, runs in eval mode and without gradients, but may
-    enable gradients with ``torch.enable_grad()``. On a plain Ignite engine this holds for the
-    models of the evaluators, the ``model`` of the engine, and the models that were prepared with
-    the accelerator of its OptimizerStep.
+    enable gradients with ``torch.enable_grad()``. On a plain Ignite engine, the models that are put
+    into eval mode are the models of the evaluators, the ``model`` of the engine, and the models
+    that were prepared with the accelerator of the engine's OptimizerStep.
 
     If the schedules of several Validations of an engine are due at the same step or epoch, the
     Validations run as one: VALIDATION_STARTED and VALIDATION_COMPLETED fire once, and the results
-    are written to ``state.metrics`` together. The results replace stale metrics of earlier
-    validations, which were measured with other weights. On a trainer a validation that is due by
-    step runs after STEP_COMPLETED. A validation that is due by epoch, or by the last step of an
-    epoch, runs at EPOCH_COMPLETED, after Ignite's metrics and before all other handlers. A
-    Validation that is attached to an event, ``attach(engine, event)``, runs separately, in order of
-    attachment among the handlers of that event.
+    are written to ``state.metrics`` together. The results replace the metrics of earlier
+    validations, which are stale: they were measured with other weights. On a trainer a validation
+    that is due by step runs after STEP_COMPLETED. A validation that is due by epoch, or by the last
+    step of an epoch, runs at EPOCH_COMPLETED, after Ignite's metrics and before all other handlers.
+    A Validation that is attached to an event with ``attach(engine, event)`` runs separately. Its
+    place among the handlers of the event follows from the order of attachment.
 
     A signal that asks a trainer to stop (``SaveCheckpoint(on_signals=…)``) breaks an evaluator off
     between two batches. The results are dropped, contexts on ``on_validation`` are left without an
     exception, and neither VALIDATION_COMPLETED nor the evaluator's COMPLETED is fired. The state is
-    saved, with the validation still due. The run that resumes begins with the validation, or
-    completes the epoch with it. It calls the handlers of VALIDATION_STARTED and of the evaluators
-    again. In these cases the stop is delayed, because the evaluation cannot be broken off or could
-    not be repeated later:
+    saved, with the validation still due. The resumed run begins with the validation. If the
+    validation was due at the end of an epoch, the resumed run begins by completing this epoch, with
+    the validation. The handlers of VALIDATION_STARTED and of the evaluators are called again. In
+    these cases the stop is delayed, because the evaluation cannot be broken off or could not be
+    repeated later:
 
     - A callable is running. An evaluator that would run after the callable is not begun.
     - The Validation is attached to an event, or a handler runs the evaluator.
@@ -119,14 +120,15 @@ class Validation(ValidationSchedule, Scheduled):
 
     Args:
         evaluate: an evaluator engine, or a callable. A callable takes no argument or the model; if
-            it returns a mapping, the items are its metrics. Several are given as a mapping by name:
-            the metric ``m`` is then in ``state.metrics`` as ``val_<name>_m``.
+            it returns a mapping, the items are its metrics. Several evaluators or callables are
+            given as a mapping from names to them: the metric ``m`` is then in ``state.metrics`` as
+            ``val_<name>_m``.
         data: the data that evaluators run on. The metric ``m`` is in ``state.metrics`` as
-            ``val_m``. Several data are given as a mapping by name: the metric is then
+            ``val_m``. Several data are given as a mapping from names to them: the metric is then
             ``val_<name of the data>_m``, or with several evaluators
             ``val_<name>_<name of the data>_m``.
-        every_steps: validate once in so many committed steps (on an engine without an
-            OptimizerStep: iterations).
+        every_steps: validate once in so many committed steps, which are optimizer steps that the
+            loss scaler did not skip (on an engine without an OptimizerStep: iterations).
         every_epochs: validate once in so many completed epochs.
         at_start: validate before the first epoch, but not when a run is resumed.
         prefix: the beginning of the names in ``state.metrics``.
@@ -171,8 +173,8 @@ class Validation(ValidationSchedule, Scheduled):
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
         """Attaches the handler, and registers the VALIDATION events with ``engine``."""
-        # Not in attach_to(), which is not called if there is an `event`: in any case the events and
-        # channels must exist before a user attaches handlers and contexts to them.
+        # The events and channels must exist before a user attaches handlers and contexts to them.
+        # They are not made in attach_to(), because it is not called if there is an `event`.
         TrainEvents.register(engine)
         channels_of(engine)
         return super().attach(engine, event)
@@ -182,10 +184,12 @@ class Validation(ValidationSchedule, Scheduled):
         scheduled = _scheduled_validations(attachment.engine)
         scheduled.validations.append(self)
         attachment.on_removal(lambda: scheduled.remove(self))
+        # A checkpoint saves whether the entry is due, and a resumed run makes it due again.
         is_due, make_due = scheduled.due_on_resume(self)
         attachment.on_removal(add_due_entry(attachment.engine, "validations", is_due, make_due))
-        # These methods act for all Validations of the engine, but are attached once for each
-        # Validation. The first call does the work; the later calls find nothing left to do.
+        # The methods of `scheduled` act for all Validations of the engine, but are attached once
+        # for each Validation. The first call does the work; the later calls find nothing left to
+        # do. A turn is the place of a handler among the handlers that a trainer calls at an event.
         attachment.during_run(scheduled.run_scope)
         attachment.on(Events.STARTED, scheduled.validate_at_start, turn=Turn.LATE_VALIDATION)
         self.on_steps(attachment, scheduled.after_step, is_note=True)
@@ -215,15 +219,16 @@ class _ScheduledValidations:
         self._last_iterations: dict[Validation, int] = {}
 
     def remove(self, validation: Validation) -> None:
-        """Removes one attachment of ``validation``, also if the validation is due."""
+        """Removes one attachment of ``validation``. A validation without attachments is not due."""
         self.validations.remove(validation)
         if validation not in self.validations:  # the same handler may be attached twice
             self._due = [each for each in self._due if each is not validation]
 
     @contextmanager
     def run_scope(self, engine: Engine) -> Iterator[None]:
-        """Forgets at which iterations earlier runs have validated, when a new run begins."""
-        # A Validation that is attached within a run enters this scope while the engine is running.
+        """Makes a new run forget the iterations at which earlier runs have validated."""
+        # The run in the body is not new if it continues an interrupted run, or if this scope was
+        # entered by a Validation that is attached within the run.
         if not (is_interrupted(engine) or is_running(engine)):
             self._last_iterations = {}
         yield
@@ -234,8 +239,8 @@ class _ScheduledValidations:
             return  # the loop runs the validation that was broken off, once all state is restored
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
         if engine.state.iteration == 0 and not is_ending:
-            # A trainer that failed in its first window continues from iteration 0. It must not
-            # repeat a validation that was completed before the failure.
+            # A trainer that failed in its first window (the batches of one optimizer step)
+            # continues from iteration 0. It must not repeat a validation that was completed before.
             done = completed_validations(engine) if is_trainer(engine) else ()
             self._add_due(engine, [e for e in self.validations if e.at_start and e not in done])
             # If the validation is stopped, it stays due, and the loop saves and stops.
@@ -261,7 +266,7 @@ class _ScheduledValidations:
 
     def after_epoch(self, engine: Engine) -> None:
         """Validates at EPOCH_COMPLETED, if a schedule by epoch or by step is due."""
-        # For a plain engine, which has no turns: `note_due_by_epoch` is not attached to it.
+        # A plain engine has no turns, so `note_due_by_epoch` is not attached to it as a handler.
         self.note_due_by_epoch(engine)
         self.run_due()
 
@@ -274,10 +279,11 @@ class _ScheduledValidations:
                 run at this iteration is left out.
         """
         iteration = engine.state.iteration
-        if self._due_iteration != iteration:  # due in a run that was not continued
+        # Validations that became due at another iteration belong to a run that was not continued.
+        if self._due_iteration != iteration:
             self._due, self._due_iteration = [], iteration
         due = [*self._due, *(each for each in due if self._last_iterations.get(each) != iteration)]
-        # In order of attachment, each once.
+        # Each validation is taken once, in order of attachment.
         self._due = [each for each in dict.fromkeys(self.validations) if each in due]
         if self._due and is_trainer(engine):
             engine.defer(self.run_due, Turn.VALIDATION)
@@ -291,7 +297,7 @@ class _ScheduledValidations:
         EPOCH_COMPLETED.
         """
 
-        # A new function for each attachment: Ignite removes handlers by equality.
+        # Each attachment has a function of its own, because Ignite removes handlers by equality.
         def run_if_epoch_continues(trainer: TrainingEngine) -> None:
             if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
                 # If the validation is stopped, it stays due, and the loop saves and stops.
@@ -320,9 +326,9 @@ class _ScheduledValidations:
     def due_on_resume(
         self, validation: Validation
     ) -> tuple[Callable[[], bool], Callable[[], None]]:
-        """Returns two functions for checkpoints.
+        """Returns two functions: one for saving a checkpoint, one for resuming from it.
 
-        The first function returns whether ``validation`` is due, the second makes it due.
+        The first function returns whether ``validation`` is due. The second makes it due.
         """
 
         def is_due() -> bool:
@@ -362,7 +368,8 @@ def _validate(
     Args:
         engine: the engine.
         validations: the Validations to run as one.
-        due: a list that is emptied when the validation is complete, or None.
+        due: the list of due Validations, which is emptied unless the validation fails or is broken
+            off; None if there is no such list.
         stop_check: checks whether to break the validation off.
 
     Raises:
@@ -381,7 +388,7 @@ def _validate(
     with undo_on_exit(restore_count):
         state.validation = before + 1
         is_complete = is_broken_off = False
-        # This scope is also around the events and contexts: random numbers that handlers draw must
+        # The scope includes the events and contexts, because random numbers that handlers draw must
         # not shift the random numbers of training.
         with _data_and_generators_restored(engine, validations), channels_of(engine).on_validation:
             stop_check.remember_weights(_models_of(engine, validations))
@@ -394,7 +401,8 @@ def _validate(
                         new = dict(validation.evaluations.results(engine, stop_check))
                         _merge(new, validation.prefix, results)
             except ValidationStopped:
-                # Raised below, so that contexts on on_validation are left without an exception.
+                # The exception is raised again below, after the contexts on on_validation: they are
+                # left without an exception.
                 is_broken_off = True
                 restore()  # in this scope, in which the workers of training are set aside
             else:
@@ -411,7 +419,8 @@ def _validate(
             for step in attached_handlers(engine, OptimizerStep):
                 step.end_validation(are_results_missing=are_results_missing)
         due.clear()
-    # Last, when the validation counts as complete: it must not be repeated if a scheduler fails.
+    # The schedulers move after the validation counts as complete. So if a scheduler fails, the
+    # validation is not repeated.
     for step in attached_handlers(engine, OptimizerStep):
         step.scheduler.move_after_validation(engine)
 
@@ -434,7 +443,7 @@ def validations_of(engine: AnyEngine) -> list[Validation]:
 
 
 def validations_without_result(engine: AnyEngine) -> list[Validation] | None:
-    """Returns the Validations of ``engine`` without a result yet; None if it has no Validation."""
+    """Returns the Validations that have no result yet; None if ``engine`` has no Validation."""
     validations = validations_of(engine)
     if not validations:
         return None
@@ -442,7 +451,7 @@ def validations_without_result(engine: AnyEngine) -> list[Validation] | None:
 
 
 def _write_results(engine: Engine, results: dict[str, Any]) -> None:
-    """Writes the results of a validation to ``state.metrics``, and removes stale ones."""
+    """Writes new results to ``state.metrics``, and removes the results of other iterations."""
     metrics, measured, now = engine.state.metrics, measured_at(engine), engine.state.iteration
     for name, iteration in measured.items():
         if iteration != now:
@@ -463,7 +472,8 @@ def _data_and_generators_restored(
     if is_trainer(engine):
         run_generators = engine.generators
     else:
-        # The data are not searched for generators, because those of the data are in the feed.
+        # The search for generators skips what is `closed`: the feed has found the generators of the
+        # data already.
         closed = [feed, feed.loader, *feed.roots.values(), accelerator]
         models = {f"model {n}": each for n, each in enumerate(_models_of(engine, validations))}
         run_generators = generators_of_run(engine, models, closed, feed.found_generators).named
@@ -487,7 +497,10 @@ def _models_in_eval_mode(engine: Engine, validations: Sequence[Validation]) -> I
 
 
 def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accelerator | None:
-    """Returns the first accelerator of engine, OptimizerStep and evaluators; None without any."""
+    """Returns the first accelerator that is found; None if there is none.
+
+    The engine comes first, then its OptimizerStep, then the evaluators.
+    """
     owners = [engine, *attached_handlers(engine, OptimizerStep), *_evaluators(validations)]
     accelerators = (getattr(owner, "accelerator", None) for owner in owners)
     return next((each for each in accelerators if isinstance(each, Accelerator)), None)

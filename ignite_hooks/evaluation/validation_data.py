@@ -1,4 +1,4 @@
-"""The data of the evaluators that a trainer validates with, as checkpoints keep them.
+"""The data of the evaluators that a trainer validates with, as checkpoints save them.
 
 Each validation starts from the first batch of the data. But some state of the data lasts from one
 validation to the next: the number of the pass, which samplers use to shuffle, persistent workers,
@@ -42,7 +42,10 @@ class ValidationData:
         return [*self._runs_by_name()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the states of the feeds; None for data that no evaluator has run on yet."""
+        """Returns a dict that maps the names of the data to the states of their feeds.
+
+        The state is None for data that no evaluator has run on yet.
+        """
         feeds = self._feeds_at_save
         if all(feed is None for feed in feeds.values()):
             return dict.fromkeys(feeds)
@@ -52,7 +55,7 @@ class ValidationData:
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Moves the data to the saved positions; ignores states of data that are not there now."""
+        """Moves the data to the saved positions; ignores states of data that the trainer lacks."""
         training_feed = self._trainer.feed
         others = [training_feed] if isinstance(training_feed, DataFeed) else []
         with self._training_loader_set_aside():
@@ -64,7 +67,7 @@ class ValidationData:
         return [f"{name}: {each}" for name, pair in pairs for each in pair[0].data_changes(pair[1])]
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns the reasons why the batches differ from those of the run that is resumed."""
+        """Returns the reasons why the next batches differ from those of the saved run."""
         found, pairs, names = [], self._pairs(state_dict), self._runs_by_name().keys()
         with self._training_loader_set_aside():
             for name, (feed, state) in pairs.items():
@@ -94,13 +97,19 @@ class ValidationData:
 
     @cached_property
     def _feeds_at_save(self) -> dict[str, DataFeed | None]:
-        """The feeds, looked up once for a save; None for data that no evaluator has run on yet."""
+        """Maps names of data to their feeds, or to None if no evaluator has run on the data yet.
+
+        The feeds are looked up only once, because this object serves one save.
+        """
         return {
             name: each.known_feed_of(data) for name, (each, data) in self._runs_by_name().items()
         }
 
     def _pairs(self, state_dict: Mapping[str, Any]) -> dict[str, tuple[DataFeed, Any]]:
-        """Returns each feed that has a saved state, together with that state, by name."""
+        """Returns a dict that maps names of data to (feed, saved state).
+
+        Data without a saved state are left out.
+        """
         return {
             name: (evaluator.feed_of(data), state_dict[name])
             for name, (evaluator, data) in self._runs_by_name().items()
@@ -108,9 +117,10 @@ class ValidationData:
         }
 
     def _runs_by_name(self) -> dict[str, tuple[Evaluator, Any]]:
-        """Returns each evaluator with its data, by the prefix of its results.
+        """Returns a dict that maps the names of the data to (evaluator, data).
 
-        A prefix that occurs again gets a number: ``"val_-2"``.
+        The name is the prefix of the results. A prefix that occurs again gets a number:
+        ``"val_-2"``.
         """
         named: dict[str, tuple[Evaluator, Any]] = {}
         for plain, evaluator, data in self._all_runs():

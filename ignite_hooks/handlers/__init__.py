@@ -1,8 +1,8 @@
 """The public names for writing a handler of your own.
 
-``Handler`` and ``Scheduled`` are the base classes, and ``attach`` returns an ``Attachment``.
-``checked_dataclass`` makes a class a frozen dataclass whose constructor checks its arguments by the
-types of the fields::
+``Handler`` and ``Scheduled`` are the base classes. Their method ``attach`` returns an
+``Attachment``. ``checked_dataclass`` makes a class a frozen dataclass, whose constructor checks the
+arguments by the types of the fields::
 
     @checked_dataclass
     class LogLoss(Scheduled):
@@ -12,9 +12,9 @@ types of the fields::
         def __call__(self, engine):
             print(engine.state.iteration, float(engine.state.output))
 
-``must_be`` makes a field type from a rule of your own. ``handler_config`` is the pydantic
-configuration that ``checked_dataclass`` uses. A class that is a pydantic dataclass already can take
-this configuration instead of ``checked_dataclass``.
+``must_be`` makes the type of a field from a rule of your own. ``handler_config`` is the pydantic
+configuration that ``checked_dataclass`` uses. If your class is a pydantic dataclass already, give
+it this configuration instead of ``checked_dataclass``.
 """
 
 from ignite_hooks.core.checked_dataclass import checked_dataclass

@@ -1,4 +1,8 @@
-"""The eight channels of one engine, each a scope around a part of its loop."""
+"""The eight channels of one engine, each a scope around a part of its loop.
+
+A *context* is a user's code before and after a part of the loop. A *hook* is the registration of a
+context on a channel.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -26,9 +30,10 @@ class Channels:
     ``with channels.on_step:`` enters the contexts of the channel in order of their registration,
     and leaves them in reverse order. A channel without contexts costs next to nothing.
 
-    After a failure contexts stay open, so that handlers of EXCEPTION_RAISED are called inside them.
-    Then the code that runs the engine closes all of them through ``scopes``. Only ``on_validation``
-    closes at once, because a user may catch the failure of a validation and continue to train.
+    After a failure, contexts stay open until the handlers of EXCEPTION_RAISED have been called.
+    Then the code that runs the engine closes all contexts through ``scopes``. Only
+    ``on_validation`` closes at once, because a user may catch the failure of a validation and
+    continue to train.
 
     Attributes:
         scopes: the open contexts of all channels.
@@ -48,15 +53,15 @@ class Channels:
         self._hooks: tuple[Hook, ...] = ()
 
     def attach_set(self, hooks: Sequence[Hook]) -> None:
-        """Adds the hooks of a ``Hooks`` when it is attached to the engine."""
+        """Adds the hooks of a ``Hooks``, a set that is being attached to the engine."""
         self.add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
-        """Removes the hooks of a ``Hooks`` when it is detached from the engine."""
+        """Removes the hooks of a ``Hooks``, a set that is being detached from the engine."""
         self.drop(hooks)
 
     def add(self, hooks: Sequence[Hook]) -> None:
-        """Adds hooks after the present ones, for example to a set that is attached already.
+        """Adds hooks after the present hooks, for example to a set that is attached already.
 
         The hooks take effect when their channels open next.
         """
@@ -83,7 +88,7 @@ class Channels:
 
 
 class _Channel(AbstractContextManager[None, Any]):
-    """A channel with contexts. After a failure the code that runs the engine must close them."""
+    """A channel that has contexts. After a failure, the code that runs the engine closes them."""
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         self._hooks = hooks
@@ -113,20 +118,21 @@ class _Channel(AbstractContextManager[None, Any]):
 class _ValidationChannel(_Channel):
     """The channel ``on_validation``, which closes its contexts after a failure too.
 
-    A context that catches the failure and calls ``terminate()`` ends the failure: the run then
+    A context can end the failure: it catches the failure and calls ``terminate()``. Then the run
     stops cleanly.
     """
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         super().__init__(hooks, scopes, engine)
-        self._depths: list[int] = []  # several, if a handler validates within a validation
+        # One depth for each open scope; several if a handler validates within a validation.
+        self._depths: list[int] = []
 
     def __enter__(self) -> None:
         depth = len(self._scopes.open)
         try:
             super().__enter__()
         except BaseException as error:
-            # The error is raised even if a context calls terminate(): otherwise the body would run.
+            # The error is raised even if a context ends the failure. Otherwise the body would run.
             self._leave(error, depth)
             raise
         self._depths.append(depth)
@@ -163,8 +169,10 @@ class _ValidationChannel(_Channel):
         """
         engine: Any = self._engine()
         scopes = self._scopes
-        # Both values are set aside. A stop that was requested before the failure must not be taken
-        # for a request of a context, nor a failure of an outer scope for a failure of a context.
+        # `later_failure` and `should_terminate` are set aside until the loop ends, so that they
+        # show only what the contexts do. A failure of an outer scope must not be taken for a
+        # failure of a context. A stop that was requested before must not be taken for a request of
+        # a context.
         later, scopes.later_failure = scopes.later_failure, None
         requested, engine.should_terminate = engine.should_terminate, False
         stop = False

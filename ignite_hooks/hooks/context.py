@@ -52,18 +52,18 @@ _OPCODES_WITH_EFFECT = ("CALL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL", "ST
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HookContext:
-    """A context made of two functions; the second is called on the way out, also after a failure.
+    """A context made of two functions, one for the way in and one for the way out.
 
-    A generator function does the same, and can keep values from its first part for the second.
-    ``HookContext`` is for two functions that exist already.
+    A generator function does the same, and can keep values from its first part for its second part.
+    ``HookContext`` is for functions that exist already.
 
     Args:
         before: called with the engine on the way in.
-        after: called with the engine on the way out, after a failure too.
+        after: called with the engine on the way out, also after a failure.
 
     Raises:
         TypeError: ``before`` or ``after`` cannot be called with an engine.
-        ValueError: neither is given.
+        ValueError: ``before`` and ``after`` are both missing.
     """
 
     before: Callable[[Engine], Any] | None = None
@@ -100,7 +100,7 @@ class HookContext:
 
 
 def check_context(context: Any) -> None:
-    """Raises a TypeError if ``context`` is no context, as far as this can be seen before use."""
+    """Raises a TypeError if ``context`` is not a context, as far as this is visible before use."""
     if hasattr(context, "__enter__") and not isinstance(context, type):
         raise TypeError(
             f"`context` must be a function that makes a context manager, got the context manager "
@@ -113,7 +113,14 @@ def check_context(context: Any) -> None:
 
 
 class Hook:
-    """A registration of a context on a channel. A context registered twice has two hooks."""
+    """A registration of a context on a channel. A context registered twice has two hooks.
+
+    Attributes:
+        channel: the channel.
+        context: the context as the user gave it.
+        make: the function to call with the engine. This is ``context``, without the decorator
+            ``@contextmanager`` if it has one.
+    """
 
     def __init__(self, channel: ChannelName, context: Context) -> None:
         self.channel = channel
@@ -141,8 +148,9 @@ def _undecorated(context: Any) -> Context:
 class HookScope(AbstractContextManager[None, bool]):
     """One use of a context, from its entry to its exit, as a scope for a ``ScopeStack``.
 
-    A scope runs one generator. ``__exit__`` returns True (handled) if the failure was thrown into
-    the generator and the generator returned.
+    A scope runs one generator. After a failure, ``__exit__`` throws the failure into the generator.
+    If the generator then returns, ``__exit__`` returns True, which means that the failure is
+    handled.
     """
 
     __slots__ = ("_engine", "_generator", "_hook")
@@ -166,7 +174,8 @@ class HookScope(AbstractContextManager[None, bool]):
     def has_effect_on_exit(self) -> bool:
         """True if the open context calls or sets something after its ``yield``.
 
-        This is found from the bytecode of the generator. For a plain context manager it is True.
+        The bytecode of the generator shows this. For a plain context manager, the answer is always
+        True.
         """
         if isinstance(self.context, HookContext):
             return self.context.after is not None
@@ -210,13 +219,14 @@ class HookScope(AbstractContextManager[None, bool]):
             try:
                 generator.throw(error)
             except StopIteration as end:
-                return end is not error  # the generator returned, unless the failure is passed on
+                return end is not error  # if `end` is a new exception, the generator has returned
             except BaseException as raised:
                 if raised is error or _is_wrapped_stop_iteration(error, raised):
                     return False
                 raise
             finally:
-                # `throw` has added the generator's frames to the traceback of the failure.
+                # `throw` has added the generator's frames to the traceback of the failure. This
+                # restores the traceback.
                 error.with_traceback(traceback)
         generator.close()
         raise RuntimeError(f"{self} must yield once, it yielded twice: let it end after the first")
@@ -240,7 +250,8 @@ class HookScope(AbstractContextManager[None, bool]):
 def _is_wrapped_stop_iteration(error: BaseException, raised: BaseException) -> bool:
     """Returns whether ``raised`` is the RuntimeError into which Python turned a StopIteration.
 
-    A StopIteration cannot leave a generator: Python raises a RuntimeError with it as the cause.
+    A StopIteration cannot leave a generator. Python raises a RuntimeError instead, whose cause is
+    the StopIteration.
     """
     return (
         isinstance(error, StopIteration)
@@ -254,8 +265,8 @@ def _check_takes_engine(argument: str, function: Any) -> None:
         raise TypeError(
             f"{argument} must be a function of the engine, got {function!r}: def f(engine): ..."
         )
-    # The signature of the decorated function counts, not that of the function inside: a decorator
-    # may pass on more arguments than it takes.
+    # For a decorated function, the signature of the wrapper counts, not the signature of the
+    # function inside: the wrapper may pass on more arguments than it takes.
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:  # some functions written in C have no signature
@@ -298,7 +309,8 @@ def name_of(context: Any) -> str:
 
 def describe(context: Any) -> str:
     """Returns the name of a context, with its file and line if it has any, for messages."""
-    # Unwrapped, so that the line of a decorated function is that of its definition.
+    # The function is unwrapped, so that the line of a decorated function is that of its definition,
+    # not that of the decorator's wrapper.
     code = getattr(inspect.unwrap(_underlying_function(context)), "__code__", None)
     where = f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
     return f"`{name_of(context)}`{where}"

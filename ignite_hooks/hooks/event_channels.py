@@ -27,12 +27,12 @@ class EventChannels(Channels):
 
     ``on_optimizer_step`` and ``on_validation`` are opened by ``OptimizerStep`` and ``Validation``.
 
-    After a failure the event that would close a channel is not fired. The channel is then closed
+    After a failure the event that would close a channel is not fired. Then the channel is closed
     when it opens again, when a channel around it closes, or when ``engine.run`` is left. If the
     first set of hooks is attached within a run, nothing could close the channels when this run is
-    left. So they open only from the next run on. If the last set is detached within a run, its open
-    contexts are still left when their channels close, and the handlers are removed at the end of
-    the run.
+    left. So the channels open only from the next run on. If the last set is detached within a run,
+    its open contexts are still left when their channels close. The handlers that open and close the
+    channels are then removed at the end of the run.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -50,7 +50,8 @@ class EventChannels(Channels):
         if self._attachment is None and engine is not None:
             self._attachment = HookChannels().attach(engine)
         self._number_of_sets += 1
-        super().add(hooks)  # not `self.add`, which would warn at another stack level
+        # `self.add` is not called, because its warning would be at another stack level.
+        super().add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
         """Removes a set of hooks; the last set also removes the handlers that open the channels."""
@@ -64,10 +65,10 @@ class EventChannels(Channels):
         super().add(hooks)
 
     def _warn_once(self, hooks: Sequence[Hook]) -> None:
-        """Warns about channels that may be left late.
+        """Warns, once for each engine, that on_loop and on_epoch may be left late.
 
-        Must be called before anything is changed, because a user may have turned warnings into
-        errors.
+        This method must be called before anything is changed, because a user may have turned
+        warnings into errors.
         """
         if not self._has_warned and any(each.channel in ("on_loop", "on_epoch") for each in hooks):
             self._has_warned = True
@@ -84,8 +85,8 @@ class EventChannels(Channels):
         """Opens a channel; closes it first if a failure has left it open."""
         self.close(channel)
         scope = getattr(self, channel)
-        # Not in a run that began before the first set was attached: after a failure, such a run
-        # would not close the channel.
+        # In a run that began before the first set was attached, the channel does not open: after a
+        # failure, such a run would not close the channel.
         if scope is not NULL_CONTEXT and self._is_in_run:
             self._depths[channel] = len(self.scopes.open)
             scope.__enter__()
@@ -101,15 +102,18 @@ class EventChannels(Channels):
 
     @contextmanager
     def run_scope(self, engine: Engine) -> Iterator[None]:
-        """Closes all channels at the end of the body, which is ``engine.run``."""
+        """Closes all channels at the end of the body, which is ``engine.run``.
+
+        If the run was interrupted, its channels stay open for the run that continues it.
+        """
         self._is_in_run = True
         try:
             yield
             if not is_interrupted(engine):
                 self._leave_all()
         except BaseException:
-            # A run that was interrupted before is still interrupted if run() has refused its
-            # arguments. Its channels stay open.
+            # If run() has refused its arguments, an earlier run may still be interrupted. The
+            # channels of that run stay open.
             if not is_interrupted(engine):
                 self._depths = {}
                 with self.scopes:  # each context gets the failure as the exception of its body
@@ -152,8 +156,8 @@ class HookChannels(Handler):
         closes("on_model_forward", TrainEvents.MODEL_FORWARD_COMPLETED)
         opens("on_model_backward", TrainEvents.MODEL_BACKWARD_STARTED)
         closes("on_model_backward", TrainEvents.MODEL_BACKWARD_COMPLETED)
-        # on_batch is left before all handlers of ITERATION_COMPLETED, on_step after those handlers
-        # that are attached already.
+        # At ITERATION_COMPLETED, on_batch is left before all handlers, and on_step is left after
+        # the handlers that are attached already.
         closes("on_batch", Events.ITERATION_COMPLETED, first=True)
         closes("on_step", Events.ITERATION_COMPLETED)
         # Ignite fires no ITERATION_COMPLETED if the epoch is terminated in the iteration, and no

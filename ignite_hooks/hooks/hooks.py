@@ -5,7 +5,8 @@ profiler's range, a timer, a temporary setting, a lock, a span of a trace. The d
 ``events.py`` shows where each of the eight channels opens and closes.
 
 =====================  ============================================================================
-``on_loop``            one run; after ``interrupt()`` it stays open until the continued run ends
+``on_loop``            one run; if ``interrupt()`` pauses the run, the channel stays open until the
+                       continued run ends
 ``on_epoch``           one epoch, with the validation and the save at its end
 ``on_step``            one iteration without the wait for its batch, with its optimizer step if
                        there is one, and the validation and the save that are due after the step
@@ -15,7 +16,7 @@ profiler's range, a timer, a temporary setting, a lock, a span of a trace. The d
 ``on_optimizer_step``  the optimizer step at the end of an accumulation window: clipping, step,
                        scheduler
 ``on_validation``      one validation with its events: the place to swap weights in; after a
-                       failure it is left at once, before EXCEPTION_RAISED
+                       failure the channel closes at once, before EXCEPTION_RAISED
 =====================  ============================================================================
 
 A context is called with the engine. A trainer has these attributes at any time:
@@ -109,28 +110,28 @@ class Hooks(Handler):
     A context is a generator function with one ``yield``, a function that makes a context manager
     (``lambda engine: record_function("step")``), or a ``HookContext``. It receives the engine.
     Contexts are entered in order of registration and left in reverse, also after a failure, which
-    is raised as an exception at the ``yield``. A context can end the failure in one way only: catch
-    it and call ``trainer.terminate()`` before the generator returns, which stops the run cleanly.
-    A context that fails on the way out does not keep the others from being left. If the run was
-    failing before, the later failure is added to the first one as a note.
+    is raised as an exception at the ``yield``. A context can end the failure in one way only: it
+    catches the failure and calls ``trainer.terminate()`` before the generator returns. Then the run
+    stops cleanly. If a context fails on the way out, the other contexts are left all the same. If
+    the run was failing before, the failure of the context is added as a note to the first failure.
 
     A trainer has a set, ``trainer.hooks``. Further sets can be attached to the trainer, or given to
-    the factory's ``handlers``. If a context is registered or removed during a run, this takes
-    effect when its channel opens next. A removed context that is open is still left.
+    the factory's ``handlers``. Contexts can be registered and removed during a run. The change
+    takes effect when their channel opens next: a removed context that is open is still left.
 
     On a plain Ignite engine the channels open and close at events of the engine. Both ``on_step``
     and ``on_batch`` open at ITERATION_STARTED and close at ITERATION_COMPLETED.
     ``on_model_forward`` and ``on_model_backward`` open if the process function fires
-    ``TrainEvents`` (or uses ``begin``), ``on_optimizer_step`` if the engine has an
-    ``OptimizerStep``, and ``on_validation`` if it has a ``Validation``.
+    ``TrainEvents`` (or uses ``begin``). ``on_optimizer_step`` opens if the engine has an
+    ``OptimizerStep``, and ``on_validation`` opens if the engine has a ``Validation``.
 
-    On such an engine contexts are entered before all handlers of the event that opens the channel.
+    On a plain engine contexts are entered before all handlers of the event that opens the channel.
     At the event that closes the channel, contexts are left in order of attachment among the
     handlers. So attach the set after the handlers that belong inside the contexts, and after the
     OptimizerStep. If the first set is attached within a run, it takes effect with the next run. A
-    plain engine fires no event when a failure ends an epoch or the loop. So ``on_loop`` and
-    ``on_epoch`` are left only when ``run`` is left or the next epoch starts, and they do not see a
-    failure that a handler of EXCEPTION_RAISED has swallowed.
+    plain engine fires no event when a failure ends an epoch or the loop. So contexts on ``on_loop``
+    and ``on_epoch`` are left only when ``run`` is left or the next epoch starts. If a handler of
+    EXCEPTION_RAISED has swallowed the failure, these contexts do not see it.
     """
 
     def __init__(self) -> None:
@@ -171,8 +172,8 @@ class Hooks(Handler):
 
         def register(context: ContextT) -> ContextT:
             check_context(context)
-            # Not by register(): the `stacklevel` of the warning in `EventChannels` counts the calls
-            # from the user's line to the warning, and register() would be one more.
+            # Hooks.register() is not called, because it would be one more call between the user's
+            # line and the warning in `EventChannels`, whose `stacklevel` counts these calls.
             self._add_hooks([Hook(channel, context)])
             return context
 
@@ -197,8 +198,8 @@ class Hooks(Handler):
     def begin(self, channel: ChannelName, engine: Engine) -> AbstractContextManager[None]:
         """Returns a scope in which this set's contexts on ``channel`` are open.
 
-        Use the scope in a loop or process function that you write yourself. A failure of the body
-        always leaves the scope, because contexts cannot end the failure.
+        Use the scope in a loop or process function that you write yourself. Contexts cannot end a
+        failure here: the scope always raises a failure of its body.
         """
         _check_channel(channel)
         return self._entered_contexts(channel, engine)
@@ -225,7 +226,10 @@ class Hooks(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Adds the contexts of the set to the engine's channels, also those registered later."""
+        """Adds the contexts of the set to the engine's channels.
+
+        Contexts that are registered later are added too.
+        """
         channels = channels_of(attachment.engine)
         channels.attach_set(self._hooks)
         self._attached_channels.add(channels)

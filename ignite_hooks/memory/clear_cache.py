@@ -1,4 +1,4 @@
-"""A handler that returns memory, which the allocator has cached but does not use, to the device."""
+"""A handler that gives cached memory, which no tensor uses, back to the device."""
 
 from accelerate.utils import memory as accelerate_memory
 from ignite.engine import Engine
@@ -21,10 +21,11 @@ class ClearCache(Upkeep):
     The allocator keeps freed blocks for the next tensor. Reusing them is fast, but a long batch or
     a validation can run out of memory while much memory is reserved in blocks of the wrong size.
     Clearing the cache synchronizes with the device, and later tensors must reserve blocks again. So
-    the cache is cleared on a schedule only. With ``every_steps`` this happens after a committed
-    step, when its gradients are zeroed. Without ``every_steps`` and ``every_epochs`` it happens at
-    the end of each epoch. The handler calls Accelerate's ``clear_device_cache``, which works for
-    any kind of device. Without a device there is no cache to clear.
+    the cache is cleared on a schedule only. With ``every_steps`` the cache is cleared after a
+    committed step (one that the loss scaler did not skip), when the gradients have been zeroed.
+    Without ``every_steps`` and ``every_epochs`` the cache is cleared at the end of each epoch. The
+    handler calls Accelerate's ``clear_device_cache``, which works for any kind of device. Without a
+    device there is no cache to clear.
 
     The freed memory, in MiB, is in ``state.metrics["cleared_cache_mib"]``, if the device has
     statistics of its memory.

@@ -9,32 +9,32 @@ from ignite_hooks.memory.mark import Mark
 __all__ = ["DeviceMark", "DevicePeaks", "allocator_module", "memory_in_use"]
 
 DevicePeaks = tuple[int, int]
-"""The highest numbers of bytes allocated for tensors, and reserved on the device."""
+"""Two peaks, in bytes: of the memory allocated for tensors, and of the memory reserved for them."""
 
 _STATISTICS = ("allocated_bytes", "reserved_bytes")
 _NO_STATISTIC = {"all": {"peak": 0}}
 
 
 def allocator_module() -> Any:
-    """Returns the module with the memory functions of the current device, or None without one.
+    """Returns the module with the memory functions of the current device.
 
     This is the module of the device (``torch.cuda``, ``torch.xpu``), or ``torch.accelerator``,
-    which has these functions from torch 2.9 on. For some devices, MPS for example, neither of the
-    two has these functions; then None is returned too.
+    which has these functions from torch 2.9 on. Returns None without a device, and for a device for
+    which neither module has these functions, such as MPS.
     """
     if not torch.accelerator.is_available():
         return None
     for module in (torch.get_device_module(), torch.accelerator):
         try:
             module.memory_reserved()
-        except (AttributeError, RuntimeError):  # the function is missing, or refuses the device
+        except (AttributeError, RuntimeError):  # the module lacks the function, or it fails here
             continue
         return module
     return None
 
 
 def memory_in_use() -> tuple[int, int] | None:
-    """Returns the number of bytes that the allocator has reserved, and the number in use.
+    """Returns two numbers of bytes: those that the allocator has reserved, and those that are used.
 
     Returns None without a device, or if the device has no statistics.
     """
@@ -50,8 +50,8 @@ def memory_in_use() -> tuple[int, int] | None:
 class DeviceMark(Mark[DevicePeaks]):
     """The high-water marks of allocated and of reserved memory on the current device.
 
-    Both are read and reset together. They read (0, 0) without a device, or if the device has no
-    statistics.
+    Both marks are read and reset together. A reading is (0, 0) without a device, or if the device
+    has no statistics.
     """
 
     zero = (0, 0)
@@ -85,7 +85,7 @@ class DeviceMark(Mark[DevicePeaks]):
             else:
                 stats = self._allocator.memory_stats()
                 peaks = [stats.get(f"{name}.all.peak", 0) for name in _STATISTICS]
-        except RuntimeError:  # torch.accelerator has the function, but this device does not
+        except RuntimeError:  # torch.accelerator has the function, but not for this device
             self._allocator = None
             return self.zero
         self._has_statistics = bool(stats)

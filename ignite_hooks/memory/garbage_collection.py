@@ -43,13 +43,14 @@ class GarbageCollector(Upkeep):
     which then take 0.003 ms.
 
     ``state.metrics`` gets two metrics of the last collection: ``gc_collected``, the number of
-    objects, and ``gc_seconds``, its duration. With ``track_pauses`` there is also
-    ``gc_pause_seconds``, the total duration of the automatic collections of the run.
+    collected objects, and ``gc_seconds``, the duration of the collection. With ``track_pauses``
+    there is also ``gc_pause_seconds``, the total duration of the automatic collections of the run.
 
-    Settings of the process are changed at each entry into ``run`` and restored at each exit, also
-    after a failure. With several collectors, or runs within runs, the last exit restores the
-    settings that the first entry found. A handler that is added as a callable, with
-    ``engine.add_event_handler``, collects garbage but changes no settings.
+    ``disable_automatic`` and ``freeze_after`` change settings of the process within ``run``. The
+    settings are restored when ``run`` is left, also after a failure. With several collectors, or
+    runs within runs, the last exit restores the settings that the first entry found. A handler that
+    is added as a callable, with ``engine.add_event_handler``, collects garbage but changes no
+    settings.
 
     Args:
         every_steps: once in so many committed steps (iterations, on an engine that has no
@@ -58,9 +59,9 @@ class GarbageCollector(Upkeep):
         generation: 0, 1 or 2, as in ``gc.collect``. Only 2 finds cycles of old objects.
         disable_automatic: no automatic collections during a run.
         freeze_after: after so many iterations, collect once in full and call ``gc.freeze()``. The
-            end of the run undoes the freezing. The iterations are counted from the beginning of
-            this run, also if the run is resumed.
-        track_pauses: measure the duration of automatic collections. This is the time that
+            end of the run undoes the freezing. The iterations are counted from the entry into
+            ``run``, also if the run resumes an earlier run.
+        track_pauses: measure the duration of automatic collections, which is the time that
             ``disable_automatic`` could save.
         verbose: log each collection, with the logger of this module at level INFO.
 
@@ -110,7 +111,7 @@ class _PauseMetric:
     @contextmanager
     def measured(self, engine: Engine) -> Iterator[None]:
         """Measures the pauses in the body, which is a run of ``engine``."""
-        if not is_interrupted(engine):  # an interrupted run continues its sum
+        if not is_interrupted(engine):  # a run that was interrupted continues with its sum
             self._seconds = 0.0
         self._write(engine)
 
@@ -122,13 +123,14 @@ class _PauseMetric:
             yield
 
     def _write(self, engine: Engine) -> None:
-        # The metric is overwritten, not added to: a second collector measures the same pauses.
+        # The metric is overwritten. If a second collector is attached, it measures the same pauses,
+        # and adding its sum would count them twice.
         engine.state.metrics["gc_pause_seconds"] = self._seconds
 
 
 @contextmanager
 def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
-    """Freezes all objects once the run in the body has done ``iterations``, until the run ends."""
+    """Freezes all objects after so many iterations of the run in the body, until the run ends."""
     with ExitStack() as changes:
         remaining = iterations
 
@@ -146,8 +148,8 @@ def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
         finally:
             if remaining > 0:
                 handle.remove()
-                # If ITERATION_COMPLETED is being fired now, Ignite may still call `count` once:
-                # this call must not freeze objects.
+                # If ITERATION_COMPLETED is being fired now, Ignite may still call `count` once.
+                # `remaining` is set to 0, so that this call counts to -1 and freezes no objects.
                 remaining = 0
 
 
@@ -157,12 +159,12 @@ class CudaGarbageCollector(GarbageCollector):
 
     Collecting frees tensors in reference cycles, but their memory stays in the cache of the
     device's allocator until the cache is cleared. The handler works for any kind of device that
-    Accelerate knows. On a machine without a device it only collects Python's garbage, and warns
-    once.
+    Accelerate knows. On a machine without a device the handler only collects Python's garbage, and
+    warns once.
 
     Args:
-        every_steps: once in so many committed steps. This and all other arguments but ``verbose``
-            are the same as for a ``GarbageCollector``.
+        every_steps: once in so many committed steps. All arguments except ``verbose`` have the same
+            meaning as for a ``GarbageCollector``.
         every_epochs: once in so many epochs.
         generation: 0, 1 or 2.
         disable_automatic: no automatic collections during a run.

@@ -3,8 +3,8 @@
 For each process the kernel keeps the highest resident memory, ``VmHWM`` in ``/proc/<pid>/status``.
 Writing "5" to ``/proc/<pid>/clear_refs`` lowers this mark to the memory that is resident now (see
 proc(5)). The kernel updates the mark when memory is taken and released, so the mark contains every
-peak, however short, and no thread has to sample it. The mark may be wrong by the batch of pages
-that the kernel counts at once for each processor.
+peak, however short, and no thread has to sample it. The kernel counts the pages of each processor
+in batches, and the mark may be wrong by such a batch.
 """
 
 import os
@@ -27,12 +27,12 @@ try:
     from mmap import MAP_PRIVATE
     from resource import RUSAGE_THREAD
     from resource import getrusage
-except ImportError:  # on a system that is not a Unix, where the mark is never opened
+except ImportError:  # on systems other than Unix, where the mark is never opened
     pass
 
 
 _FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
-_TRIAL_BYTES = 4 * 2**20  # a trial takes and releases them; a reset must then lower the mark
+_TRIAL_BYTES = 4 * 2**20  # a trial allocates and frees these; then a reset must lower the mark
 _BALLAST_BYTES = 2**18  # twice the batch of pages that the kernel counts at once
 
 
@@ -62,7 +62,7 @@ class KernelMark(ByteMark):
         self._updates_lowest_at_reset = True
 
     def open(self) -> None:
-        """Opens the files of this process in ``/proc``; a forked child must open its own files."""
+        """Opens the files of this process in ``/proc``. A forked child must call ``open`` again."""
         try:
             for name, flags in _FILES.items():
                 self._open_files[name] = os.open(f"/proc/self/{name}", flags)
@@ -95,8 +95,8 @@ class KernelMark(ByteMark):
 
     def read(self) -> int:
         """Returns the highest resident memory since the last reset."""
-        # RUSAGE_THREAD gives the mark of the whole process too, and is quicker than RUSAGE_SELF,
-        # for which the kernel adds up the times of all threads.
+        # RUSAGE_THREAD and RUSAGE_SELF both give the mark of the whole process. RUSAGE_THREAD is
+        # quicker: for RUSAGE_SELF the kernel also adds up the times of all threads.
         reported = getrusage(RUSAGE_THREAD).ru_maxrss * KIB
         if reported > self._lowest_reported:
             return reported
@@ -122,7 +122,7 @@ def _allocate(size: int) -> mmap:
 def why_no_kernel_mark() -> str | None:
     """Returns the reason why the kernel's mark cannot be used in this process; None if it can.
 
-    The mark can be used if a trial, which has to succeed once, shows that a reset lowers the mark.
+    A trial shows whether a reset lowers the mark. After one success there are no further trials.
     """
     with _reset_trial.lock:  # two trials at the same time would disturb each other
         if not _reset_trial.has_succeeded:
@@ -174,9 +174,9 @@ class KernelChildrenMark(ByteMark):
 
     A forked child shares most of its pages with its parent, whose mark counts these pages already.
     So the memory that a child shares now is subtracted: ``VmHWM - (Rss - private pages)``. A reset
-    lowers the marks of the children that exist. The mark of a child that starts later covers its
-    whole life. When a child ends its mark is gone, so its peak counts only if the mark was read
-    before.
+    lowers the marks of the children that exist. The mark of a child that starts later covers the
+    whole life of the child. When a child ends, its mark is lost. So the peak of the child counts
+    only if the mark was read before.
     """
 
     def reset(self) -> None:
@@ -193,12 +193,12 @@ class KernelChildrenMark(ByteMark):
 
 
 def _children() -> Iterator[Path]:
-    """Returns the folders in ``/proc`` of all children, direct and indirect."""
+    """Yields the folders in ``/proc`` of all children, direct and indirect."""
     return (Path("/proc", str(child.pid)) for child in psutil.Process().children(recursive=True))
 
 
 def _unshared_mark(folder: Path) -> int:
-    """Returns the mark of one child without the memory that it shares; 0 if it has ended."""
+    """Returns the mark of one child without its shared memory; 0 if the child has ended."""
     try:
         shared = _shared_bytes(folder)
         return proc_field((folder / "status").read_bytes(), b"VmHWM") - shared
@@ -217,7 +217,7 @@ def _shared_bytes(folder: Path) -> int:
 
 
 def proc_field(text: bytes, name: bytes) -> int:
-    """Returns the first field ``name`` in ``text``, in bytes.
+    """Returns the value of the first field ``name`` in ``text``, in bytes.
 
     Raises:
         ValueError: there is no such field.

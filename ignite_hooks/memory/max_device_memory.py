@@ -69,10 +69,10 @@ class MaxDeviceMemory(PeakMetric):
             )
 
     def result(self) -> dict[str, float]:
-        """Returns the peaks in MiB by their keys in ``state.metrics``.
+        """Returns a dict that maps the keys in ``state.metrics`` to the peaks, in MiB.
 
-        While a measurement runs, its peaks so far are returned, otherwise those of the last
-        measurement. Before the first measurement they are 0.0. If the handler is attached to
+        While a measurement runs, the peaks are its peaks so far. Otherwise they are the peaks of
+        the last measurement, or 0.0 before the first measurement. If the handler is attached to
         several engines, the peaks are those of the engine to which it was attached last.
         """
         peaks = dict.fromkeys(self.names(), 0.0)
@@ -104,12 +104,12 @@ class MaxDeviceMemory(PeakMetric):
         return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
     def _add_span(self, span: str, attachment: Attachment) -> Span:
-        # `every` has no effect: it is the interval of samples, and the allocator needs none.
+        # `every` has no effect: it is the interval of samples, and this mark is not sampled.
         measurement = _latest[self][span] = Measurement(_shared_mark, every=1.0)
 
         def report(engine: Engine) -> None:
             allocated, reserved = _peaks_in_mib(measurement)
-            if reserved:  # 0 without a device
+            if reserved:  # `reserved` is 0 if there is no device
                 engine.state.metrics.update(
                     zip(_metric_names(span), (allocated, reserved), strict=True)
                 )
@@ -122,7 +122,10 @@ _shared_mark = SharedMark(DeviceMark())
 
 _latest: WeakKeyDictionary[MaxDeviceMemory, dict[str, Measurement[DevicePeaks]]]
 _latest = WeakKeyDictionary()
-"""The last measurements of each handler. A copy of a handler has none: they are no attribute."""
+"""Maps each handler to its last measurements, by the name of the span ("epoch", for example).
+
+A copy of a handler has no measurements, because they are not stored in an attribute.
+"""
 
 
 def _metric_names(span: str) -> tuple[str, str]:

@@ -29,28 +29,28 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     A process that runs out of memory is killed at its peak. A thread that samples every second sees
     this peak only by chance. The Linux kernel records the peak itself (its *high-water mark*), with
     every spike, however short, and without a thread. Several ``MaxRAM`` objects can measure at the
-    same time, nested or overlapping; each has the peak of its own time.
+    same time, nested or overlapping. Each reports the peak between its ``start`` and its ``stop``.
 
     The result is the absolute peak of all resident memory, including libraries and the memory that
     the allocator keeps for reuse. So the difference of two peaks is not the size of an allocation:
     a block that is freed and allocated again may raise only the first peak.
 
     With ``include_children`` the peaks of the child processes, loader workers for example, are
-    added. Only unshared memory of a child is added, so pages that it shares with this process count
-    once. The memory of the children is read at ``start``, ``reset``, ``result`` and ``stop``, and
-    by a thread every ``every`` seconds. A reading takes 3 to 10 ms. The last reading before a child
-    ends does not include memory that the child takes afterwards, and a child that starts and ends
-    between two readings is missed. The sum may exceed the memory that was in use at any one time,
-    if the processes had their peaks at different times. The high-water marks of the children are
+    added. Only the unshared memory of a child is added, so pages that the child shares with this
+    process count once. The memory of the children is read at ``start``, ``reset``, ``result`` and
+    ``stop``, and by a thread every ``every`` seconds. A reading takes 3 to 10 ms. Memory that a
+    child takes after the last reading before its end is missed, and so is a child that starts and
+    ends between two readings. If the processes had their peaks at different times, the sum may
+    exceed the memory that was in use at any one time. The high-water marks of the children are
     reset too, so a child that measures itself at the same time may report too little.
 
     Args:
         every: seconds between two samples of the sampler, and between two readings of the children.
         include_children: add the memory of the children of this process, direct and indirect.
         backend: "kernel" (on Linux) resets and reads the kernel's high-water mark. The mark belongs
-            to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" is a thread that
-            measures every ``every`` seconds, and at start, reset, result and stop. "auto" is the
-            kernel if a trial shows that a reset works here, otherwise the sampler.
+            to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" measures in a
+            thread every ``every`` seconds, and at ``start``, ``reset``, ``result`` and ``stop``.
+            "auto" is the kernel if a trial shows that a reset works here, otherwise the sampler.
 
     Raises:
         ValueError: an argument is out of its range; the kernel's mark cannot be used here.
@@ -86,7 +86,7 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
             for measurement in self._measurements:
                 measurement.start()
         except BaseException:
-            self.stop()  # if the second measurement fails to start, the first is running
+            self.stop()  # if one measurement fails to start, another may be running already
             raise
 
     def stop(self) -> None:
@@ -102,8 +102,8 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     def result(self) -> float:
         """Returns the peak in MiB.
 
-        While a measurement runs this is its peak so far, otherwise the peak of the last
-        measurement, and 0.0 before the first one.
+        While a measurement runs, this is its peak so far. Otherwise it is the peak of the last
+        measurement, or 0.0 before the first measurement.
         """
         peak = 0
         for measurement in self._measurements:

@@ -1,7 +1,7 @@
 """Measurements of peaks that share one high-water mark, each exact from its start to its stop.
 
-A high-water mark holds the highest value since its last reset (see ``mark.py``), and a process has
-only one of each kind. ``SharedMark`` lets several measurements use it at the same time.
+A high-water mark holds the highest value since its last reset (see ``mark.py``). A process has only
+one mark of each kind. ``SharedMark`` lets several measurements use a mark at the same time.
 """
 
 import os
@@ -34,10 +34,11 @@ class Measurement(Generic[Reading]):
     Args:
         shared_mark: the high-water mark of the quantity, which other measurements may use at the
             same time.
-        every: seconds between samples, for a mark that has to be sampled.
+        every: seconds between samples; used only if the mark has to be sampled.
 
     Attributes:
-        peak: the peak as of the last reading of the mark. ``result()`` reads the mark first.
+        peak: the peak up to the last reading of the mark. ``result()`` reads the mark, and so
+            returns the peak up to now.
     """
 
     def __init__(self, shared_mark: "SharedMark[Reading]", every: float) -> None:
@@ -63,7 +64,7 @@ class Measurement(Generic[Reading]):
         self.shared_mark.end(self)
 
     def abandon(self) -> None:
-        """Stops measuring without waiting for a lock; for finalizers."""
+        """Stops measuring without waiting for a lock. Finalizers call this method."""
         self.shared_mark.end_without_waiting(self)
 
     def reset(self) -> None:
@@ -71,7 +72,7 @@ class Measurement(Generic[Reading]):
         self.shared_mark.restart(self)
 
     def result(self) -> Reading:
-        """Returns the peak so far; after ``stop()``, the peak up to the stop."""
+        """Returns the peak so far. After ``stop()`` this is the peak up to the stop."""
         return self.shared_mark.peak_of(self) if self in self.shared_mark.running else self.peak
 
     @contextmanager
@@ -87,10 +88,11 @@ class Measurement(Generic[Reading]):
 def _exclusive(
     method: Callable[Concatenate[Self, Params], Result],
 ) -> Callable[Concatenate[Self, Params], Result]:
-    """Decorates a method of a ``SharedMark``: only one thread runs it, and the mark stays open.
+    """Decorates a method of a ``SharedMark``: one thread at a time runs such a method.
 
-    A finalizer that runs within the method may end the last measurement. So a mark that nothing
-    needs any more is closed only when the outermost call of a decorated method returns.
+    The mark stays open while the method runs, although a finalizer that runs within the method may
+    end the last measurement. A mark that is no longer needed is closed when the outermost call of a
+    decorated method returns.
     """
 
     @wraps(method)
@@ -101,8 +103,8 @@ def _exclusive(
                 return method(shared_mark, *args, **kwargs)
             finally:
                 shared_mark._calls -= 1
-                # A mark that is held open and not sampled needs neither a close nor a thread: the
-                # call is skipped, so that a start is quick.
+                # A mark that is held open stays open, and a mark that is not sampled needs no
+                # thread. If both hold, there is nothing to do: the call is skipped to save time.
                 if shared_mark._is_sampled or not shared_mark._holders:
                     shared_mark._close_or_sample()
 
@@ -113,13 +115,13 @@ class SharedMark(Generic[Reading]):
     """A high-water mark that several measurements share. No other code may reset the mark.
 
     Starting a measurement resets the mark. Before each reset, and at each reading, the peak of each
-    running measurement is raised to the value of the mark. So if one measurement runs within
-    another, its peak is never above the peak of the other. A reset by other code would make running
+    running measurement is raised to the value of the mark. So the peak of a measurement is never
+    above the peak of a measurement within which it runs. A reset by other code would make running
     measurements lose the peaks since the last reading.
 
     The mark is open while a measurement runs, or while ``hold_open`` keeps it open. A forked child
-    inherits the measurements of its parent. In the child they start from scratch, with the child's
-    own mark.
+    inherits the measurements of its parent. In the child these measurements start from scratch, and
+    use the mark of the child.
 
     Args:
         mark: the mark.
@@ -139,7 +141,7 @@ class SharedMark(Generic[Reading]):
         self._is_open = False
         self._calls = 0
         self._sampling: Sampling | None = None
-        self._holders: list[float] = []  # the seconds between samples, of each `hold_open`
+        self._holders: list[float] = []  # the argument `every` of each `hold_open`
         self._abandoned: list[Measurement[Reading]] = []
         # Re-entrant: a signal handler or a finalizer may run at any line, and call these methods.
         self._lock = RLock()
@@ -168,10 +170,10 @@ class SharedMark(Generic[Reading]):
                 self._remove(measurement)
 
     def end_without_waiting(self, measurement: Measurement[Reading]) -> None:
-        """Stops a measurement now, or at the next use of the mark if another call holds the lock.
+        """Stops a measurement now, or at the next use of the mark if another thread has the lock.
 
-        A garbage collection may call this at any line of any thread, also of the thread that holds
-        the lock.
+        A garbage collection may call this method at any line of any thread, also of the thread that
+        holds the lock.
         """
         if measurement in self.running:
             self._abandoned.append(measurement)
@@ -179,7 +181,7 @@ class SharedMark(Generic[Reading]):
 
     @_exclusive
     def restart(self, measurement: Measurement[Reading]) -> None:
-        """Forgets the peak of a measurement; a running one starts from scratch."""
+        """Forgets the peak of a measurement; a running measurement starts from scratch."""
         if measurement in self.running:
             self._update_peaks()
             self._mark.reset()
@@ -204,7 +206,10 @@ class SharedMark(Generic[Reading]):
         self._holders.remove(every)
 
     def reset_in_child(self) -> None:
-        """Makes the mark usable in a forked child: files, lock and thread are the parent's."""
+        """Makes the mark usable in a forked child.
+
+        The files and the lock were inherited from the parent, and its thread does not run here.
+        """
         self._lock = RLock()
         self._calls = 0
         self._sampling = None
@@ -219,9 +224,9 @@ class SharedMark(Generic[Reading]):
         self._call_unless_locked(self._update_peaks)
 
     def _call_unless_locked(self, method: Callable[[], None]) -> None:
-        # The sampling thread must not wait for the lock. The thread that holds the lock may be
-        # waiting for the end of the sampling thread: both would wait forever. Otherwise the thread
-        # that holds the lock updates the peaks itself.
+        # The sampling thread must not wait for the lock: the thread that holds the lock may be
+        # waiting for the sampling thread to end, and both would wait forever. Nothing is lost if
+        # the method is not called, because the thread that holds the lock updates the peaks itself.
         if self._lock.acquire(blocking=False):
             try:
                 self._call_exclusively(method)
@@ -277,11 +282,14 @@ class SharedMark(Generic[Reading]):
             self._sample_at_least_every()
 
     def _sample_at_least_every(self, *also: float) -> None:
-        """Samples at the shortest interval that any user of the mark, or ``also``, needs."""
+        """Makes the thread sample at the shortest interval that is needed.
+
+        The intervals are those of the running measurements, of all ``hold_open``, and ``also``.
+        """
         every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
         if self._sampling is None or self._sampling.every != every:
-            # The new Sampling is stored before it starts. So a finalizer or signal handler that
-            # runs before the start, and replaces the Sampling, stops it: it then never starts.
+            # The new Sampling is stored before it starts. A finalizer or signal handler may replace
+            # it before the start. Then the new Sampling is stopped, and never starts.
             sampling = Sampling(self._update_unless_locked, every)
             former, self._sampling = self._sampling, sampling
             if former is not None:

@@ -14,7 +14,7 @@ __all__ = ["PeakMetric"]
 class PeakMetric(Handler):
     """A handler that writes peaks, in MiB, to ``engine.state.metrics``.
 
-    It chooses the events between which it measures, and so cannot be attached to an event.
+    The handler chooses the events between which it measures, so it cannot be attached to an event.
     """
 
     def names(self) -> Sequence[str]:
@@ -22,7 +22,7 @@ class PeakMetric(Handler):
         return ()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Checks that no event is given, and that no other metric of the engine has these names."""
+        """Checks that no event is given, and that no other metric of the engine uses a name."""
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: {type(self).__name__} measures from one "

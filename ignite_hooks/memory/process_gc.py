@@ -29,7 +29,7 @@ class _SharedChange:
     """A change of the process that its first user makes and its last user undoes.
 
     Args:
-        prepare: returns two functions: one makes the change, the other undoes it.
+        prepare: returns two functions: the first makes the change, the second undoes it.
     """
 
     def __init__(
@@ -44,14 +44,15 @@ class _SharedChange:
         state, user = self._state, object()
 
         def end() -> None:
-            # In a forked child `self._state` is a new one, because the parent is the user.
+            # In a forked child `self._state` is a new object: the user belongs to the parent, and
+            # must not undo a change in the child.
             if state is self._state:
                 with state.lock:
                     if state.users == [user]:
                         state.undo()
                     state.users = [each for each in state.users if each is not user]
 
-        # `out_of_order`, because overlapping scopes may end in any order.
+        # `out_of_order` is True, because overlapping scopes may end in any order.
         with undo_on_exit(end, out_of_order=True):
             with state.lock:
                 if not state.users:
@@ -65,7 +66,11 @@ class _SharedChange:
             yield
 
     def forget_in_child(self) -> Callable[[], None]:
-        """Forgets all users, in a forked child; returns a function that undoes the change there."""
+        """Forgets all users. Called in a forked child.
+
+        Returns:
+            A function that undoes the change in the child.
+        """
         state, self._state = self._state, _ChangeState()
         return state.undo if state.users else _do_nothing
 
@@ -82,12 +87,15 @@ _disabled = _SharedChange(_prepare_disabling)
 
 
 def automatic_collection_off() -> AbstractContextManager[None]:
-    """Returns a scope without automatic collections; the last open scope restores the setting."""
+    """Returns a scope without automatic collections.
+
+    If several such scopes are open, the setting is restored at the end of the last of them.
+    """
     return _disabled.held()
 
 
 def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
-    # gc.unfreeze() unfreezes all objects, so also those that other code has frozen.
+    # gc.unfreeze() unfreezes all objects, including those that other code has frozen.
     if gc.get_freeze_count():
         warn_once(
             "`freeze_after` must find nothing frozen, but other code has frozen objects: the "
@@ -150,8 +158,8 @@ def _is_automatic() -> bool:
     """Returns whether the collection that starts now is automatic, and not a ``gc.collect()``.
 
     Python starts an automatic collection when the youngest generation has more objects than its
-    threshold. A ``gc.collect()`` finds fewer objects, because Python would have collected more
-    objects before. Only a ``gc.collect()`` directly after ``gc.enable()`` may find more, and is
-    then taken for automatic. With a threshold of 0 Python never collects by itself.
+    threshold. A ``gc.collect()`` usually finds fewer objects, because Python collects by itself as
+    soon as there are more. But a ``gc.collect()`` directly after ``gc.enable()`` may find more, and
+    is then taken for automatic. With a threshold of 0 Python never collects by itself.
     """
     return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

@@ -11,8 +11,8 @@ from ignite_hooks.memory.sampled import unshared_bytes_of_children
 
 __all__ = ["backend_in_use", "ram_measurements"]
 
-# By backend: the high-water mark of this process, and the sum of the marks of its children. All
-# measurements in the process must share them.
+# Two tables map a backend to the high-water mark of this process, and to the sum of the marks of
+# its children. All measurements in the process must share these marks.
 _PROCESS_MARKS = {
     "kernel": SharedMark(KernelMark()),
     "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),

@@ -1,7 +1,7 @@
 """Peaks of resident memory as metrics: of a minibatch, an epoch, a run, a whole validation.
 
-The names are those of Avalanche's metrics: an *experience* is here one run of the engine, and the
-*stream* of experiences is one whole validation.
+The names come from Avalanche's metrics. In this module, an *experience* is one run of the engine,
+and the *stream* of experiences is one whole validation.
 """
 
 from weakref import WeakKeyDictionary
@@ -44,9 +44,9 @@ class RAMMetric(PeakMetric):
     def result(self) -> float:
         """Returns the peak in MiB.
 
-        While a measurement runs this is its peak so far, otherwise the peak of the last
-        measurement, and 0.0 before the first one. If the handler is attached to several engines,
-        the peak is that of the engine to which it was attached last.
+        While a measurement runs, this is its peak so far. Otherwise it is the peak of the last
+        measurement, or 0.0 before the first measurement. If the handler is attached to several
+        engines, the peak is that of the engine to which it was attached last.
         """
         return _latest[self].result() if self in _latest else 0.0
 
@@ -74,7 +74,10 @@ class RAMMetric(PeakMetric):
 
 
 _latest: WeakKeyDictionary[RAMMetric, MaxRAM] = WeakKeyDictionary()
-"""The last measurement of each handler. A copy of a handler has none: it is no attribute."""
+"""Maps each handler to its last measurement.
+
+A copy of a handler has no measurement, because it is not stored in an attribute.
+"""
 
 
 @checked_dataclass
@@ -90,7 +93,7 @@ class MinibatchMaxRAM(RAMMetric):
         name: the key in ``state.metrics``.
         every: seconds between two samples of the sampler, or two readings of the children.
         include_children: add the memory of the children of this process, loader workers for
-            example. This takes some milliseconds at each end of the iteration.
+            example. This takes some milliseconds at the start and at the end of the iteration.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
         every_iterations: measure every n-th iteration only; default: each iteration.
 
@@ -140,8 +143,7 @@ class ExperienceMaxRAM(RAMMetric):
 
     On an evaluator this is the evaluation of one loader. The run is measured from the entry into
     ``run`` to COMPLETED, including those handlers of COMPLETED that were attached before this
-    metric. ``MaxRAM`` describes which memory is measured, and which can be
-    missed.
+    metric. ``MaxRAM`` describes which memory is measured, and which can be missed.
 
     Args:
         name: the key in ``state.metrics``.
@@ -166,8 +168,8 @@ class StreamMaxRAM(RAMMetric):
     """The peak of resident memory in one whole validation, with all its loaders.
 
     On a trainer the validation is measured from VALIDATION_STARTED to VALIDATION_COMPLETED, and on
-    any other engine from STARTED to COMPLETED. Both are measured within runs only. If you call a
-    validation yourself, outside a run, call ``start`` before it and ``stop`` after it.
+    any other engine from STARTED to COMPLETED. The metric measures only within runs. If you call a
+    validation yourself, outside a run, call ``start`` before the validation and ``stop`` after it.
     ``MaxRAM`` describes which memory is measured, and which can be missed.
 
     Args:
@@ -194,7 +196,7 @@ class StreamMaxRAM(RAMMetric):
     def start(self) -> None:
         """Starts measuring from scratch; does nothing while running.
 
-        Measurements of attached engines are not affected.
+        This has no effect on the measurements of engines to which the handler is attached.
         """
         if self not in _started_by_user:
             _started_by_user[self] = self._max_ram()
@@ -208,7 +210,7 @@ class StreamMaxRAM(RAMMetric):
 
 
 _started_by_user: WeakKeyDictionary[StreamMaxRAM, MaxRAM] = WeakKeyDictionary()
-"""The measurements of ``StreamMaxRAM.start`` and ``stop``."""
+"""Maps each handler to the measurement that its ``start`` and ``stop`` control."""
 
 
 @checked_call

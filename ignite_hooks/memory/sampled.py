@@ -1,4 +1,4 @@
-"""A high-water mark that is measured in samples, and the thread that takes them at intervals."""
+"""A high-water mark that is measured in samples, and a thread that takes samples at intervals."""
 
 import sys
 from collections.abc import Callable
@@ -33,11 +33,11 @@ class SampledMark(ByteMark):
         self._highest = 0
 
     def reset(self) -> None:
-        """Measures, and forgets earlier values."""
+        """Measures the present value, and forgets earlier values."""
         self._highest = self._measure()
 
     def read(self) -> int:
-        """Measures, and returns the highest measured value since the last reset."""
+        """Measures the present value, and returns the highest value since the last reset."""
         self._highest = max(self._highest, self._measure())
         return self._highest
 
@@ -49,7 +49,7 @@ def resident_bytes() -> int:
 
 
 def unshared_bytes_of_children() -> int:
-    """Returns the bytes that the children of this process, direct and indirect, do not share."""
+    """Returns the unshared memory of all children, direct and indirect, in bytes."""
     return sum(map(_uss, psutil.Process().children(recursive=True)))
 
 
@@ -64,7 +64,7 @@ def _uss(child: psutil.Process) -> int:
 class Sampling:
     """A thread that calls ``callback`` at intervals, from ``start()`` to ``stop()``.
 
-    After ``stop()`` the thread cannot be started, not even if it was not started before.
+    ``stop()`` is final: a ``start()`` after ``stop()`` does nothing.
 
     Args:
         callback: the function to call.
@@ -97,7 +97,7 @@ class Sampling:
             try:
                 self._callback()
             except Exception:
-                # Logged once, not at every interval.
+                # Only the first failure is logged, not a failure at every interval.
                 if not self._has_failed:
                     logger.exception("a sample of memory failed; sampling continues")
                 self._has_failed = True

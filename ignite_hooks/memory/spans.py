@@ -21,8 +21,8 @@ __all__ = ["Span"]
 class Span:
     """A part of a run, such as an iteration or an epoch, that a metric measures at each occurrence.
 
-    One of the ``measure_…`` methods sets which part this is. A span measures only within runs of
-    the engine, because only the end of a run is certain to be reached. If a failure,
+    One of the ``measure_…`` methods sets the part to measure. A span measures only within runs of
+    the engine, because only the end of a run is reached in any case. If a failure,
     ``terminate()`` or the removal of the attachment cuts a span short, the span ends there and is
     reported too: the peak before memory ran out is the most interesting peak. If ``interrupt()``
     cuts a span short, the span continues when the run continues, and the time in between is not
@@ -68,13 +68,14 @@ class Span:
     def measure_between(self, start_event: Any, end_event: Any) -> None:
         """Measures from ``start_event`` to ``end_event``."""
         self._attachment.on(start_event, self._begin)
-        # On a trainer Ignite's metrics come before the validation. In their turn, the epoch is
-        # measured without the validation at its end.
+        # A turn is the place of a handler among the handlers that a trainer calls at an event. In
+        # the turn of Ignite's metrics, which is before the validation, the measurement of an epoch
+        # ends without the validation.
         self._attachment.on(end_event, self._end, turn=Turn.METRICS)
 
     def _begin(self, engine: Engine) -> None:
-        # The previous span is still open if a handler of EXCEPTION_RAISED swallowed a failure and
-        # Ignite continued.
+        # If a handler of EXCEPTION_RAISED has swallowed a failure, and Ignite has continued, the
+        # previous span is still open.
         if self._is_measuring:
             self._stop()
         if self._is_in_run:
@@ -113,6 +114,6 @@ class Span:
 
     @contextmanager
     def _begin_with_run(self, engine: Engine) -> Iterator[None]:
-        if not self._is_measuring:  # an interrupted run continues its measurement
+        if not self._is_measuring:  # a run that was interrupted continues its measurement
             self._begin(engine)
         yield

@@ -1,4 +1,4 @@
-"""The schedule that the handlers for the cache and for garbage share."""
+"""The schedule of the handlers that clear the cache or collect garbage."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ __all__ = ["Upkeep"]
 class Upkeep(Scheduled):
     """A handler that is called on a schedule by step or by epoch, by default after each epoch.
 
-    On a schedule by step the handler is called at STEP_COMPLETED, when the gradients are zeroed. If
-    both schedules are due at the end of an epoch, the handler is called once, by the schedule by
-    step.
+    On a schedule by step the handler is called at STEP_COMPLETED, when the gradients have been
+    zeroed. If both schedules are due at the end of an epoch, only the schedule by step calls the
+    handler.
     """
 
     def attach_to(self, attachment: Attachment) -> None:
