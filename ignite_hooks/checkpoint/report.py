@@ -25,11 +25,11 @@ class ResumedPart:
     """The report on one part of the state, for example on the optimizer or the handlers.
 
     Attributes:
-        level: "exact"; "approximate": restored, but the result may differ; "changed": the script
-            gives other settings than the run had; "unknown": there may be state that could not be
-            saved; or "missing": not restored.
-        reason: why the part is not exact, or what must be done to restore it exactly.
-        names: the names of the objects that were restored, if the part consists of several.
+        level: one of "exact"; "approximate" (the part was restored, but the result may differ);
+            "changed" (the script gives other settings than the saved run had); "unknown" (the part
+            may have state that could not be saved); and "missing" (the part was not restored).
+        reason: why the part is not exact, or what the user must do to restore the part exactly.
+        names: the names of the restored objects, if the part consists of several objects.
     """
 
     level: str
@@ -37,9 +37,9 @@ class ResumedPart:
     names: tuple[str, ...] = field(default=(), compare=False)
 
     def with_reason(self, level: str, reason: str) -> "ResumedPart":
-        """Returns the part with one more reason why it is not exact.
+        """Returns the part with one more reason why the part is not exact.
 
-        The new level is used only if the part was exact until now.
+        Only an exact part gets the new level. A reason that the part has already is not added.
         """
         if self.level == "exact":
             return ResumedPart(level, reason, self.names)
@@ -53,11 +53,15 @@ class ResumedPart:
 
 
 def merge_reasons(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Returns the reasons of all ranks, merged by part.
+    """Merges the reasons that all ranks give into one text for each part.
 
     Args:
-        rank_reasons: for each rank, its reasons by part. If a rank gives another reason than rank
-            0 for a part, the merged text names that rank.
+        rank_reasons: one mapping for each rank, in the order of the ranks, from the name of a part
+            to the reason why the part may not be exact on that rank.
+
+    Returns:
+        A mapping from the name of a part to the merged text. A rank above 0 is mentioned only for
+        a reason that rank 0 does not give for the same part.
     """
     reasons: dict[str, list[str]] = {}
     for rank, own_reasons in enumerate(rank_reasons):
@@ -82,8 +86,9 @@ class ResumeReport:
 
     Attributes:
         checkpoint: the folder of the checkpoint.
-        step: the number of committed optimizer steps in the checkpoint.
-        parts: how each part of the state was restored, by the name of the part.
+        step: the number of committed optimizer steps in the checkpoint. A step is committed if it
+            has changed the parameters.
+        parts: maps the name of each part of the state to the report on that part.
     """
 
     checkpoint: Path
@@ -96,7 +101,7 @@ class ResumeReport:
         return all(part.level == "exact" for part in self.parts.values())
 
     def with_others(self, reports: Sequence["ResumeReport"]) -> "ResumeReport":
-        """Returns the report of this rank, including what is not exact on other ranks only.
+        """Returns the report of this rank, with the parts that are not exact on other ranks added.
 
         Args:
             reports: the reports of all ranks, in the order of the ranks.
@@ -120,15 +125,16 @@ class ResumeReport:
 def report_named_objects(
     targets: Mapping[str, Any], states: Mapping[str, Any], what: str
 ) -> ResumedPart | None:
-    """Returns the part of the report on objects with a name, for example the handlers.
+    """Returns the report on a part that consists of named objects, for example the handlers.
 
     Args:
-        targets: the objects of this trainer that have a state, by name.
-        states: the states in the checkpoint, by name.
-        what: the owner of the objects, for the message: "the trainer" or "`also`".
+        targets: maps a name to the object of this trainer that has a state.
+        states: maps a name to the state in the checkpoint.
+        what: the owner of the objects. It completes the message "not in … any more", for example
+            as "the trainer" or "`also`".
 
     Returns:
-        The part; None if there are no objects and no states.
+        The report on the part; None if there are no objects and no states.
     """
     new, gone = targets.keys() - states.keys(), states.keys() - targets.keys()
     reasons = [f"not in the checkpoint: {summarize_names(new)}"] if new else []
@@ -140,11 +146,13 @@ def report_named_objects(
 
 
 def report_generators(saved: Set[str], present: Set[str]) -> ResumedPart:
-    """Returns the part of the report on the run's own generators, not on the global ones.
+    """Returns the report on the random generators that the trainer's objects hold.
+
+    The global random generators are not included.
 
     Args:
-        saved: the names of the generators in the checkpoint.
-        present: the names of the generators that this trainer has.
+        saved: the names of these generators in the checkpoint.
+        present: the names of these generators in this trainer.
     """
     reasons = [
         f"the random generator {name} was saved, but does not exist now"
@@ -158,6 +166,9 @@ def report_generators(saved: Set[str], present: Set[str]) -> ResumedPart:
 
 
 def summarize_names(names: Iterable[str]) -> str:
-    """Returns names as text for a message: of four or more, the first one and how many follow."""
+    """Returns names as text for a message.
+
+    Up to three names are listed. Of more names the text has the first one and the number of others.
+    """
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if len(others) > 2 else ", ".join([first, *others])

@@ -45,71 +45,75 @@ logger = getLogger(__name__)
 
 @checked_dataclass(kw_only=False)
 class ResumeCheckpoint(Handler):
-    """Resumes a run from a checkpoint, on a trainer that is built as it was for the saved run.
+    """Resumes a run from a checkpoint.
 
-    The next ``run`` continues with the next batch, in the same order, with the same random numbers.
-    The result is the same, bit by bit, as that of a run that was never interrupted. If an exact
-    resume is not possible, ``trainer.resume_report`` and a warning at the start of the run name the
-    parts that differ. A run that had reached its limit trains nothing, unless the limit is raised.
-    A run that a handler ended for good trains nothing either, and a warning names the handler; see
-    ``after_terminate``.
+    The trainer must be built in the same way as the trainer of the saved run, that is the run that
+    wrote the checkpoint. The next ``run`` continues with the next batch, in the same order, with
+    the same random numbers. The result is the same, bit by bit, as without an interruption. If an
+    exact resume is not possible, ``trainer.resume_report`` and a warning at the start of the run
+    name the parts that differ. A run that had reached its limit trains nothing, unless the limit is
+    raised. A run that a handler ended for good trains nothing either, and a warning names the
+    handler; see ``after_terminate``.
 
     Every file is verified before anything is loaded. A damaged checkpoint is skipped with a
-    warning, and the next older one is used. A checkpoint of another model, optimizer or number of
-    processes is an error that lists the differences and leaves the trainer unchanged. No code from
-    a checkpoint is run, unless ``trust_pickle`` allows it.
+    warning, and the next older one is used. If a checkpoint has another model, another optimizer or
+    another number of processes, an error lists the differences, and the trainer stays unchanged. No
+    code from a checkpoint is run, unless ``trust_pickle`` allows it.
 
-    A run that saves to the same directory may remove a checkpoint while it is read. A removed
-    checkpoint does not count as damaged: the search begins again, and finds a newer checkpoint. A
-    source that cannot be read, for example because its server is down, is an error. Such a source
-    is never treated as empty.
+    While this handler reads a checkpoint, a run that saves to the same directory may remove the
+    checkpoint. A removed checkpoint does not count as damaged: the search begins again, and finds a
+    newer checkpoint. If the source cannot be read, for example because its server is down, an error
+    is raised. Such a source is never treated as empty.
 
     The model, the optimizer, the scheduler and the counters are loaded when this handler is
     attached. The trainer factory attaches this handler last. Random generators and the states of
     handlers are restored when the run starts, so that handlers which are attached later are
-    restored too. This happens after all handlers of STARTED. In the middle of an epoch it happens
-    again after the handlers of EPOCH_STARTED, because these often reset the state of a handler. The
-    objects in ``also`` of each attached ``SaveCheckpoint`` are restored as well.
+    restored too. This is done after all handlers of STARTED have returned. If the run resumes in
+    the middle of an epoch, it is done a second time after the handlers of EPOCH_STARTED, because
+    these handlers often reset a state. The objects in ``also`` of each attached ``SaveCheckpoint``
+    are restored at the same times.
 
-    If ``source`` is a directory, the run in it is continued, and a ``SaveCheckpoint`` to that
-    directory removes the old checkpoints of the run. If ``source`` is a single checkpoint, or the
-    trainer saves to another directory, a new run begins, a branch. A branch removes only its own
-    checkpoints.
+    If ``source`` is a directory, the trainer continues the run of the checkpoint, and a
+    ``SaveCheckpoint`` to that directory removes old checkpoints of this run. If ``source`` is a
+    single checkpoint, or the trainer saves to another directory, the trainer begins a new run,
+    called a branch. A branch removes only its own checkpoints.
 
     Args:
         source: a checkpoint; a directory of checkpoints, of which the newest undamaged one is used;
             or the URL of either, read with fsspec. A relative path is made absolute when the
             handler is created, and ``~`` is expanded.
         cache_dir: the folder that a URL is downloaded to.
-        on_missing: whether a source without a checkpoint is an "error", or training begins from
-            scratch ("start"). Use "start" for a job that is always restarted with the same command.
+        on_missing: what to do if the source has no checkpoint. "error" raises an error; "start"
+            trains from scratch. Use "start" for a job that is always restarted with the same
+            command.
         verify: whether to read every file and compare its checksum before anything is loaded.
         trust_pickle: also load objects registered with ``accelerator.register_for_checkpointing``,
             and models that are split over processes. Both can run code from the checkpoint.
         after_terminate: what to do with a run that a handler, for example ``EarlyStopping``, ended
             before its limit. "finish" trains nothing more, so that a job which is restarted does
-            not train another epoch each time. "continue" trains until the limit. If a signal,
-            ``TimeLimit`` or ``trainer.terminate(resumable=True)`` ended the run, the run continues
-            with either value.
+            not train another epoch each time. "continue" trains until the limit. A run that a
+            signal, ``TimeLimit`` or ``trainer.terminate(resumable=True)`` ended always continues.
         replay: what to do with data that cannot report or restore their position, such as an
             iterable without ``state_dict``. If True, such data are iterated from the beginning of
-            the pass up to the position. If False, the run continues with the next pass of the data
-            and restarts the epoch. Data that have a state, or can be entered at any batch, always
-            continue at their position.
-        override: the names of settings that are taken from the script if the script gives another
-            value than the checkpoint. Names are those of settings of the optimizer's groups ("lr",
-            "weight_decay", "betas", "momentum", …), "scheduler", and "requires_grad" for which
-            parameters are frozen. "lr" sets the rate that a schedule starts from, and the present
-            rate is scaled in proportion. "scheduler" moves the script's schedule from its beginning
-            to the step of the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
+            the present pass through the data up to the position of the checkpoint. If False, the
+            run continues with the next pass, and restarts the epoch. Data that have a state, or can
+            be read from any batch on, always continue at the position of the checkpoint.
+        override: the names of settings that the script may change. If the script and the checkpoint
+            differ in a named setting, the value of the script is used. A name is that of a setting
+            of the optimizer's groups ("lr", "weight_decay", "betas", "momentum", …), "scheduler",
+            or "requires_grad" for the choice of frozen parameters. "lr" is the rate that the
+            schedule starts from; the rate that the schedule has reached is scaled in proportion.
+            For "scheduler", the schedule of the script is moved from its beginning to the step of
+            the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
 
     Raises:
-        FileNotFoundError: when attached: there is no checkpoint, or the only one was removed while
-            it was read.
+        FileNotFoundError: when attached: there is no checkpoint, or the only one was removed before
+            all of its files were read.
         ImportError: when attached: the package for the protocol of a URL is not installed.
         OSError: when attached: the source cannot be read, or ``cache_dir`` cannot be written.
-        ValueError: an argument is out of its range; when attached: the engine is not a trainer; all
-            checkpoints are damaged; the checkpoint does not fit the trainer.
+        RuntimeError: when attached: the trainer is running.
+        ValueError: an argument is out of its range. When attached: the engine is not a trainer; all
+            checkpoints are damaged; or the checkpoint does not fit the trainer.
     """
 
     source: SourcePath
@@ -123,7 +127,7 @@ class ResumeCheckpoint(Handler):
     override: SettingNames = ()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Checks that the engine is a trainer, is not running, and that no event was given."""
+        """Checks that the engine is a trainer that is not running, and that no event was given."""
         if not is_trainer(engine):
             raise ValueError(
                 f"`engine` must be a trainer, got {type(engine).__name__}: make it with "
@@ -142,7 +146,7 @@ class ResumeCheckpoint(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Loads the checkpoint now, and restores the rest of the state when the run begins."""
+        """Loads the checkpoint, and adds a callback that restores the rest when the run begins."""
         trainer = attachment.engine
         assert is_trainer(trainer)  # check() has refused all others
         ranks = Ranks(trainer.accelerator)
@@ -171,8 +175,8 @@ class ResumeCheckpoint(Handler):
             reports = ranks.call_on_all_ranks(loaded.complete)
             report = reports[ranks.rank].with_others(reports)
             engine().resume_report = report  # type: ignore[union-attr]
-            # complete() is called after STARTED, and in the middle of an epoch again after
-            # EPOCH_STARTED: an unchanged report is announced once.
+            # If the run resumes in the middle of an epoch, complete() is called twice: after
+            # STARTED and after EPOCH_STARTED. A second report is announced only if it differs.
             if report != last_report:
                 last_report = report
                 _announce(report)
@@ -184,16 +188,17 @@ class ResumeCheckpoint(Handler):
     ) -> tuple[LoadedState, int] | None:
         """Reads the newest undamaged checkpoint, the same one on all ranks.
 
-        A run that saves to the same directory may remove a checkpoint while it is read. Then the
-        directory has a newer checkpoint, and the search begins again.
+        While this method reads a checkpoint, a run that saves to the same directory may remove the
+        checkpoint. Then the directory has a newer checkpoint, and the search begins again.
 
         Returns:
-            The state that was read, and the number of the newest checkpoint in the source, even if
-            that one is damaged. None if there is no checkpoint and ``on_missing`` is "start".
+            The state that was read, and the number of the newest checkpoint in the source, whether
+            or not the files of the newest checkpoint are damaged. None if there is no checkpoint
+            and ``on_missing`` is "start".
         """
         sources: list[Source] = []
-        # Each rank makes its own source and appends it to a list. A returned source would be
-        # pickled and sent to the other ranks.
+        # Each rank makes its own source. The function must not return the source, because
+        # call_on_all_ranks() pickles what a function returns and sends it to the other ranks.
         ranks.call_on_all_ranks(lambda: sources.append(source_at(self.source, self.cache_dir)))
         (source,) = sources
         damaged: dict[str, str] = {}
@@ -211,7 +216,7 @@ class ResumeCheckpoint(Handler):
                 try:
                     loaded = self._read_checkpoint(source, candidate, ranks, trainer)
                 except (OSError, ValueError, RuntimeError) as error:
-                    # An older checkpoint does not help where the source itself cannot be read.
+                    # If the source itself cannot be read, no older checkpoint can be read either.
                     if any(ranks.gather(isinstance(error, SourceError))):
                         raise
                     tried.add(candidate.key)
@@ -248,7 +253,7 @@ class ResumeCheckpoint(Handler):
     def _read_checkpoint(
         self, source: Source, candidate: CheckpointCandidate, ranks: Ranks, trainer: TrainingEngine
     ) -> LoadedState | None:
-        """Reads a checkpoint; returns None if it was removed while it was read.
+        """Reads a checkpoint. Returns None if the checkpoint was removed in the meantime.
 
         If reading fails on a rank although the checkpoint still exists, the error is raised on all
         ranks.
@@ -262,9 +267,9 @@ class ResumeCheckpoint(Handler):
                     LoadedState(checkpoint, training_state, ranks.rank, self.override, self.replay)
                 )
             )
-            # A removal renames the manifest before it deletes a file. So if the manifest has not
-            # changed, no file had been deleted when the files were opened, and open files stay
-            # readable.
+            # All files are open now, and an open file stays readable even if it is deleted. A
+            # removal renames the manifest before it deletes a file. So if the manifest has not
+            # changed until now, all files were complete when they were opened.
             if ranks.call_on_rank_0(lambda: is_still_there(checkpoint)):
                 return states.pop()
         except (OSError, ValueError, RuntimeError):
@@ -276,10 +281,11 @@ class ResumeCheckpoint(Handler):
         return None
 
     def _fetch(self, source: Source, candidate: CheckpointCandidate, ranks: Ranks) -> Checkpoint:
-        """Verifies a checkpoint, and downloads a remote one once on each machine."""
+        """Verifies a checkpoint. A remote checkpoint is downloaded once on each machine."""
         checkpoint = ranks.call_on_rank_0(lambda: source.fetch(candidate, verify=self.verify))
         # Rank 0 has downloaded the files for its own machine. On each other machine a single rank
-        # downloads and verifies them. A shared directory needs no second check after rank 0's.
+        # downloads the files and verifies the downloaded copies. If the source makes no copies, all
+        # machines share a directory, which rank 0 has verified already.
         is_elsewhere = not ranks.is_rank_0 and PartialState().local_process_index == 0
         verify = self.verify and source.makes_copies
         ranks.call_on_all_ranks(
@@ -299,7 +305,7 @@ def _warn_of_skipped(problem: str) -> None:
 
 
 def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
-    """Raises if the checkpoint has another layout, or was saved by another number of processes."""
+    """Raises if this version cannot read the layout, or the number of processes has changed."""
     manifest = candidate.manifest
     if manifest.version != SCHEMA:
         raise ValueError(
@@ -319,8 +325,8 @@ def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
 def _check_contents(loaded: LoadedState) -> None:
     """Raises if the files have invalid contents, or do not fit the trainer.
 
-    The states of objects are checked last. Each state is compared with the matching object of the
-    trainer, so the trainer must be known to have the same objects.
+    The states of objects are checked last, because each state is compared with the matching object
+    of the trainer. Only the earlier checks show that the trainer has all of these objects.
     """
     _raise_for_problems(loaded, loaded.problems or [*loaded.object_problems()])
     differences = loaded.differences()

@@ -1,4 +1,7 @@
-"""Saves checkpoints on a schedule, at a signal and at the end of a run; a crash damages none."""
+"""Saves checkpoints on a schedule, at a signal and at the end of a run.
+
+A crash, even during a save, damages no checkpoint.
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -44,6 +47,7 @@ from ignite_hooks.events import TrainEvents
 
 __all__ = ["SaveCheckpoint"]
 
+# Ends the messages which say that nothing can be saved at EXCEPTION_RAISED.
 _WHY_NOT_SAVED = (
     "after a failure a step may be half done: resume from the last checkpoint; "
     'on_signals=("SIGINT", "SIGTERM") saves a run that Ctrl-C stops'
@@ -54,71 +58,79 @@ _WHY_NOT_SAVED = (
 class SaveCheckpoint(Scheduled):
     """Saves the whole state of a run, and keeps the newest and the best checkpoints.
 
-    A checkpoint is a folder, ``directory/step_00000500``. It is taken at a step boundary, that is
-    between two optimizer steps, after all other handlers of the event and the validation. If
-    several schedules are due at once, one checkpoint is taken. First all files are written to the
-    disk, then ``manifest.json`` makes the folder a checkpoint, and then older checkpoints are
-    removed. So a crash, a full disk or a kill costs at most the steps since the last checkpoint.
-    CHECKPOINT_SAVED fires when a checkpoint is complete, and ``last_checkpoint`` is its folder.
+    A checkpoint is a folder, ``directory/step_00000500``. Checkpoints are taken at step boundaries,
+    that is between two optimizer steps. The save comes after the validation and after all other
+    handlers of the present event. If several schedules are due at once, one checkpoint is taken.
+    First all files are written to the disk, then ``manifest.json`` makes the folder a checkpoint,
+    and then older checkpoints are removed. So a crash, a full disk or a kill costs at most the
+    steps since the last checkpoint. When a checkpoint is complete, ``last_checkpoint`` becomes its
+    folder, and CHECKPOINT_SAVED fires.
 
-    A checkpoint holds the model (and the parameters of a loss function), optimizer, scheduler,
-    scaler, random generators, the position in the data, counters, metrics, the state of every
-    handler that has one, and the objects in ``also``. ``ResumeCheckpoint`` resumes from it.
+    A checkpoint holds the model (and the parameters of a loss function), the optimizer, the
+    scheduler, the scaler, the random generators, the position in the data, the counters, the
+    metrics, the state of every handler that has a state, and the states of the objects in ``also``.
+    ``ResumeCheckpoint`` resumes from a checkpoint.
 
     When the process receives a signal in ``on_signals``, the run saves at the next step boundary
     and ends. ``trainer.stop_reason`` is then the name of the signal ("SIGTERM on rank 1" if not all
-    processes have received it). Further signals within ``grace_seconds`` are part of the same
-    request. A signal that comes later, or after the save, calls the handler that was set for it
-    before the run. Workers of a ``DataLoader`` ignore these signals during the run, so that a
-    signal to all processes of a job does not end the workers. A ``Validation`` in progress is
-    broken off, and is made when the run is resumed. If the run fails between the signal and its
-    save, the state of the last step boundary is saved if it is known, and a note on the error says
-    so. This works with one process only.
+    processes have received the signal). Further signals within ``grace_seconds`` are part of the
+    same request. A signal that comes later, or after the save, calls the signal handler that was
+    set before the run. Workers of a ``DataLoader`` ignore these signals during the run, so that a
+    signal to all processes of a job does not end the workers. A signal breaks off a ``Validation``
+    in progress, and the resumed run makes this validation. If the run fails after the signal and
+    before the save, the state of the last step boundary is saved if this state is still known. A
+    note on the error says whether the state was saved. With several processes, the state is not
+    saved after a failure.
 
-    One run at a time writes to a directory. A run holds a lock on the directory until it ends.
-    Until then another run is refused, or waits. An interrupted run keeps the lock.
+    Only one run at a time writes to a directory. A run holds a lock on the directory until the run
+    ends. Until then another run raises an error or waits, see ``on_busy``. An interrupted run keeps
+    the lock.
 
-    With several processes all of them save, to a directory that all of them must see. The states of
-    handlers and of ``also`` are saved and restored for each rank separately. The buffers of a model
-    are saved from rank 0 only, since ``DistributedDataParallel`` sends those of rank 0 to all ranks
-    anyway. A model that is split over processes (FSDP, DeepSpeed) is written with its optimizer by
-    ``accelerator.save_state``. Saving and resuming have not been tested on machines with FSDP or
-    DeepSpeed. A resume of a split model needs ``trust_pickle``, because Accelerate unpickles the
-    files.
+    With several processes, all processes save to one directory, which all of them must see. The
+    states of handlers and of ``also`` are saved and restored for each rank separately. The buffers
+    of a model are saved from rank 0 only, since ``DistributedDataParallel`` sends the buffers of
+    rank 0 to all ranks anyway. A model that is split over processes (FSDP, DeepSpeed) is written
+    with its optimizer by ``accelerator.save_state``. Saving and resuming have not been tested on
+    machines with FSDP or DeepSpeed. A resume of a split model needs ``trust_pickle``, because
+    Accelerate unpickles the files.
 
     Args:
         directory: the folder of the checkpoints; it is created if missing. A relative path is made
             absolute when the handler is created, and ``~`` is expanded, because the working
             directory may change later.
-        every_steps: save each time this many steps were committed.
+        every_steps: save each time this many optimizer steps were committed. A step is committed
+            if it has changed the parameters.
         every_epochs: save each time this many epochs were completed.
-        every_seconds: save at the first step after this many seconds.
-        at_end: save when a run ends, unless it fails.
+        every_seconds: save at the first step boundary at which this many seconds have passed since
+            the last save or, if there was none in this run, since the start of the run.
+        at_end: save when a run ends, unless the run fails.
         keep_last: how many of the newest checkpoints of this run to keep, or "all". If an old
             checkpoint is a symbolic link, the link is removed, and its target is kept.
         keep_best: how many of the best checkpoints by ``metric`` to keep in addition. A checkpoint
             whose value is NaN is never among the best.
-        metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value that no
-            validation has measured counts only in the iteration in which it was stored. If the same
-            object is stored again in a later iteration, it still counts as the old value.
-        mode: whether "max" or "min" is best.
+        metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value that was
+            not measured by a ``Validation`` counts only in the iteration in which it was stored. If
+            the same object is stored again in a later iteration, it counts as the old value.
+        mode: "max" if the largest value is best, "min" if the smallest value is best.
         on_signals: names of the signals that ask for a save and the end of the run.
-        safe_serialization: whether the model is written with safetensors. If False, it is written
-            with ``torch.save``.
+        safe_serialization: whether the model is written with safetensors. If False, the model is
+            written with ``torch.save``.
         background: write in a thread, from a copy in the host's memory, while training continues.
-            An error is raised at the next save or at the end of the run. A model that is split over
-            processes is always written before training continues.
-        also: further objects with ``state_dict`` and ``load_state_dict``, by name, whose states
-            must be made of tensors and plain data; or random generators of torch, numpy or Python.
+            An error in the thread is raised at the next save or at the end of the run. A model that
+            is split over processes is always written before training continues.
+        also: a dict that maps names to further objects to save. An object must either have
+            ``state_dict`` and ``load_state_dict``, with a state of tensors and plain data, or be a
+            random generator of torch, numpy or Python.
         trust_pickle: also save objects registered with ``accelerator.register_for_checkpointing``,
             which a resume has to unpickle.
-        grace_seconds: how long after a signal further signals are part of the same request. A
-            process may get several, because a job scheduler signals every process of the job, and a
-            launcher passes its own signal on.
-        on_busy: what to do if another run writes to the directory. "error" raises before the first
-            batch. "wait" waits until the other run ends, for example for a requeued job whose
-            predecessor is about to end. The handler waits when it is attached, which is before a
-            resume, and when the run begins.
+        grace_seconds: the time after a signal in which further signals are part of the same
+            request. A process may get several signals for one request, because a job scheduler
+            signals every process of the job, and a launcher passes its own signal on.
+        on_busy: what to do if another run writes to the directory. "error" raises an error before
+            the first batch. "wait" waits until the other run ends, for example for a requeued job
+            whose predecessor is about to end. The handler waits twice: when it is attached, so that
+            a ``ResumeCheckpoint`` then finds the last checkpoint of the other run; and when the run
+            begins.
         wait_seconds: the longest time to wait with ``on_busy="wait"``; None for no limit.
 
     Raises:
@@ -183,7 +195,7 @@ class SaveCheckpoint(Scheduled):
         return f"checkpoints in {self.directory}"
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Checks the engine, the event, and the directory, which is created."""
+        """Checks the engine and the event; creates the directory and tests if it is writable."""
         if not is_trainer(engine):
             raise ValueError(
                 f"`engine` must be a trainer, whose position in the data can be saved, got "
@@ -227,8 +239,9 @@ class SaveCheckpoint(Scheduled):
         record_settings(attachment)
         attachment.during_run(triggers.around_run)
         attachment.on(Events.STARTED, triggers.check_state)
-        # The values are recorded after the other handlers of STARTED, which may create or reset
-        # state.
+        # The handlers of an event are called in the order of their turns. DUE_BY_STEP is a late
+        # turn: the values are recorded after the other handlers of STARTED, which may create or
+        # reset state.
         attachment.on(Events.STARTED, record_initial_values, turn=Turn.DUE_BY_STEP)
         attachment.on(Events.STARTED, record_initial_attributes, turn=Turn.DUE_BY_STEP)
         attachment.on_removal(triggers.end_runs_without_workers(trainer))
@@ -243,13 +256,15 @@ class SaveCheckpoint(Scheduled):
     def attach_to(self, attachment: Attachment) -> None:
         """Saves on the schedules of the arguments.
 
-        At the end of an epoch the save is marked as due before any other handler is called. So the
-        save stays due if one of these handlers fails.
+        At the end of an epoch, the turn ``NOTE`` marks the save as due before any other handler is
+        called. So the save stays due if another handler fails.
         """
         self.on_schedule(attachment, self, turn_by_epoch=Turn.NOTE)
 
     def __call__(self, engine: Engine) -> None:
-        """Saves after all other handlers of the present event, or at once between two runs.
+        """Saves once all other handlers of the present event have returned.
+
+        Between two runs, and at INTERRUPT, the method saves at once.
 
         Raises:
             RuntimeError: the run was interrupted within a step.
@@ -267,7 +282,8 @@ class SaveCheckpoint(Scheduled):
 def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
     """Returns the triggers of a handler on an engine; creates them on the first call.
 
-    The triggers are kept with the engine, since one handler may be attached to several trainers.
+    The triggers decide when the handler saves on this engine. They are kept with the engine, since
+    one handler may be attached to several trainers.
     """
     found: dict[SaveCheckpoint, CheckpointTriggers] = engine_storage(engine).setdefault(
         "checkpoint_triggers", {}
@@ -283,5 +299,6 @@ def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
     return found[handler]
 
 
-# The folders are kept outside of the handlers, because a handler is a frozen dataclass.
+# Maps each handler to the folder of its last complete checkpoint. The folders are not attributes of
+# the handlers, because a handler is a frozen dataclass.
 _last_checkpoints: WeakKeyDictionary[SaveCheckpoint, Path] = WeakKeyDictionary()

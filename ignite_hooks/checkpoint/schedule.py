@@ -23,17 +23,22 @@ from ignite_hooks.optim.lr_scheduler import unwrapped_scheduler
 
 __all__ = ["ScriptSchedule"]
 
-# Keys that show a state to be that of a CyclicLR or OneCycleLR: their rates are arguments.
+# If the state of a scheduler has one of these keys, the scheduler is a CyclicLR or a OneCycleLR,
+# which take their learning rates from their arguments.
 _OWN_RATE_KEYS = ("max_lrs", "total_steps")
 # Keys of learning rates in the groups of an optimizer, besides "lr".
 _RATE_KEYS = ("initial_lr", "max_lr", "min_lr")
 
 
 class ScriptSchedule:
-    """The schedule that a script gives, and the values that it writes to the optimizer's groups.
+    """The learning rate schedule that the script of a resumed run gives.
 
-    Create a ``ScriptSchedule`` before anything is loaded into the trainer. The trainer stays
-    unchanged: the scheduler is moved, its state is copied, and the scheduler is restored.
+    ``state_after`` replaces the checkpoint's schedule by the script's schedule, and
+    ``rebased_state`` keeps the checkpoint's schedule with the learning rates of the script. Then
+    ``write_group`` writes the resulting values to the optimizer's groups.
+
+    Create a ``ScriptSchedule`` before anything is loaded into the trainer. The trainer's scheduler
+    stays unchanged: ``state_after`` moves it, copies its state, and then restores the scheduler.
 
     Args:
         trainer: the trainer, with or without a scheduler.
@@ -47,6 +52,8 @@ class ScriptSchedule:
         self._script = script
         self._bases = bases
         self._moved_values: ParamGroups = []
+        # Whether state_after() was called, whether rebased_state() was called, and whether the
+        # checkpoint's schedule has changed the momentum too.
         self._is_replaced = self._is_rebased = self._had_momentum = False
 
     def state_after(
@@ -61,17 +68,19 @@ class ScriptSchedule:
 
         Args:
             state: the state of the checkpoint's scheduler, or None.
-            moves: the number of moves, unless it is read from ``state``.
-            is_counted: whether to read the number of moves from ``state``, if it has a count. This
-                is right if the script moves its schedule at the same events as the saved run.
-            keeps_rates: whether the schedule starts from the script's learning rates. If False, it
-                starts from the rates that the checkpoint's schedule started from.
+            moves: the number of moves to make. The number is not used if ``is_counted`` is True and
+                ``state`` has a count of its moves.
+            is_counted: whether to make as many moves as ``state`` has counted. This is right only
+                if the script moves its schedule at the same events as the saved run, that is the
+                run that wrote the checkpoint.
+            keeps_rates: whether the schedule starts from the script's learning rates. If False, the
+                schedule starts from the rates that the checkpoint's schedule started from.
 
         Returns:
             The state; None if the script has no scheduler.
 
         Raises:
-            ValueError: the schedule cannot be moved that far.
+            ValueError: the scheduler has raised an error before the last of these moves.
         """
         scheduler = self._scheduler
         self._is_replaced, self._had_momentum = True, _has_value_of(state, "cycle_momentum")
@@ -83,7 +92,8 @@ class ScriptSchedule:
         if is_counted and (reached := _move_count(state)) is not None:
             moves = reached - (_move_count(scheduler.state_dict()) or 0)
         with self._restored_afterwards():
-            # A cyclic schedule takes its rates from its arguments, not from the optimizer.
+            # A cyclic schedule takes its rates from its arguments. Such a schedule cannot start
+            # from the rates of another schedule, and another one cannot start from its rates.
             if not (keeps_rates or self._owns_rates or _has_value_of(state, *_OWN_RATE_KEYS)):
                 self._start_from_bases()
             try:
@@ -107,11 +117,11 @@ class ScriptSchedule:
             return reached_state
 
     def rebased_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the checkpoint's scheduler state, as if it had started from the script's rates.
+        """Returns the checkpoint's scheduler state, changed to start from the script's rates.
 
-        The number of moves in the state does not change. The present rate is scaled in proportion:
-        if the schedule has lowered 0.1 to 0.01 so far, and the script gives 0.02, the present rate
-        becomes 0.002.
+        The number of moves in the state does not change. ``write_group`` then scales the rate that
+        the schedule has reached: if the schedule has lowered 0.1 to 0.01 so far, and the script
+        gives 0.02, the reached rate becomes 0.002.
         """
         self._is_rebased = True
         rebased = dict(copy.deepcopy(state))
@@ -121,12 +131,13 @@ class ScriptSchedule:
         return with_child_states(rebased, inner_states)
 
     def write_group(self, group: dict[str, Any], index: int, *, keeps_rate: bool) -> None:
-        """Writes the present values of this schedule to a group of the checkpoint's optimizer.
+        """Writes the values of this schedule to a group of the checkpoint's optimizer.
 
         Args:
             group: the settings of the group.
             index: the index of the group.
-            keeps_rate: whether the group keeps its learning rate if no schedule has written one.
+            keeps_rate: whether the group keeps its learning rate. If ``state_after`` has moved the
+                script's scheduler, the group gets the rate of that scheduler in any case.
         """
         script, saved_base = self._script[index], self._bases[index]
         if self._is_replaced:
@@ -139,8 +150,8 @@ class ScriptSchedule:
             group |= copy.deepcopy(self._moved_values[index])
         elif not keeps_rate:
             rate, base = plain(group["lr"]), _base_rate(script)
-            # If the schedule has not changed the rate so far, the script's rate is used as it is,
-            # without rounding.
+            # If the schedule has not changed the rate so far, the script's rate is not scaled, so
+            # that it is not rounded either.
             if self._is_rebased and saved_base is not None and plain(saved_base) not in (0, rate):
                 base = base * (rate / plain(saved_base))
             group |= {name: copy.deepcopy(script[name]) for name in _RATE_KEYS if name in script}
@@ -153,18 +164,21 @@ class ScriptSchedule:
 
     @property
     def _owns_rates(self) -> bool:
-        """Returns whether a scheduler takes its rates from its arguments, not the optimizer."""
+        """Returns whether the script's scheduler takes its learning rates from its arguments.
+
+        Other schedulers take the rates from the optimizer.
+        """
         is_cyclic = any(isinstance(each, CyclicLR) for each in nested_schedulers(self._scheduler))
         return is_cyclic or any("max_lr" in group for group in self._groups)
 
     def _start_from_bases(self) -> None:
-        """Makes the schedule start from the checkpoint's rates."""
+        """Makes the script's schedule start from the rates that the checkpoint's started from."""
         for group, base in zip(self._groups, self._bases, strict=False):
             script_base = _base_rate(group)
             if base is None or plain(base) == plain(script_base):
                 continue
             # A scheduler writes its first rate when it is created. For example, a warm-up has
-            # already scaled "lr" down, and the same factor applies to the new rate.
+            # already scaled "lr" down. The new rate must be scaled by the same factor.
             factor = plain(group["lr"]) / plain(script_base) if plain(script_base) else 1.0
             _set_in_group(group, "lr", plain(base) if factor == 1.0 else plain(base) * factor)
             _set_in_group(group, "initial_lr", plain(base))
@@ -175,7 +189,12 @@ class ScriptSchedule:
     def _scheduled_values(
         self, group: Mapping[str, Any], script: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns the values in a group that belong to the schedule, or that its moves changed."""
+        """Returns the values of a group that belong to the schedule or were changed by its moves.
+
+        Args:
+            group: the present settings of the group, after the moves.
+            script: the settings of the group as the script gives them.
+        """
         cycles = any(
             getattr(each, "cycle_momentum", False) for each in nested_schedulers(self._scheduler)
         )
@@ -212,7 +231,7 @@ def _base_rate(group: Mapping[str, Any]) -> Any:
 
 
 def _set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
-    """Writes a setting to a group. A tensor is filled in place, as by torch's schedulers."""
+    """Writes a setting to a group. A tensor is filled in place, as torch's schedulers do it."""
     present = group.get(name)
     if isinstance(present, torch.Tensor):
         present.copy_(torch.as_tensor(value))
@@ -221,7 +240,10 @@ def _set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _has_value_of(state: Any, *names: str) -> bool:
-    """Returns whether one of ``names`` has a true value in a scheduler's state or a nested one."""
+    """Returns whether one of ``names`` has a true value in the state of a scheduler.
+
+    The states of the schedulers within the scheduler are searched too.
+    """
     is_within = any(_has_value_of(each, *names) for each in child_states(state))
     return is_within or (isinstance(state, Mapping) and any(state.get(name) for name in names))
 
@@ -230,5 +252,7 @@ def _move_count(state: Any) -> int | None:
     """Returns how many times the scheduler of a state was moved; None if the state has no count."""
     if isinstance(state, Mapping) and isinstance(state.get("last_epoch"), int):
         return int(state["last_epoch"])
-    within = child_states(state)  # a ChainedScheduler moves all of its schedulers together
+    # A ChainedScheduler has no count, but moves all of its schedulers together: the first one
+    # counts for all.
+    within = child_states(state)
     return _move_count(within[0]) if within else None

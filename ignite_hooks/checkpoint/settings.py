@@ -1,8 +1,9 @@
 """The settings that a run is trained with, as plain data: numbers, strings, None, lists and dicts.
 
-A checkpoint has the settings as the script of the run gave them. A resume compares them with those
-that its own script gives. The present values are of no use for that, because a schedule changes the
-learning rate, and handlers freeze layers.
+A checkpoint has the settings that the script of the saved run gave, that is the run that wrote the
+checkpoint. A resume compares these settings with those that the script of the resumed run gives.
+The values at the time of the save cannot be compared, because a schedule changes the learning rate
+during a run, and handlers freeze layers.
 """
 
 import copy
@@ -55,19 +56,23 @@ __all__ = [
 ParamGroups: TypeAlias = list[dict[str, Any]]
 
 MAX_DEPTH = 8
-"""The levels of nested containers and closures that ``plain`` enters."""
+"""The number of levels of nested containers and closures that ``plain`` enters."""
 
 MAX_ELEMENTS = 64
-"""The elements of a tensor that ``plain`` lists; a larger tensor becomes its shape."""
+"""The largest number of elements of a tensor that ``plain`` lists.
+
+A larger tensor is described by its shape.
+"""
 
 SCHEDULE_KEYS = frozenset({"base_momentum", "max_lr", "max_momentum", "min_lr", "swa_lr"})
 """The keys that schedulers keep in the optimizer's groups, besides ``initial_lr``."""
 
-# Keys of an optimizer's group that are not settings, or belong to the schedule.
+# Keys of an optimizer's group that settings_of() leaves out of the settings of the group: they are
+# not settings, or they belong to the schedule.
 _EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 
-# Attributes of a scheduler that change when it is moved, or can be computed from the optimizer's
-# settings or from other attributes.
+# Attributes of a scheduler that settings_of() leaves out. They change when the scheduler is moved,
+# or can be computed from the optimizer's settings or from other attributes of the scheduler.
 _EXCLUDED_ATTRIBUTES = {
     "T_cur",
     "T_i",
@@ -89,9 +94,10 @@ _EXCLUDED_ATTRIBUTES = {
 
 
 def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
-    """Returns the present settings of ``trainer``. Before any training these are the script's.
+    """Returns the present settings of ``trainer``.
 
-    The learning rate is the rate that the schedule starts from. Functions, for example those of a
+    Before any training, these are the settings that the script gives. The learning rate in the
+    result is always the rate that the schedule starts from. Functions, for example those of a
     ``LambdaLR``, are described by their code and the plain values that they use. Hyperparameters of
     modules, for example dropout, are not included, because a module has no list of them.
     """
@@ -117,7 +123,11 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
 
 
 def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
-    """Returns the settings that are in no state. A resumed run takes these from its own script."""
+    """Returns the settings that no saved state contains.
+
+    A resume cannot restore these settings. The resumed run has the values that its own script
+    gives.
+    """
     (step,) = attached_handlers(trainer, OptimizerStep)
     accelerator = trainer.accelerator
     names = ("max_norm", "clip_value", "norm_type")
@@ -142,8 +152,9 @@ class SettingsRecord:
             before anything was trained. In a resumed run these are the settings in the checkpoint,
             except those that the script overrides.
         started: the settings after the handlers of STARTED; None if they were not recorded.
-        writes: for "STARTED" and the last "EPOCH_STARTED", the settings of the optimizer's groups
-            before and after the handlers of the event.
+        writes: maps "STARTED", and "EPOCH_STARTED" for the last epoch, to two values: the settings
+            of the optimizer's groups before the handlers of the event, and those after them. The
+            settings before STARTED are those at the call of ``record_settings``.
     """
 
     given: dict[str, Any]
@@ -151,7 +162,10 @@ class SettingsRecord:
     writes: dict[str, list[Any]] = field(default_factory=dict)
 
     def state_dict(self, trainer: TrainingEngine) -> dict[str, Any]:
-        """Returns the record as plain data, with the present values of the unrestored settings."""
+        """Returns the record as plain data.
+
+        The result also has the present values of the settings that a resume does not restore.
+        """
         return {
             "given": self.given,
             "started": self.started,
@@ -170,10 +184,11 @@ def settings_record(trainer: TrainingEngine) -> SettingsRecord:
 
 
 def record_settings(attachment: Attachment) -> None:
-    """Records the settings now, and again around the handlers of STARTED and EPOCH_STARTED.
+    """Records the settings now, and before and after the handlers of STARTED and EPOCH_STARTED.
 
-    If a run is resumed, or an epoch is resumed in its middle, the handlers of these events are not
-    recorded: the settings are restored after the handlers, so that their writes do not last.
+    Nothing is recorded at STARTED if the run is resumed, or at EPOCH_STARTED if the epoch is
+    resumed in its middle. In these cases the resume restores the settings after the handlers, and
+    so overwrites what the handlers have written.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)
@@ -193,7 +208,8 @@ def record_settings(attachment: Attachment) -> None:
         if trainer.place.progress.batches == 0:
             record.writes.setdefault("EPOCH_STARTED", [None])[1:] = [plain(copied_groups(trainer))]
 
-    # Turn.NOTE comes before all other handlers of the event, Turn.CHECKPOINT after them.
+    # The handlers of an event are called in the order of their turns. Turn.NOTE comes before all
+    # other handlers of the event, and Turn.CHECKPOINT comes after them.
     attachment.on(Events.STARTED, record_started, turn=Turn.CHECKPOINT)
     attachment.on(Events.EPOCH_STARTED, record_before_epoch, turn=Turn.NOTE)
     attachment.on(Events.EPOCH_STARTED, record_after_epoch_started, turn=Turn.CHECKPOINT)
@@ -234,8 +250,8 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
     constants = {
         name.lstrip("_"): plain(value)
         for name, value in vars(scheduler).items()
-        # Two kinds of attributes are left out here and read below: "_anneal…" and "_schedule…" of a
-        # OneCycleLR, by one_cycle_constants(); and "_schedulers", by child_schedulers().
+        # The two prefixes leave out attributes that are read below: one_cycle_constants() reads
+        # "_anneal…" and "_schedule…" of a OneCycleLR, and child_schedulers() reads "_schedulers".
         if name not in _EXCLUDED_ATTRIBUTES and not name.startswith(("_anneal", "_schedule"))
     }
     if isinstance(scheduler, OneCycleLR):
@@ -247,7 +263,10 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
-    """Yields the gradient clippings, both attached and added with ``add_event_handler``."""
+    """Yields the gradient clippings of a trainer.
+
+    A clipping may have been attached to the trainer or added with ``add_event_handler``.
+    """
     own = attached_handlers(trainer, GradientClipping)
     yield from own
     for handler in handlers_of(trainer):
@@ -292,7 +311,7 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
         return value.name if isinstance(value, Enum) else str(value)
     if callable(value):
         return _describe_callable(value, within)
-    item = getattr(type(value), "item", None)  # a scalar of numpy
+    item = getattr(type(value), "item", None)  # numpy's scalars have this method
     return within(value.item()) if item is not None else type(value).__name__
 
 
@@ -342,7 +361,7 @@ def _closure_values(function: types.FunctionType) -> Iterator[Any]:
 
 
 def _code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yields a code object, then those of the functions and comprehensions defined within it."""
+    """Yields a code object, then the code objects of all functions that are defined within it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -1,4 +1,8 @@
-"""Signals that ask a run to save and stop. A run handles a noted signal at a step boundary."""
+"""Signals that ask a run to save and stop.
+
+A signal is only noted when it arrives. The run handles the noted signal at the next step boundary,
+that is between two optimizer steps.
+"""
 
 import math
 import signal
@@ -24,12 +28,12 @@ _LOADER_MODULE = "torch.utils.data.dataloader"
 
 
 class StopSignals(AbstractContextManager["StopSignals", None]):
-    """A scope in which the first of the given signals is noted instead of ending the process.
+    """A scope in which the first signal that arrives is noted and does not end the process.
 
     A job scheduler signals every process, and a launcher passes its own signal on, so that a
     process may get several signals for one request to stop. Signals within ``grace_seconds`` of the
     first signal are part of the same request. A later signal, or any signal after
-    ``mark_complete()``, calls the handler that was set before the scope.
+    ``mark_complete()``, calls the signal handler that was set before the scope.
 
     Signals are noted only if the scope is entered in the main thread, because Python sets and calls
     signal handlers in the main thread only. A handler that was set by C code cannot be restored
@@ -42,7 +46,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         clock: returns a monotonic time in seconds.
 
     Attributes:
-        received: the name of the first signal that was noted; None before it.
+        received: the name of the signal that was noted; None if no signal has arrived yet.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self._names = {int(signal.Signals[name]): name for name in names}
         self._grace_seconds = grace_seconds
         self._clock = clock
-        self._grace_ends_at = 0.0  # by the clock; a signal after this time is a new request
-        # By signal number: the handler before the scope, and the handler that replaces it.
+        # The time of the clock from which on a further signal is a new request.
+        self._grace_ends_at = 0.0
+        # Maps the number of a signal to two handlers: the one that was set before the scope, and
+        # the one that this scope has set.
         self._replaced: dict[int, tuple[Any, Any]] = {}
         # One key for each open scope, because the same StopSignals may be entered several times.
         self._scopes: list[object] = []
@@ -72,7 +78,8 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     def noted(self) -> Iterator[None]:
         """Notes signals in the body, and restores the handlers after the body.
 
-        If Ctrl-C breaks off the restoring, ``undo_on_exit`` repeats it at the end of the run.
+        If Ctrl-C breaks off this restoring, ``undo_on_exit`` repeats the restoring at the end of
+        the run.
         """
         scope = object()
         with undo_on_exit(lambda: self._leave(scope), out_of_order=True):
@@ -101,7 +108,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self._scopes = [each for each in self._scopes if each is not scope]
 
     def forget(self) -> None:
-        """Forgets the signal that was received, at the start of a new run."""
+        """Forgets the signal that was received. A new run calls this method at its start."""
         self.received = None
 
     def mark_complete(self) -> None:
@@ -111,21 +118,22 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         found, _ = self._replaced.get(number, (None, None))
         if self.received is None:
-            # The end of the grace is set first, because a second signal may arrive between these
-            # two lines. If `received` were set first, the second signal would compare its time with
-            # the old end of the grace, and count as a new request.
+            # The end of the grace period is set first, because a second signal may arrive between
+            # these two lines. If `received` were set first, the second signal would be compared
+            # with the end of an earlier grace period, and count as a new request.
             self._grace_ends_at = self._clock() + self._grace_seconds
             self.received = self._names[number]
             if hasattr(signal, "SIGCHLD"):
                 self._silence_torch(signal.SIGCHLD)
             if isinstance(getattr(found, "__self__", None), StopSignals):
-                # The handler belongs to the trainer of an outer run, which has to end as well.
+                # The handler belongs to the trainer of an outer run. The outer run has to end too.
                 found(number, frame)
         elif self._clock() >= self._grace_ends_at:
             if callable(found):
                 found(number, frame)
             elif found == signal.SIG_DFL:
-                # The default action cannot be called: the signal is sent again.
+                # Python cannot call the default action. So the default is restored, and the signal
+                # is sent again.
                 replace_signal_handler(number, found)
                 signal.raise_signal(number)
 

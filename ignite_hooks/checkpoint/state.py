@@ -1,8 +1,10 @@
 """The capture, the second stage of a save: turns the state of a trainer into contents of files.
 
-``writer.py`` has a table of all stages, and ``layout.py`` has the names of the files. The manifest
-of each checkpoint has the ``training_id`` of its run. All processes that resume the same run have
-the same id; a branch has a new one.
+``writer.py`` has a table of all stages, and ``layout.py`` has the names of the files.
+
+A run of training may extend over several processes, each of which resumes the run. All of them
+write the same ``training_id`` to the manifests of their checkpoints. A branch, that is a new run
+that begins at a checkpoint of another run, has a new id.
 """
 
 from collections.abc import Mapping
@@ -56,13 +58,13 @@ __all__ = ["TrainingState", "digests_of", "set_training_id", "training_id"]
 
 
 def training_id(trainer: TrainingEngine) -> str:
-    """Returns the unique identifier of the trainer's run of training."""
+    """Returns the unique identifier of the trainer's run; creates it on the first call."""
     identifier: str = engine_storage(trainer).setdefault("training", uuid4().hex)
     return identifier
 
 
 def set_training_id(trainer: TrainingEngine, identifier: str) -> None:
-    """Makes the trainer continue the run of training with this identifier."""
+    """Makes the next checkpoints of the trainer belong to the run with this identifier."""
     engine_storage(trainer)["training"] = identifier
 
 
@@ -74,11 +76,11 @@ class TrainingState:
 
     Args:
         trainer: the trainer.
-        also: objects of the user with a state, and random generators, by name.
-        safe_serialization: whether the model is written in the format of safetensors. If False, it
-            is written by ``torch.save``.
+        also: maps a name to an object of the user that has a state, or to a random generator.
+        safe_serialization: whether the model is written in the format of safetensors. If False, the
+            model is written by ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved. A resume
-            has to unpickle them.
+            has to unpickle these objects.
         uncertain: maps the name of a part, as in the ``ResumeReport``, to the reason why that part
             may have changed since the step that is saved. The reasons for parts that may have
             unsaved state are saved separately, see ``unknown_parts``.
@@ -89,6 +91,7 @@ class TrainingState:
     safe_serialization: bool = True
     trust_pickle: bool = False
     uncertain: Mapping[str, str] = field(default_factory=dict)
+    # Maps the name of an object that a handler holds to the reason why its state cannot be saved.
     _unsavable: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -135,7 +138,10 @@ class TrainingState:
 
     @cached_property
     def plain_names(self) -> dict[str, PlainNames]:
-        """The plain names of the parameters and submodules of each module."""
+        """The plain names of the parameters and submodules of each module.
+
+        A plain name is a name without the parts that wrappers such as ``torch.compile`` add.
+        """
         return {name: PlainNames(module) for name, module in self.modules.items()}
 
     @property
@@ -166,7 +172,7 @@ class TrainingState:
 
     @cached_property
     def handler_objects(self) -> HandlerObjects:
-        """The objects that the handlers hold."""
+        """The handlers, and the objects that the handlers hold."""
         return HandlerObjects.of(self.trainer, self.also.values())
 
     @cached_property
@@ -195,17 +201,19 @@ class TrainingState:
         rank0_digests: Mapping[str, Any],
         unknown: Sequence[Mapping[str, str]] = (),
     ) -> dict[str, Content]:
-        """Returns the contents of the files that this process writes, by name.
+        """Returns a mapping from the names of the files that this process writes to the contents.
 
-        Each process must call this method for its own files. The tensors share memory with those of
-        the training, so they must be written or copied before the training continues.
+        Each process must call this method for its own files. The tensors in the contents share
+        memory with the tensors of the trainer. So the contents must be written or copied before the
+        training continues.
 
         Args:
             rank: the rank of this process.
             objects: the result of ``objects()`` on this process.
             rank0_digests: the result of ``digests_of`` for the objects of rank 0.
-            unknown: the reasons why parts may have unsaved state, one mapping for each rank. The
-                mapping of rank 0 is not used: rank 0 computes its own reasons here.
+            unknown: one mapping for each rank, from the name of a part to the reason why the part
+                may have unsaved state. The mapping of rank 0 is not used, because rank 0 computes
+                its own reasons here.
         """
         rank_content = self.trainer.position_state_dict()
         rank_content["evaluations"] = self.data_of_validations.state_dict()
@@ -213,6 +221,7 @@ class TrainingState:
         # process writes only its states that differ from those of rank 0.
         if rank != 0:
             rank_content["objects"] = _differing_states(objects, rank0_digests)
+        # The second argument of Objects completes the message "the state of … must be made of".
         files: dict[str, Content] = {rank_file(rank): Objects(rank_content, "the data loader")}
         if rank != 0:
             return files
@@ -227,8 +236,9 @@ class TrainingState:
             "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),
-            # Between runs a model can be in eval mode after an evaluation. A resume must not train
-            # in eval mode, so it has to know whether the checkpoint was saved during a run.
+            # Between two runs, a model can still be in eval mode from an evaluation. A resumed run
+            # must not train in that mode. So the resume has to know whether the checkpoint was
+            # saved during a run.
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():
@@ -251,14 +261,14 @@ class TrainingState:
             name = type(registered).__name__
             content = Objects(registered.state_dict(), name, may_pickle=True)
             files[registered_file(number)] = content
-        # The name completes the message "the state of …".
         files[TRAINER] = Objects(trainer_content, "a handler, or of an object in `also`,")
         return files
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns why parts may have unsaved state, by the names of the parts in the report.
+        """Returns a mapping from parts that may have unsaved state to the reasons.
 
-        Call ``objects()`` first, because it notes the states that cannot be saved.
+        A part is given by its name in the ``ResumeReport``. Call ``objects()`` first, because that
+        method notes the states that cannot be saved.
         """
         unknown = {}
         modules = self.whole_modules.items()
@@ -289,23 +299,30 @@ class TrainingState:
         return unknown
 
     def write_sharded(self, folder: Path) -> None:
-        """Writes a split model and its optimizer by Accelerate, on all processes together."""
+        """Writes a split model and its optimizer with Accelerate's ``save_state``.
+
+        All processes must call this method together.
+        """
         self.trainer.accelerator.save_state(
             str(folder / SHARDED), safe_serialization=self.safe_serialization
         )
 
     @property
     def user_keys(self) -> list[str]:
-        """The attributes of ``trainer.state`` to save: those of the user and those of handlers."""
+        """The names of the attributes of ``trainer.state`` to save.
+
+        Some are those that the user has registered, the others are those that handlers write.
+        """
         keys = [*self.trainer.state_dict_user_keys, *state_names_of_handlers(self.trainer)]
-        # The trainer adds `optimizer_step` to the keys for Ignite's own Checkpoint. Here the
-        # counters contain it.
+        # The trainer adds `optimizer_step` to the keys for Ignite's own Checkpoint. The checkpoints
+        # of this package have this number among the counters.
         return [key for key in dict.fromkeys(keys) if key != "optimizer_step"]
 
     def class_names(self) -> dict[str, str | None]:
         """Returns the class names of optimizer, scheduler and scaler.
 
-        A resume compares them: an object of another class would read the state differently.
+        A resume compares the names, because an object of another class would read the state
+        differently.
         """
         optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
         return {

@@ -58,6 +58,7 @@ __all__ = [
 
 MAX_MANIFEST_BYTES = 2**24  # bounds the memory that reading an unrelated or damaged file takes
 _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
+# The reason that CheckpointStore.broken() gives for a folder whose save or removal is not finished.
 UNFINISHED = "its save, or its removal, is not finished"
 
 logger = getLogger(__name__)
@@ -111,9 +112,9 @@ def read_manifest(folder: Path) -> Manifest:
 def is_still_there(checkpoint: Checkpoint) -> bool:
     """Returns whether a checkpoint has not been removed or replaced since its manifest was read.
 
-    Call this function after a file of the checkpoint could not be read. A removal renames the
+    If a file of the checkpoint could not be read, the result explains why. A removal renames the
     manifest before it deletes a file. So if the result is True, the file is damaged. If the result
-    is False, the file may have been removed with the checkpoint.
+    is False, the removal may have deleted the file.
     """
     try:
         # The manifests are compared as text, because a metric may be NaN, and NaN != NaN.
@@ -162,7 +163,7 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # By folder: the version of the manifest file (its inode, size and times), and the content.
+        # Maps a folder to the version of its manifest file (inode, size and times) and the content.
         self._manifest_cache: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -174,15 +175,15 @@ class CheckpointStore:
         return sorted(found, key=lambda each: each.manifest.number, reverse=True)
 
     def broken(self) -> dict[Path, str]:
-        """Returns the folders that have a checkpoint's name but are not checkpoints, with reasons.
+        """Returns a mapping from folders that are not checkpoints to the reasons.
 
-        Folders without any file of a checkpoint are left out.
+        The result has the folders that are named like checkpoints and have any of their files.
         """
         found = {folder: _find_defect(folder) for folder in self._checkpoint_folders()}
         return {folder: why for folder, why in found.items() if why is not None}
 
     def damaged(self) -> dict[Path, str]:
-        """Returns the broken folders, with reasons, without unfinished saves and removals."""
+        """Returns the result of ``broken`` without the unfinished saves and removals."""
         return {folder: why for folder, why in self.broken().items() if why != UNFINISHED}
 
     def begin(self, step: int) -> Path:
@@ -199,7 +200,7 @@ class CheckpointStore:
                 folder.mkdir()
                 break
         try:
-            # With this file in the folder, the next save recognizes the remains of a killed save.
+            # If this save is killed, the file shows the next save that the folder may be removed.
             (folder / INCOMPLETE).touch()
             sync(folder)
             sync(self.directory)
@@ -218,7 +219,8 @@ class CheckpointStore:
 
     def amend(self, folder: Path, manifest: Manifest) -> None:
         """Replaces the manifest of a checkpoint; its other files are not touched."""
-        amended = folder / INCOMPLETE  # this file is ignored in a folder that has a manifest
+        # A folder with a manifest is complete, even if this process is killed and the file stays.
+        amended = folder / INCOMPLETE
         amended.write_bytes(manifest.dumps())
         sync(amended)
         os.replace(amended, folder / MANIFEST)
@@ -238,11 +240,11 @@ class CheckpointStore:
     def retain(
         self, training: str, keep_last: int | None, keep_best: int, metric: str | None, mode: str
     ) -> None:
-        """Removes the old checkpoints of one run, except the newest and the best of them.
+        """Removes old checkpoints of one run, and keeps the newest and the best checkpoints.
 
         The checkpoints of other runs stay. A checkpoint with a missing or truncated file does not
-        count as one of the newest or best. Such a checkpoint is removed once it is older than all
-        of the newest that are kept.
+        count as one of the newest or best. Such a checkpoint is removed if it is older than each
+        checkpoint that is kept as one of the newest.
 
         Args:
             training: the identifier of the run in the manifests.
@@ -256,8 +258,9 @@ class CheckpointStore:
             return
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
         kept = list(islice(filter(has_all_files, newest_first), keep_last))
-        # Checkpoints with a number below `oldest` are removed. The best checkpoints do not change
-        # this limit: an old best checkpoint must not protect all newer ones.
+        # A checkpoint with a number below `oldest` is removed, unless it is one of the best. The
+        # best are added after `oldest` is computed: otherwise an old best checkpoint would protect
+        # all checkpoints after it.
         oldest = min((each.manifest.number for each in kept), default=inf)
         kept += islice(filter(has_all_files, best_first(newest_first, metric, mode)), keep_best)
         failures = []
@@ -265,7 +268,8 @@ class CheckpointStore:
             if checkpoint.manifest.number < oldest and checkpoint not in kept:
                 try:
                     self.remove(checkpoint.folder)
-                except OSError as error:  # raised after the loop, so that the others are removed
+                except OSError as error:
+                    # The error is raised after the loop, so that the other checkpoints are removed.
                     failures.append(error)
         if failures:
             raise failures[0]
@@ -287,7 +291,10 @@ class CheckpointStore:
         self._manifest_cache.pop(folder, None)
 
     def discard(self, folder: Path) -> None:
-        """Removes the remains of a failed save. After an error the next save tries again."""
+        """Removes the remains of a failed save.
+
+        If they cannot be removed, no error is raised, and the next save tries to remove them.
+        """
         with suppress(OSError):
             if _is_unfinished(folder):
                 _remove_leftover(folder)
@@ -302,7 +309,7 @@ class CheckpointStore:
         try:
             status = os.stat(folder / MANIFEST)
         except OSError:
-            return read_manifest(folder)  # raises an error that says why it cannot be read
+            return read_manifest(folder)  # raises an error that says why there is no manifest
         version = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         cached = self._manifest_cache.get(folder)
         if cached is None or cached[0] != version:
@@ -339,8 +346,8 @@ class CheckpointStore:
             named = {each.path: each for each in entries if is_checkpoint_name(each.name)}
         links = {path for path, each in named.items() if each.is_symlink()}
         folders = [path for path in sorted(named) if os.path.isdir(path)]
-        # If a link points to a folder in this directory, the folder is yielded and the link is not:
-        # the link must not count as a second checkpoint.
+        # If a link points to a folder in this directory, only the folder is yielded, so that the
+        # link does not count as a second checkpoint.
         found = {os.path.realpath(path) for path in folders if links and path not in links}
         for path in folders:
             if path in links:
@@ -454,16 +461,16 @@ def _remove_leftover(folder: Path) -> None:
     incomplete = folder / INCOMPLETE
     with incomplete.open("rb") as file:
         text = file.read(MAX_MANIFEST_BYTES)
-    # The deletions are synced to the disk before incomplete.json is deleted: if this process is
-    # killed as well, incomplete.json still lists the files that have to be deleted.
+    # The deletions are synced to the disk before incomplete.json is deleted. If this process is
+    # killed in between, incomplete.json still lists the files that have to be deleted.
     try:
         names = list(Manifest.loads(text).files)
-    except (
-        ValueError
-    ):  # an empty list means an unfinished save: every file in the folder is its own
+    except ValueError:
+        # The list of files is missing or cut off: the save is unfinished. Every file in the folder
+        # comes from this save.
         _remove_all(folder)
-        # The removed files have no value. So an error here, for example because the disk is full,
-        # must not stop the save that removes them.
+        # Nobody needs the removed files. So an error here, for example because the disk is full,
+        # must not stop the new save that removes them.
         with suppress(OSError):
             sync(folder)
     else:
@@ -490,7 +497,7 @@ def _remove_listed(folder: Path, names: list[str]) -> None:
     for name in names:
         path = folder / name
         # A name in an edited manifest, or a sub-folder that is a link, may lead out of the folder.
-        # Nothing outside of the folder is deleted.
+        # Such a name is skipped: nothing outside of the folder is deleted.
         is_flat = path.parent == folder
         is_within = is_flat or Path(os.path.realpath(path.parent)) == (root / name).parent
         if is_within and (path.is_symlink() or not path.is_dir()):

@@ -58,8 +58,8 @@ def size_text(size: int) -> str:
 def age_text(then: datetime, now: datetime) -> str:
     """Returns the time from ``then`` to ``now`` as text: "90 min", or "in 90 min" for the future.
 
-    The unit is the largest one that is not longer than half of the time. A ``then`` without a time
-    zone is taken as UTC.
+    The unit is the largest one that fits into the time at least twice. For a time that is too short
+    for this, the unit is the second. A ``then`` without a time zone is taken as UTC.
     """
     if then.utcoffset() is None:
         then = then.replace(tzinfo=timezone.utc)

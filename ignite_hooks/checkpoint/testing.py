@@ -1,7 +1,7 @@
-"""A check for users' own tests: an interrupted and resumed run must have an unchanged result.
+"""A check for users' own tests: a run that is interrupted and resumed must have the same result.
 
-``assert_resumable`` is the check. For each run a ``RunRecorder`` takes digests in each iteration,
-and ``assert_resumable`` compares the digests of two runs.
+``assert_resumable`` is the check. A ``RunRecorder`` takes digests in each iteration of a run, and
+``assert_resumable`` compares the digests of two runs.
 """
 
 import random
@@ -62,7 +62,8 @@ def assert_resumable(
             generators itself. The function is called several times, and must build the same trainer
             each time. If it attaches a ``SaveCheckpoint``, the objects in ``also`` of this handler
             are saved and resumed too.
-        max_steps: committed optimizer steps to train for, preferably more than an epoch has.
+        max_steps: the number of committed optimizer steps to train for, preferably more than an
+            epoch has. A step is committed if it has changed the parameters.
         stops: the steps to resume from. By default there are five, spread from the first step to
             the last but one.
 
@@ -78,8 +79,8 @@ def assert_resumable(
     try:
         unbroken = _train(_make_checked(make_trainer), max_steps)
         saved = _train(_add_saves(_make_checked(make_trainer), directory, stops), max_steps)
-        # The two runs from scratch are compared first: if they differ already, a resumed run would
-        # differ too, whether or not the resume is correct.
+        # The two runs from scratch are compared first. If these differ, a resumed run would differ
+        # too, even if the resume were correct.
         if difference := saved.first_difference(unbroken):
             raise AssertionError(
                 f"two runs from scratch are not the same, because {difference} differs: seed all "
@@ -110,8 +111,8 @@ class RunRecorder:
             added last, so that they are called after the others.
 
     Attributes:
-        iterations: by iteration, the digests; each digest by a text that names the recorded value,
-            for example "the loss".
+        iterations: maps the number of an iteration to its digests. The digests are a dict that maps
+            the name of a recorded value, for example "the loss", to the digest of the value.
     """
 
     def __init__(self, trainer: TrainingEngine) -> None:
@@ -126,9 +127,9 @@ class RunRecorder:
         return int(self._trainer.state.optimizer_step)
 
     def first_difference(self, other: "RunRecorder") -> str | None:
-        """Returns the first difference in the iterations that both runs have.
+        """Returns the first difference between two runs, as a text for a message.
 
-        Returns None if these iterations are equal.
+        Only the iterations that both runs have are compared. Returns None if these are equal.
         """
         for iteration in sorted(self.iterations.keys() & other.iterations.keys()):
             mine, theirs = self.iterations[iteration], other.iterations[iteration]
@@ -196,9 +197,10 @@ def _train(trainer: Engine, max_steps: int) -> RunRecorder:
     assert is_trainer(trainer)  # _make_checked() has refused all others
     recorder = RunRecorder(trainer)
     with warnings.catch_warnings():
-        # An inexact resume is no failure by itself: the comparison shows whether it matters.
+        # An inexact resume is no failure by itself: the comparison shows whether the result
+        # differs.
         warnings.filterwarnings("ignore", "resumed from")
-        # The other runs in the temporary directory belong to this check.
+        # The temporary directory has the checkpoints of several runs, but all belong to this check.
         warnings.filterwarnings("ignore", ".* checkpoints of other runs")
         # If a handler ended the run at a stop, the resumed trainer trains nothing, and warns.
         warnings.filterwarnings("ignore", "nothing is trained")
@@ -226,9 +228,12 @@ def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
 
 
 def _resume_at(trainer: Engine, directory: Path, stop: int) -> Engine:
-    """Resumes a trainer at a stop, and returns it with the global generators in another state."""
+    """Makes a trainer resume at a stop, and returns the trainer.
+
+    The function also changes the states of the global random generators.
+    """
     ResumeCheckpoint(directory / f"step_{stop:08d}").attach(trainer)
-    # A real resume is in another process, which may have drawn other random numbers before its run.
-    # These draws must not change the result.
+    # A real resume is in another process, which may have drawn other random numbers before the run
+    # begins. These draws must not change the result.
     torch.rand(1), np.random.rand(), random.random()
     return trainer

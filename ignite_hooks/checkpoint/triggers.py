@@ -39,7 +39,7 @@ from ignite_hooks.processes.decisions import name_ranks
 
 __all__ = ["CheckpointTriggers"]
 
-# A request for a save is a text: this one if `every_seconds` have passed, or the name of a signal.
+# A request for a save is a text: the name of a signal, or this text if `every_seconds` have passed.
 _CLOCK = "clock"
 
 
@@ -59,14 +59,18 @@ class CheckpointTriggers:
         self._directory = Path(options.directory)
         self._signals = StopSignals(options.on_signals, options.grace_seconds)
         self._is_stopping = False  # True once all processes know of a signal, and the run will end
-        self._is_saving = False
-        # The parts of the state that a failure may have changed since the last step boundary.
+        self._is_saving = False  # True during a save, and after a save that has failed
+        # Maps the name of a part of the state to the reason why a failure may have changed the part
+        # since the last step boundary, that is since the last point between two optimizer steps.
         self._uncertain: dict[str, str] = {}
-        self._newest: Path | None = None
+        self._newest: Path | None = None  # the folder of the last complete checkpoint
         self._last_save_time = monotonic()
+        # Whether the run before the present one has failed, and whether a run is in progress.
         self._is_after_failure = self.is_in_run = False
         self._scheduled_iteration = -1  # the last iteration at which a schedule asked for a save
-        engine = ref(trainer)  # the trainer keeps these functions, and must not keep itself alive
+        # The trainer keeps the two functions below. With a strong reference to the trainer, they
+        # would keep it alive.
+        engine = ref(trainer)
 
         def announce_saved(folder: Path) -> None:
             self._newest = folder
@@ -78,13 +82,13 @@ class CheckpointTriggers:
 
         self._writer = CheckpointWriter(options, trainer, announce_saved)
         is_single_process = self._writer.ranks.size == 1
-        # If this is True, after_step() only has to look for a signal, which costs one comparison.
+        # If True, after_step() only has to check for a signal, which costs one comparison.
         self._waits_for_signals_only = (
             is_single_process and options.every_seconds is None and not options.background
         )
         self.save = save
-        # The scope that is entered first is left last. So the lock is released only after the scope
-        # that waits for the writer has ended, when the last file is written.
+        # The scope that is entered first is left last. So the lock is released after the other
+        # scope has waited for the writer, that is after the last file was written.
         enter_at_each_run(trainer, lambda trainer: _LockScope(self, trainer))
         enter_at_each_run(trainer, self._waiting_for_writer)
 
@@ -93,16 +97,21 @@ class CheckpointTriggers:
         trainer.defer(self.save, Turn.CHECKPOINT)
 
     def schedule(self, trainer: TrainingEngine) -> None:
-        """Defers a save, and repeats the save if a signal breaks off the validation of this step.
+        """Defers the save that a schedule asks for.
 
-        In that case the validation is made when the run continues or is resumed. The scheduled save
-        is made again after it, with the values of the validation.
+        If a signal breaks off the validation of this step, the state is saved at once, without the
+        values of the validation. When the run continues or is resumed, it first makes the
+        validation, and then saves a second time, with the values.
         """
         self._scheduled_iteration = trainer.place.progress.iteration
         self.defer(trainer)
 
     def break_off_validations(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Lets a signal break off a validation; returns a function that undoes this."""
+        """Lets a signal break off a validation.
+
+        Returns:
+            A function that undoes this.
+        """
         ranks = self._writer.ranks
 
         def is_due() -> bool:
@@ -110,9 +119,9 @@ class CheckpointTriggers:
 
         def save_and_stop() -> None:
             if not is_due():
-                # Only a save that a schedule has asked for is made a second time, after the
-                # validation. Any other deferred save is cancelled here, because
-                # _handle_requests() makes one for the signal.
+                # A save that a schedule has asked for is made now and again after the validation,
+                # so it stays deferred. Any other deferred save is cancelled, because
+                # _handle_requests() defers a save for the signal.
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
 
@@ -121,6 +130,8 @@ class CheckpointTriggers:
             None if ranks.size == 1 else ranks.any_of,
             save_and_stop,
         )
+        # A due entry is work that a checkpoint lists as still to be done. With this entry, the
+        # resumed run makes the scheduled save after the validation.
         undo = [add_due_entry(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
             undo.append(add_stop_monitor(trainer, watch))
@@ -132,18 +143,21 @@ class CheckpointTriggers:
         return remove
 
     def check_state(self, trainer: TrainingEngine) -> None:
-        """Raises, before the first batch, if the state cannot be saved."""
+        """Raises, before the first batch, if the state cannot be saved.
+
+        If the lock is not held, the run is ended instead.
+        """
         if not self._writer.lock.is_held:
             # A signal has ended the wait for the lock. Without the lock nothing may be written.
             trainer.terminate(resumable=True)
             return
-        # around_run() has noted the position before. Since then a new run has reset the counters,
-        # so the position is noted again.
+        # around_run() has noted the position too, but after that a new run resets the counters. So
+        # the position is noted again.
         self._note_start(trainer)
         self._writer.rehearse(trainer)
 
     def request_on_all_ranks(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Makes the trainer handle the signals and clocks of all ranks, for several processes.
+        """Makes the trainer of several processes handle the signals and clocks of all ranks.
 
         Returns:
             A function that undoes this.
@@ -153,7 +167,7 @@ class CheckpointTriggers:
         )
 
     def after_step(self, trainer: TrainingEngine) -> None:
-        """Handles a signal and the clock after a step, for a single process.
+        """Handles a signal and the clock after a step of a trainer with a single process.
 
         The method also announces a checkpoint that was completed in the background.
         """
@@ -175,7 +189,7 @@ class CheckpointTriggers:
         return self._signals.received or (_CLOCK if is_due else None)
 
     def _handle_requests(self, trainer: TrainingEngine, requests: Sequence[str | None]) -> None:
-        """Saves if any rank requests it, and stops the run if the request is a signal."""
+        """Defers a save if any rank has a request, and stops the run if a request is a signal."""
         # If a signal has ended the wait for the lock, the lock is not held, and nothing may be
         # written.
         if any(requests) and self._writer.lock.is_held:
@@ -187,8 +201,8 @@ class CheckpointTriggers:
 
     @contextmanager
     def around_run(self, trainer: TrainingEngine) -> Iterator[None]:
-        """A scope around a run that notes signals, takes the lock, and saves the last state."""
-        # attach() has made these checks already. The disk may have changed since.
+        """A scope around a run that notes signals, takes the lock, and saves at the end."""
+        # attach() has made these checks already, but the disk may have changed since.
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
         if not is_interrupted(trainer):
@@ -213,13 +227,15 @@ class CheckpointTriggers:
                         self._save_now(trainer)
                     self._writer.note_end(trainer)
             if _has_ended_well(trainer):
-                # A signal may have arrived during the last save. It becomes the reason of the stop.
+                # A signal may have arrived during the last save. _has_signal() then makes the
+                # signal the stop reason.
                 self._has_signal(trainer)
 
     def wait_for_others(self) -> None:
-        """Notes the newest checkpoint; with ``on_busy="wait"`` waits for another run to end first.
+        """Notes the newest checkpoint in the directory.
 
-        After the wait the lock is released again. The trainer's run takes it when it begins.
+        With ``on_busy="wait"`` the method first waits until no other run holds the lock. After the
+        wait the lock is free again: the trainer's run takes the lock when the run begins.
         """
         lock = self._writer.lock
         if self._options.on_busy == "wait" and not lock.is_held:
@@ -247,9 +263,10 @@ class CheckpointTriggers:
             self._writer.lock.release()
 
     def _note_start(self, trainer: TrainingEngine) -> None:
-        """Notes that there is nothing to save yet, unless the run before has failed.
+        """Notes that there is nothing to save at the present position.
 
-        After a failure there may be steps that are not saved yet.
+        If the run before has failed, nothing is noted, because it may have steps that were not
+        saved.
         """
         if not self._is_after_failure:
             self._writer.note_start(trainer)
@@ -263,9 +280,10 @@ class CheckpointTriggers:
 
     @contextmanager
     def _waiting_for_writer(self, trainer: TrainingEngine) -> Iterator[None]:
-        """A scope around a run that waits at its end for the thread, and raises the thread's error.
+        """A scope around a run that waits at the end until the background thread has written.
 
-        If the run itself has failed, its error is raised, and the thread's error becomes a note.
+        An error in the thread is raised. If the run has failed too, the error of the run is raised,
+        and the error of the thread becomes a note on it.
         """
         if not is_interrupted(trainer):
             self._is_after_failure = trainer.stop_reason == "exception"
@@ -280,8 +298,8 @@ class CheckpointTriggers:
         self._writer.wait()
 
     def _save(self, trainer: TrainingEngine) -> None:
-        # If a validation has ended the epoch, the epoch is completed before the save. If a window
-        # of accumulated gradients is open, its optimizer step is made before the save.
+        # The save is deferred further in two cases. If a validation has ended the epoch, the epoch
+        # is completed first. If gradients are being accumulated, the optimizer step is made first.
         if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
             self.defer(trainer)
         elif is_interrupted(trainer) and not trainer.is_between_steps:
@@ -304,10 +322,10 @@ class CheckpointTriggers:
         self._is_saving = False
 
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """After a signal, lets the death of a loader worker end the run without an error.
+        """Makes a run end without an error if a signal has arrived and a loader worker has died.
 
-        A signal to all processes of a job ends each worker that does not ignore it. Then there are
-        no more batches, but the state of the last step boundary can be saved.
+        A signal to all processes of a job ends each worker that does not ignore the signal. After
+        that there are no more batches, but the state of the last step boundary can be saved.
 
         Returns:
             A function that undoes this.
@@ -330,14 +348,16 @@ class CheckpointTriggers:
         return lambda: channels.drop(hooks)
 
     def _save_after_failure(self, trainer: TrainingEngine, error: BaseException | None) -> None:
-        """Saves the last step boundary of a failed run if a signal had asked for a save.
+        """Saves the last step boundary of a failed run, if a signal has asked for a save.
 
-        A note on the error says whether the state was saved.
+        Nothing is done without a signal, or if the state is saved already. A note on the error says
+        whether the state was saved.
 
         Args:
             trainer: the trainer, whose run has failed.
-            error: the exception that ended the run, which gets the note. None if a handler of
-                EXCEPTION_RAISED has handled the exception; then a warning replaces the note.
+            error: the exception that has ended the run. The note is added to this exception. None
+                if a handler of EXCEPTION_RAISED has handled the exception; then a warning replaces
+                the note.
         """
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
@@ -374,8 +394,8 @@ class CheckpointTriggers:
 class _LockScope(AbstractContextManager[None, None]):
     """The outermost scope of a run, which releases the lock unless the run is interrupted.
 
-    The scope is a class and not a generator, because its end must be repeated if Ctrl-C breaks the
-    end off. The end of a generator cannot be repeated.
+    If Ctrl-C breaks off ``__exit__``, the call must be repeated. The scope is not a generator,
+    because the end of a generator cannot be repeated.
     """
 
     def __init__(self, triggers: CheckpointTriggers, trainer: TrainingEngine) -> None:
@@ -392,10 +412,10 @@ class _LockScope(AbstractContextManager[None, None]):
 
 
 def _first_signal(requests: Sequence[str | None]) -> str | None:
-    """Returns the signal of the first rank that has received one; None if there is no signal.
+    """Returns the name of the signal on the first rank that has received a signal, or None.
 
-    If some ranks have not received this signal, the text names the first rank that has received it:
-    "SIGTERM on rank 1".
+    If some ranks have not received this signal, the text ends with the first rank that has received
+    the signal: "SIGTERM on rank 1".
     """
     signals = [None if each == _CLOCK else each for each in requests]
     first = next((each for each in signals if each is not None), None)

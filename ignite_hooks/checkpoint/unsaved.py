@@ -1,13 +1,15 @@
 """Values that change in a run and are in no state: counters of handlers, lists in closures.
 
 No checkpoint can restore such values, so the report of a resume names them. Each save compares the
-present values with those at the beginning of the first run, after the handlers of STARTED. If a
-value has not changed since, the process that resumes has the same value, and nothing is reported.
-Objects of libraries are not compared, because their values are clocks, files and connections.
+present values with the first values, which are recorded in the first run of the process, after the
+handlers of STARTED. If a value has not changed since, the process that resumes has the same value,
+and nothing is reported. Objects of libraries are not compared, because their values are clocks,
+files and connections.
 
 A class may inherit its ``state_dict`` from Ignite. Such a ``state_dict`` has only the attributes
-that Ignite's class defines. The other attributes, for example of a user's metric, are called
-attributes beside the state here. A resume in the middle of an epoch loses them.
+that Ignite's class defines. Here, the other attributes of the object are called attributes beside
+the state. A user's metric may have such attributes. A resume in the middle of an epoch loses their
+values.
 """
 
 import io
@@ -62,14 +64,15 @@ __all__ = [
     "unsaved_changes",
 ]
 
-# Each save digests all values, so these bounds limit the work for one value. A change in the part
-# of a value beyond the bounds is not noticed.
-_MAX_DEPTH = 8  # containers within each other
-_MAX_ELEMENTS = 10_000  # elements of containers together
+# Each save digests all values, so these bounds limit the work for one value. If a value exceeds a
+# bound, only a part of the value is digested, and changes of the rest are not noticed.
+_MAX_DEPTH = 8  # levels of containers within each other
+_MAX_ELEMENTS = 10_000  # elements of all these containers together
 _MAX_NUMBERS = 1_000_000  # numbers in a list or an array
+# The next two bounds decide only whether a value is short enough to serve as its own digest.
 _MAX_TEXT = 200
 _MAX_INT = 2**63
-# Classes of libraries that users fill with their own values.
+# Classes of libraries whose objects are compared, because users fill them with their own values.
 _COMPARED_LIBRARY_CLASSES = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
 _SCALAR_TYPES = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
 # Attributes of Ignite's metrics that the first batch, or the last call of `compute`, sets.
@@ -83,7 +86,7 @@ _STATE_ATTRIBUTES = {
 
 
 def record_initial_values(trainer: TrainingEngine) -> None:
-    """Records the present values of all objects for which this process has no values yet."""
+    """Records the present values of each object that has no record in this process yet."""
     initial = _initial_values(trainer)
     handler_objects = HandlerObjects.of(trainer)
     for path, values in (
@@ -93,7 +96,9 @@ def record_initial_values(trainer: TrainingEngine) -> None:
 
 
 def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) -> str:
-    """Returns a message about changed values that are not saved, with remedies; "" if none.
+    """Returns a message about changed values that are not saved, with remedies.
+
+    The message is empty if there are no such values.
 
     Args:
         trainer: the trainer.
@@ -138,30 +143,38 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
     return "; ".join(reasons)
 
 
+# The path of an attribute of `trainer.state` begins with this prefix.
 _STATE = "trainer.state."
+# The attributes beside the state of an object are recorded under the object's path and this suffix.
 _BESIDE = " beside its state"
 UNKNOWN = "?"
 """The digest of an iterator whose position cannot be read."""
+# Maps the path of a holder, an object that stores values, to a mapping from the names of the values
+# to lists of digests. A list has several digests if several values have the same path and name.
 Values = dict[str, dict[str, list[str]]]
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the recorded digests of the first values. Callers add the digests of new objects."""
+    """Returns the digests of the values at the first record of each object.
+
+    Callers add the digests of objects that have no record yet.
+    """
     initial: Values = engine_storage(trainer).setdefault("values_at_beginning", {})
     return initial
 
 
 def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) -> Values:
-    """Returns digests of the values that handlers hold, by the path to the holder and by name.
+    """Returns digests of the present values that are in no state.
 
-    A name has a list of digests, because a holder may have several values of the same name.
+    These are the values that handlers hold, and attributes of ``trainer.state``.
     """
     values: Values = {}
     for path, holder in handler_objects.stateless:
         if (stored := stored_by_user(holder)) is not None:
             digests = values.setdefault(path, {})
             for name, value in stored:
-                # Most values are numbers. For a number, `repr` is the digest, which saves a call.
+                # Most values are numbers. The `repr` of a number serves as its digest, which saves
+                # a call.
                 cls = type(value)
                 is_short = (
                     cls is float
@@ -186,7 +199,7 @@ def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
 
 
 def _digests_beside_state(handler_objects: HandlerObjects) -> Values:
-    """Returns digests of the attributes beside the state, by the path to the object and by name."""
+    """Returns digests of the attributes beside the state, for all objects that have any."""
     return {
         f"{path}{_BESIDE}": {
             name: [digest_of_value(value)] for name, value in _attributes_beside_state(each)
@@ -266,7 +279,7 @@ def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
 
 
 def _output_store_names(trainer: TrainingEngine) -> Iterator[str]:
-    """Yields the attributes that Ignite's ``EpochOutputStore``s fill at the end of each epoch."""
+    """Yields the names of the attributes that each ``EpochOutputStore`` fills after an epoch."""
     for function, _ in handlers_with_arguments(trainer):
         owner = getattr(function, "__self__", None)
         if isinstance(owner, EpochOutputStore) and hasattr(owner, "name"):
@@ -274,9 +287,10 @@ def _output_store_names(trainer: TrainingEngine) -> Iterator[str]:
 
 
 def digest_of_value(value: Any) -> str:
-    """Returns a digest of a value; the digest of any other object is that of its class.
+    """Returns a digest of a value.
 
-    Plain data, arrays, containers and iterators have a digest of their contents or position.
+    Plain data, arrays and containers are digested by their contents, and iterators by their
+    position. For any other object, only its class is digested.
     """
     budget = [_MAX_ELEMENTS]  # a list, because all the nested calls count down the same number
     digestible = _digestible(value, budget, 0)
@@ -313,13 +327,13 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
     """Returns a container as data that can be digested, within the bounds."""
     cls = type(value)
     if not is_library_code(cls):
-        # A container of a user's class is not iterated, because this could run any code. If it has
-        # a state, the state is saved, so its length does not matter.
+        # A container of a user's class is not iterated, because this could run any code. Only its
+        # length is compared, unless the container has a state, which is saved.
         return cls.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(cls, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:
         in_order = sorted(elements, key=repr) if issubclass(cls, set | frozenset) else elements
-        # Later versions of the format than 2 depend on reference counts besides the values.
+        # After version 2 of its format, marshal's output depends on reference counts too.
         return marshal.dumps(in_order, 2)
     if depth == _MAX_DEPTH or budget[0] < 0:
         return cls.__name__, len(elements)
@@ -350,7 +364,10 @@ def _iterator_position(iterator: Any, budget: list[int], depth: int) -> Any:
 
 
 def _sample(value: Any) -> Any:
-    """Returns the shape and the elements of an array; of a large array evenly spaced elements."""
+    """Returns the shape and the elements of an array.
+
+    Of a large array, only evenly spaced elements are returned.
+    """
     is_dense = not isinstance(value, torch.Tensor) or value.layout == torch.strided
     if not is_dense or (isinstance(value, np.ndarray) and value.dtype.hasobject):
         # The elements of sparse tensors and of arrays of objects are not compared.

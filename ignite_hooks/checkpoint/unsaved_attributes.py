@@ -1,11 +1,11 @@
 """Attributes of modules and optimizers that no ``state_dict`` has: a counter, a cached mask.
 
 A ``state_dict`` has the parameters and the persistent buffers of a module. Attributes that a
-forward pass changes, and buffers with ``persistent=False``, are not in it: after a resume they have
-their initial values again. The report of the resume names them. The objects examined are the model,
-loss functions, modules that ``batch_processor`` calls or handlers hold, and optimizers of a user's
-class. A module that customizes its saving, for example by ``get_extra_state``, is assumed to save
-all that it needs.
+forward pass changes, and buffers with ``persistent=False``, are not in a ``state_dict``. After a
+resume they have their initial values again, and the report of the resume names them. This file
+examines the model, loss functions, modules that ``batch_processor`` calls, modules that handlers
+hold, and optimizers of a user's class. A module that customizes its saving, for example by
+``get_extra_state``, is assumed to save all that it needs.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,9 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["record_initial_attributes", "unsaved_attributes"]
 
+# The path of an object that a handler holds begins with this prefix.
 _HANDLER_PREFIX = "handler "
+# The remedies end the messages about changed attributes. Each belongs to a part of the report.
 _MODULE_REMEDY = (
     "register tensors as buffers, and return other values from get_extra_state(); an attribute "
     "that each forward() sets before reading it need not be saved"
@@ -41,23 +43,26 @@ _REMEDIES = {
     "handlers": _MODULE_REMEDY,
     "optimizer": "keep the value in `state` or in a group of parameters, which are saved",
 }
+# The path of an object that has attributes, and a function that returns the object.
 Holder = tuple[str, Callable[[], Any]]
+# Maps the path of an object to a mapping from the names of its unsaved attributes to digests.
 Values = dict[str, dict[str, Any]]
 
 
 def record_initial_attributes(trainer: TrainingEngine) -> None:
-    """Records the present values of all objects for which this process has no values yet."""
-    _ = trainer.generators  # searches the objects of the run, which `_holders` selects from
+    """Records the unsaved attributes of each object that has no record in this process yet."""
+    _ = trainer.generators  # this property searches the objects of the run, which _holders() needs
     initial = _initial_values(trainer)
     for path, values in _current_values(trainer):
         initial.setdefault(path, values)
 
 
 def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
-    """Returns messages about changed attributes that are in no state, by part of the report.
+    """Returns messages about attributes that have changed since the first record.
 
-    The objects examined are those that the last search for ``trainer.generators`` has found. Each
-    save makes this search.
+    The result maps the name of a part of the ``ResumeReport`` to the message. The objects examined
+    are those that the last search for ``trainer.generators`` has found. Each save makes this
+    search.
     """
     initial = _initial_values(trainer)
     changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}
@@ -80,19 +85,23 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the recorded digests of the first values. Callers add the digests of new objects."""
+    """Returns the digests of the values at the first record of each object.
+
+    Callers add the digests of objects that have no record yet.
+    """
     initial: Values = engine_storage(trainer).setdefault("attributes_at_beginning", {})
     return initial
 
 
 def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the path of each object, and digests of its unsaved attributes by name."""
+    """Yields the path of each object and a mapping from its unsaved attributes to digests."""
     saved_storages: set[int] = set()
     holders = _holders(trainer)
     for path, get in holders:
         attributes = _unsaved_values(get())
-        # An attribute may refer to a tensor that is in a state, and so is saved. The storages in
-        # the states are only looked up if an attribute is a tensor, which is rare.
+        # An attribute may be a tensor that shares its storage with a tensor in a state. Such an
+        # attribute counts as saved. The storages in the states are looked up only if an attribute
+        # is a tensor, which is rare.
         if any(_storage_pointers(value) for value in attributes.values()) and not saved_storages:
             saved_storages = _saved_storages(trainer, holders)
         yield (
@@ -106,7 +115,10 @@ def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, An
 
 
 def _holders(trainer: TrainingEngine) -> list[Holder]:
-    """Returns the objects to compare. They are selected again only after a new search."""
+    """Returns the objects to compare.
+
+    The objects are selected again only after a new search for ``trainer.generators``.
+    """
     searched = trainer.searched_objects
     cached = engine_storage(trainer).get("attribute_holders")
     if cached is None or cached[0] is not searched:
@@ -123,18 +135,20 @@ def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holde
 
     Objects within a module or optimizer that customizes its saving are left out.
     """
-    saves_itself: dict[str, bool] = {}  # by path: whether the module or optimizer customizes saving
+    # Maps the path of a module or an optimizer to True if the object customizes its saving.
+    saves_itself: dict[str, bool] = {}
     for path, get in searched.items():
         obj, root = get(), path.partition(".")[0]
         if root == "scheduler":
             continue
         if issubclass(type(obj), torch.nn.Module):
             if root.startswith(_HANDLER_PREFIX) and not tensors_in(obj):
-                continue  # `unsaved.py` compares this module, like any other object of a handler
+                # This module has no tensors. `unsaved.py` compares it like any object of a handler.
+                continue
             saves_itself[path] = has_custom_state(obj)
         elif issubclass(type(obj), Optimizer):
             saves_itself[path] = type(obj).state_dict is not Optimizer.state_dict
-        # The innermost module or optimizer on the path decides.
+        # The innermost module or optimizer on the path decides whether the object is compared.
         owner = next((above for above in _path_and_parents(path) if above in saves_itself), None)
         if owner is not None and not saves_itself[owner]:
             yield path, get

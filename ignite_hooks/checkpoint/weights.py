@@ -1,7 +1,7 @@
 """Weights of a checkpoint without a trainer: for testing, inference or fine-tuning.
 
-``checkpoints`` lists the checkpoints of a source, ``load_weights`` loads a model or any other saved
-module, and ``export_weights`` writes its weights to one safetensors file.
+``checkpoints`` lists the checkpoints of a source. ``load_weights`` loads the weights of a model, or
+of any other saved module, and ``export_weights`` writes such weights to one safetensors file.
 """
 
 import os
@@ -73,7 +73,8 @@ class CheckpointEntry:
     """A checkpoint, described by its manifest.
 
     Attributes:
-        step: the number of committed optimizer steps.
+        step: the number of committed optimizer steps. A step is committed if it has changed the
+            parameters.
         epoch: the number of complete epochs.
         metric: the name of the metric that decides which checkpoint is best; None without a metric.
         metric_value: the value of the metric; None if it was not measured.
@@ -140,7 +141,7 @@ def load_weights(
     cache_dir: str | Path | None = None,
     verify: bool = True,
 ) -> LoadedWeights:
-    """Loads the weights of a checkpoint into a module, and returns the checkpoint.
+    """Loads the weights of a checkpoint into a module; returns the entry of the checkpoint.
 
     The files are verified, and no code in them is run. If the weights do not fit, the module is
     left unchanged, and the error lists the names and shapes that differ. Parameters and buffers
@@ -162,10 +163,11 @@ def load_weights(
             "handlers/NAME". Further names select a state within a state: "also/teacher/ema". The
             weights of an averaged model, whose names begin with ``module.``, can be loaded into the
             plain model.
-        strict: whether names must be the same on both sides, as in torch's ``load_state_dict``.
-        map_location: the device of tensors before they are copied into the module, as in
-            ``torch.load``. It matters only for modules whose own
-            loading keeps these tensors instead of copying their values.
+        strict: whether the module and the checkpoint must have the same names, as in torch's
+            ``load_state_dict``.
+        map_location: the device of the tensors before their values are copied into the module, as
+            in ``torch.load``. This device matters only for a module that customizes its loading,
+            and keeps these tensors instead of copying their values.
         cache_dir: the folder for downloads from a URL. Only the necessary files are downloaded.
         verify: whether to compare the checksums of the necessary files before loading them.
 
@@ -205,13 +207,13 @@ def export_weights(
     cache_dir: str | Path | None = None,
     verify: bool = True,
 ) -> CheckpointEntry:
-    """Writes the weights of a checkpoint to one safetensors file, and returns the checkpoint.
+    """Writes the weights of a checkpoint to a safetensors file; returns the checkpoint's entry.
 
     Load the file with ``safetensors.torch.load_model``. Tied weights are stored under one of their
-    names, as safetensors demands. ``load_model`` restores all their names, but with
-    ``load_state_dict(load_file(path))`` the other names are missing. The metadata of the file
-    contain the step, the epoch, the metric and the versions. An existing file at ``path`` is
-    replaced once the new file is complete.
+    names, as safetensors demands. ``load_model`` restores the other names of tied weights, but
+    ``load_state_dict(load_file(path))`` does not find them. The metadata of the file contain the
+    step, the epoch, the metric and the versions. An existing file at ``path`` is replaced once the
+    new file is complete.
 
     Args:
         source: as in ``load_weights``.
@@ -248,8 +250,8 @@ def export_weights(
             f"{join_first(kinds)}: load {part!r} with load_weights(), and save what you need of it"
         )
     metadata = {"format": "pt", **_export_metadata(entry, reader.versions), **aliases}
-    # The draft is in the folder of the target, because os.replace() is atomic only within one file
-    # system.
+    # The file is first written to a temporary folder beside the target, because os.replace() is
+    # atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft, mode_file = Path(folder) / target.name, Path(folder) / "mode"
         Tensors(kept, metadata).write(draft)
@@ -265,7 +267,7 @@ class FoundPart(NamedTuple):
     """The state of a part of a checkpoint.
 
     Attributes:
-        state: the tensors and other values, by name.
+        state: maps names to tensors and other values, like a ``state_dict``.
         about: the description of the module in ``trainer.pt``; None if the part is not one of the
             trainer's modules.
     """
@@ -281,14 +283,14 @@ class _Arguments:
 
 
 class PreparedWeights:
-    """Weights that were checked to fit a module, and that ``load`` loads.
+    """Weights that were checked to fit a module. ``load`` loads the weights into the module.
 
     Args:
         module: the module, which may be wrapped.
         found: the state of the part.
         part: the name of the part, for messages.
         address: the path or URL of the checkpoint, for messages.
-        strict: whether names must be the same on both sides.
+        strict: whether the module and the state must have the same names.
         map_location: as in ``load_weights``.
 
     Raises:
@@ -330,7 +332,7 @@ class PreparedWeights:
             )
 
     def load(self) -> ModuleLoadResult:
-        """Loads the weights into the module; warns if values then differ from the checkpoint."""
+        """Loads the weights into the module. Warns of values that differ from the checkpoint."""
         restored = load_into_module(self._module, self._state, self._about, strict=self._strict)
         if restored.converted:
             warnings.warn(
@@ -348,22 +350,23 @@ class PreparedWeights:
 
 
 class CheckpointReader:
-    """A reader of the checkpoints of a source, which users give as a path or a URL.
+    """A reader of the checkpoints of a source.
 
     Args:
         source: a directory of checkpoints, a single checkpoint, or the URL of either.
         cache_dir: the folder for downloads from a URL. ``read`` needs the folder, listing does not.
 
     Attributes:
-        versions: the versions of the packages that wrote the checkpoint that ``read`` has returned.
+        versions: maps the name of a package to the version that was installed when the checkpoint
+            was saved. The checkpoint is the one that ``read`` has returned last.
     """
 
     def __init__(self, source: str | Path, cache_dir: str | Path | None = None) -> None:
         try:
             checked = _Arguments(source=source, cache_dir=cache_dir)
         except ValidationError as error:
-            # Only the message is raised again, because a pydantic error would name the private
-            # class.
+            # Only the message of the error is used, because an error of pydantic names the private
+            # class _Arguments.
             raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
         self._source_name = checked.source
         self._is_remote = is_url(checked.source)
@@ -391,8 +394,8 @@ class CheckpointReader:
 
         Args:
             candidate: the checkpoint.
-            others: all checkpoints that are compared to find the best of each run, including
-                ``candidate``.
+            others: the checkpoints, including ``candidate``, of which the best of each run is
+                determined.
         """
         manifest = candidate.manifest
         best = best_of_each_run(others).get(manifest.training)
@@ -412,12 +415,13 @@ class CheckpointReader:
     def read(self, which: Which, part: str, *, verify: bool) -> tuple[CheckpointEntry, FoundPart]:
         """Reads a part of a checkpoint.
 
-        The run that saves to the source may remove a checkpoint while it is read. In that case an
-        error does not mean that the checkpoint is damaged, and the search begins again.
+        While this method reads a checkpoint, a run that saves to the source may remove the
+        checkpoint. In that case an error does not mean that the checkpoint is damaged, and the
+        search begins again.
 
         Raises:
-            FileNotFoundError: the source has no checkpoint, or the checkpoint was removed while it
-                was read.
+            FileNotFoundError: the source has no checkpoint, or the checkpoint was removed before
+                all of its files were read.
             ValueError: the checkpoint or part does not exist, or is damaged.
         """
         _check_arguments(which, part)
@@ -441,15 +445,15 @@ class CheckpointReader:
                     raise
                 except (OSError, ValueError) as error:
                     if self._source.still_has(candidate):
-                        # With "last" an older checkpoint is used instead. Any other value of
-                        # `which` asks for this checkpoint.
+                        # With "last", a damaged checkpoint is skipped, and the next older one is
+                        # used. Any other value of `which` selects only this checkpoint.
                         if which != "last" or not isinstance(error, _DamagedError):
                             raise
                         damaged[candidate.name] = str(error)
                         self._warn_of_skipped(str(error))
                         continue
-                # The checkpoint was removed. If the search finds the same checkpoint again, and it
-                # is removed again, an error ends the loop.
+                # The checkpoint was removed. If a later search finds and loses the same checkpoint
+                # a second time, an error ends the loop.
                 if candidate.key in removed:
                     raise FileNotFoundError(
                         f"{candidate.name} was removed while it was read: give another checkpoint, "
@@ -509,7 +513,7 @@ class CheckpointReader:
     def _warn_of_skipped(self, problem: str) -> None:
         if problem not in self._reported_problems:  # a repeated search finds the same problem
             self._reported_problems.add(problem)
-            # With stacklevel 4 the warning shows the line that calls checkpoints().
+            # With stacklevel 4 the warning points to the user's line that calls checkpoints().
             warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=4)
 
 
@@ -568,11 +572,12 @@ def _find_part(
 def _with_module_names(
     module: torch.nn.Module, state: dict[str, Any], *, is_object: bool
 ) -> dict[str, Any]:
-    """Returns a state without the prefixes of wrappers, if its names then fit a module.
+    """Removes the prefixes of wrappers from the names in a state, if the names then fit a module.
 
-    Modules of the trainer are saved with plain names. Any other object may have been saved with a
-    wrapper around it, such as an averaged or a compiled model. The state of the wrapper has names
-    with prefixes, and may have further entries.
+    Otherwise the state is returned unchanged. Modules of the trainer are saved with plain names,
+    that is without such prefixes. Any other object may have been saved with a wrapper around it,
+    such as an averaged or a compiled model. The state of the wrapper has names with prefixes, and
+    may have further entries.
 
     Args:
         module: the module.

@@ -14,8 +14,8 @@ commit   ``store.CheckpointStore``          the manifest is renamed, which makes
                                             CHECKPOINT_SAVED fires
 =======  =================================  =================================================
 
-``CheckpointWriter._save`` makes the stages from capture to commit. With ``background`` the thread
-of a ``BackgroundWriter`` writes and commits while training continues.
+``CheckpointWriter._save`` makes the last three stages. With ``background``, the thread of a
+``BackgroundWriter`` makes the stages write and commit while training continues.
 """
 
 import os
@@ -78,10 +78,10 @@ class CheckpointWriter:
         self, options: SaveOptions, trainer: TrainingEngine, announce: Callable[[Path], None]
     ) -> None:
         self.ranks = Ranks(trainer.accelerator)
-        # The positions (see _position) of the last save, and of the save in progress.
+        # The position of the last save, and the position of the save in progress; see _position().
         self._saved_at: tuple[Progress, int, bool] | None = None
         self._saving_at: tuple[Progress, int, bool] | None = None
-        self._last_saved: Checkpoint | None = None  # of this run
+        self._last_saved: Checkpoint | None = None  # the last checkpoint that this run has saved
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
         self._lineage = lineage_of(trainer)
@@ -102,14 +102,15 @@ class CheckpointWriter:
         self._metric_value = MetricValue(options.metric, trainer)
 
     def save(self, trainer: TrainingEngine, uncertain: Mapping[str, str] = _NO_REASONS) -> None:
-        """Takes a checkpoint now. The trainer must be at a step boundary.
+        """Takes a checkpoint now.
 
-        During a run the lock is held already. Between two runs the lock is taken for this save.
+        The trainer must be at a step boundary, that is between two optimizer steps. During a run
+        the lock is held already. Between two runs the lock is taken for this save.
 
         Args:
             trainer: the trainer.
-            uncertain: by the name of a part in the ``ResumeReport``, why the part may have changed
-                since the step that is saved.
+            uncertain: maps the name of a part, as in the ``ResumeReport``, to the reason why that
+                part may have changed since the step that is saved.
 
         Raises:
             OSError: the checkpoint could not be written; all older ones are still there.
@@ -140,8 +141,8 @@ class CheckpointWriter:
         draft = self.ranks.call_on_rank_0(lambda: self._draft_manifest(trainer, files))
         folder = None
         if state.is_sharded:
-            # Accelerate writes a split model by its own functions, which cannot run in the
-            # background.
+            # Accelerate writes a split model with its own functions. These cannot run in the
+            # background, so the folder is created and the model is written here.
             folder = self._begin(draft, self.ranks)
             state.write_sharded(folder)
         if is_background:
@@ -163,11 +164,11 @@ class CheckpointWriter:
         )
 
     def _capture(self, state: TrainingState) -> dict[str, Content]:
-        """Returns the contents of the files that this rank writes, by name.
+        """Returns a mapping from the names of the files that this rank writes to the contents.
 
-        With several ranks, the ranks first exchange digests. These show whether the parameters are
-        the same on all ranks, and which states differ from those of rank 0. Ranks above 0 write
-        only the states that differ.
+        With several ranks, the ranks first exchange digests of their parameters and states. The
+        digests show whether the parameters are the same on all ranks, and which states differ from
+        those of rank 0. Ranks above 0 write only the states that differ.
         """
         files: dict[str, Content] = {}
         objects: dict[str, Any] = {}
@@ -182,9 +183,9 @@ class CheckpointWriter:
             unknown = {**state.trainer.unknown_parts(), **state.unknown_parts()}
             return (digest, {}, unknown) if rank else (digest, digests_of(objects), {})
 
-        # Each rank gives three values: the digest of its parameters; the digests of its states,
-        # which only rank 0 fills in; the reasons why its parts may have unsaved state, which only
-        # the other ranks fill in.
+        # Each rank gives three values: the digest of its parameters; the digests of its states; and
+        # a mapping from its parts that may have unsaved state to the reasons. Only rank 0 fills in
+        # the second value, and only the other ranks fill in the third.
         findings = self.ranks.call_on_all_ranks(inspect)
         if not is_single_process:
             state.trainer.compare_parameters([digest for digest, _, _ in findings])
@@ -197,10 +198,12 @@ class CheckpointWriter:
     def _draft_manifest(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
         """Returns the manifest without its number and its files, which the commit adds."""
         feed = trainer.feed
-        assert feed is not None  # the state of the feed has been captured
+        # The feed is the source of the batches. The capture has read its state, so there is one.
+        assert feed is not None
         position = feed.position
         if not is_running(trainer):
-            # Another trainer may have continued the run since this trainer's last run.
+            # Since the last run of this trainer, another trainer may have continued the same run of
+            # training. Then this trainer begins a branch, a run with an identifier of its own.
             self._lineage.decide_run(trainer)
         return Manifest(
             number=1,
@@ -234,7 +237,7 @@ class CheckpointWriter:
     ) -> None:
         """Writes the files of this rank; then rank 0 makes the folder a checkpoint.
 
-        With ``background`` this method runs in the thread.
+        With ``background`` this method runs in the background thread.
 
         Args:
             files: the contents of the files of this rank, by name.
@@ -262,12 +265,12 @@ class CheckpointWriter:
             sync_tree(folder / SHARDED)
             files |= {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
         # While the files were written, another run may have taken the lock, because the lock seemed
-        # to be abandoned.
+        # to be abandoned. In that case check() raises.
         self.lock.check()
         number = self._store.next_number()
         manifest = draft.model_copy(update={"files": files, "number": number})
-        # The number is noted before the commit: if Ctrl-C comes just after the commit, the new
-        # checkpoint must count as saved by this trainer.
+        # The number is noted before the commit, because the new checkpoint must count as saved by
+        # this trainer even if Ctrl-C comes just after the commit.
         self._lineage.known_numbers[self._real_directory] = number
         self._store.commit(folder, manifest)
         self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
@@ -294,18 +297,18 @@ class CheckpointWriter:
             self._announce(folder)
 
     def has_saved(self, trainer: TrainingEngine) -> bool:
-        """Returns whether nothing is left to save, at the position of the last save.
+        """Returns whether the trainer is at the position of the last save: nothing is left to save.
 
-        The position at which a run begins counts as saved as well.
+        The position at which a run begins counts as saved too.
         """
         return _position(trainer) == self._saved_at
 
     def note_end(self, trainer: TrainingEngine) -> None:
-        """Adds to the last checkpoint the name of the handler that has ended the run for good.
+        """Adds the name of the handler that has ended the run for good to the last checkpoint.
 
-        A handler may end the run after the save of the same step. Without this entry in the
-        manifest a resume would train on. If the trainer has advanced since the save, nothing is
-        done.
+        The handler may have ended the run after the save of the same step. Without the name in the
+        manifest, a resume would train on. If no handler has ended the run, or if the trainer has
+        advanced since the save, nothing is done.
         """
         ended_by = trainer.ended_by
         if ended_by is None or not self.has_saved(trainer):
@@ -323,18 +326,19 @@ class CheckpointWriter:
         self.ranks.call_on_rank_0(amend)
 
     def rehearse(self, trainer: TrainingEngine) -> None:
-        """Captures the state without writing it, to raise now if it cannot be saved."""
+        """Captures the state and discards it, so that a state that cannot be saved raises now."""
         self._capture(self._training_state(trainer))
 
     def note_start(self, trainer: TrainingEngine) -> None:
-        """Notes the position at which a run begins; nothing is saved until the trainer advances."""
+        """Notes that nothing is to be saved until the trainer leaves its present position."""
         self._saved_at = _position(trainer)
         self._last_saved = None
 
     def warn_of_other_runs(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of other runs, and none of this run.
 
-        The method first decides whether the trainer continues its run or begins a branch.
+        The method first decides whether the trainer continues its run, or begins a new one, called
+        a branch.
         """
         if not self.ranks.is_rank_0:
             return
@@ -351,24 +355,24 @@ class CheckpointWriter:
             )
 
     def note_newest(self) -> None:
-        """Notes the newest checkpoint of the directory, before a resume."""
+        """Notes the newest checkpoint of the directory. Call this method before a resume."""
         if self.ranks.is_rank_0:
             self._newest_known = self._newest_number()
 
     def check_newest(self) -> None:
-        """Raises if another run has saved checkpoints since this trainer has resumed.
+        """Raises if another run has saved newer checkpoints than the trainer could resume from.
 
         The trainer would start before these checkpoints, and train the same steps again. All ranks
         must call this method together.
 
         Raises:
-            RuntimeError: the directory has newer checkpoints than the trainer could resume from.
+            RuntimeError: there are such checkpoints, and the trainer does not begin a branch.
         """
 
         def check() -> None:
             directory, lineage = self._store.directory, self._lineage
-            # A trainer that has trained since its resume, or has resumed from a named checkpoint,
-            # begins a branch. A branch may start from an older state.
+            # A trainer that has trained since its resume, or that has resumed from a checkpoint
+            # given by name, may start before the newest checkpoint: it begins a branch.
             must_be_newest = self.lock.has_waited or lineage.has_resumed_from(self._real_directory)
             known = self._newest_known
             is_newest = known is None or self._newest_number() <= known
@@ -390,9 +394,10 @@ class CheckpointWriter:
         return self._writer.is_busy
 
     def wait(self) -> None:
-        """Waits until the background thread has written its checkpoint; raises its error."""
+        """Waits until the background thread is done; raises the error of the thread, if any."""
         if self.lock.is_held_by_parent:
-            # This process was forked from the process that saves. A fork does not copy the thread.
+            # This process was forked from the process that saves. A fork does not copy the thread,
+            # so there is nothing to wait for.
             return
         if self._writer.wait():
             self._announce_once()
@@ -406,9 +411,9 @@ class CheckpointWriter:
 class BackgroundWriter:
     """A thread that makes one call at a time. ``wait`` raises the exception of the call.
 
-    The interpreter waits for a call in progress before it exits. A thread is used and not an
-    executor, because an executor accepts no calls after the main thread has ended. A run in another
-    thread may still have checkpoints to write at that time.
+    The interpreter does not exit before a call in progress has returned. A plain thread is used,
+    because an executor accepts no calls after the main thread has ended. At that time a run in
+    another thread may still have checkpoints to write.
     """
 
     def __init__(self) -> None:
@@ -460,9 +465,9 @@ class BackgroundWriter:
 def _position(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
     """Returns a value that changes whenever there is something new to save.
 
-    The counters alone are not enough, because a new run resets them. So the value includes the
-    number of batches taken in this process, which is never reset. It also includes whether a
-    validation is broken off: when this validation has been made, there is something new to save,
+    The value has three parts. The first are the counters, which a new run resets. The second is the
+    number of batches taken in this process, which is never reset. The third is True while a
+    validation is broken off: after this validation was made, there is something new to save,
     although no counter has changed.
     """
     return trainer.place.progress, trainer.place.taken, trainer.is_broken_off
