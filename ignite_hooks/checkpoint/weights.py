@@ -375,11 +375,16 @@ class CheckpointReader:
         self.versions: Mapping[str, str] = {}
         self._reported_problems: set[str] = set()
 
-    def list_candidates(self) -> list[CheckpointCandidate]:
-        """Returns the checkpoints of the source, the newest first; warns of damaged checkpoints."""
+    def list_candidates(self, *, callers: int = 1) -> list[CheckpointCandidate]:
+        """Returns the checkpoints of the source, the newest first; warns of damaged checkpoints.
+
+        Args:
+            callers: the number of functions of this package between the user's line and this
+                method. The warnings point to the user's line.
+        """
         listing = self._source.find()
         for name, why in listing.damaged.items():
-            self._warn_of_skipped(f"{name}: {why}")
+            self._warn_of_skipped(f"{name}: {why}", callers + 1)
         if not listing.candidates and not self._is_remote and not os.path.isdir(self._source_name):
             raise FileNotFoundError(
                 f"`source` must be a checkpoint or a directory of checkpoints, got "
@@ -433,7 +438,7 @@ class CheckpointReader:
         removed: set[tuple[str, bytes]] = set()
         damaged: dict[str, str] = {}
         while True:
-            candidates = self.list_candidates()
+            candidates = self.list_candidates(callers=2)
             wanted = select_checkpoints(candidates, which, self._source, str(self._source_name))
             for candidate in (each for each in wanted if each.name not in damaged):
                 try:
@@ -450,7 +455,7 @@ class CheckpointReader:
                         if which != "last" or not isinstance(error, _DamagedError):
                             raise
                         damaged[candidate.name] = str(error)
-                        self._warn_of_skipped(str(error))
+                        self._warn_of_skipped(str(error), 2)
                         continue
                 # The checkpoint was removed. If a later search finds and loses the same checkpoint
                 # a second time, an error ends the loop.
@@ -506,15 +511,14 @@ class CheckpointReader:
 
     def best_of_run(self, run: str) -> tuple[CheckpointCandidate, CheckpointEntry]:
         """Returns the best checkpoint of a run, and its entry."""
-        candidates = self.list_candidates()
+        candidates = self.list_candidates(callers=3)
         best = best_of_run(candidates, run, str(self._source_name))
         return best, self.make_entry(best, candidates)
 
-    def _warn_of_skipped(self, problem: str) -> None:
+    def _warn_of_skipped(self, problem: str, callers: int) -> None:
         if problem not in self._reported_problems:  # a repeated search finds the same problem
             self._reported_problems.add(problem)
-            # With stacklevel 4 the warning points to the user's line that calls checkpoints().
-            warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=4)
+            warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=callers + 2)
 
 
 class _DamagedError(ValueError):

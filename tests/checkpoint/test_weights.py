@@ -157,7 +157,11 @@ def test_mode_of_the_run_decides_which_is_best(tmp_path, mode):
 def test_damaged_checkpoint_is_skipped_with_a_warning(run, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / "copy")
     (folder / "step_00000016" / "manifest.json").write_text("{")
-    with pytest.warns(UserWarning, match="skipped, .*its manifest is damaged"):
+    for call in (lambda: checkpoints(folder), lambda: load_weights(Model(), folder, "last")):
+        with pytest.warns(UserWarning, match="skipped, .*its manifest is damaged") as caught:
+            call()
+        assert [each.filename for each in caught] == [__file__]  # the warning points here
+    with pytest.warns(UserWarning, match="skipped"):
         assert [each.step for each in checkpoints(folder)] == [20, 12, 8, 4]
 
 
@@ -431,7 +435,7 @@ def test_damaged_file_is_an_error_unless_which_is_last(run, tmp_path):
     assert digest(module) == before
     with pytest.warns(UserWarning, match="skipped, .* is damaged") as told:
         assert load_weights(module, folder, "last").step == 12
-    assert len(told) == 2
+    assert [each.filename for each in told] == [__file__] * 2
     assert digest(module) == run[1][12]["model"]
 
 
