@@ -43,9 +43,9 @@ Three words:
   parameters. A step that the loss scaler skips is not committed, and is not counted.
 - An *epoch* is Ignite's epoch.
 
-The right column shows the channels of ``hooks/hooks.py``. A channel opens (┐) before the first
-handler of the event in the same line. It closes (┘) after the last handler of the event in that
-line, or where the drawing says "end of".
+The right column shows the channels of ``hooks/hooks.py``. A channel is a set of context managers
+around a part of the loop. It opens (┐) before the first handler of the event in the same line. It
+closes (┘) after the last handler of the event in that line, or where the drawing says "end of".
 
 The edges:
 
@@ -58,20 +58,23 @@ The edges:
   attribute shows an estimate, the ``len()`` of the data, or None. The loop does not rely on it.
 - Handlers may change the limits (``max_epochs``, ``max_iters``, ``max_steps``) and ``epoch_length``
   on the state. The loop reads these attributes after STARTED, after EPOCH_STARTED, after each
-  iteration and after each epoch, and a new value has an effect from the next reading on. A run ends
-  when a limit is reached or passed. Writing None removes a limit, and a run without any limit is an
-  error. No limit reopens or splits a step: a window that is open at the end of the run is dropped.
-  Limits that a handler writes hold until this run is over.
+  iteration and after each epoch. A new value takes effect when the loop next reads the attribute. A
+  run ends when a limit is reached or passed. Writing None removes a limit, and a run without any
+  limit is an error. A new limit changes no step: a window that has closed stays closed, and a
+  window that is open when the run ends is dropped without a step. Limits that a handler writes hold
+  until the present run is over.
 - After ``set_data`` the next batch comes from the new data. The present epoch then ends with the
-  pass over the new data, or at ``epoch_length``. Data that are assigned to ``state.dataloader`` are
-  used from the next DATALOADER_STOP_ITERATION, EPOCH_STARTED or run on, whichever comes first.
+  pass over the new data, or at ``epoch_length``. If data are assigned to ``state.dataloader``, the
+  loop changes to them at the next DATALOADER_STOP_ITERATION, the next EPOCH_STARTED or the start of
+  the next run, whichever comes first.
 - All validations that a schedule makes due at one step boundary are run as one validation. At the
   last batch of an epoch, and at a batch that ``terminate_epoch()`` makes the last, the validation
   and the save are deferred to EPOCH_COMPLETED. A Validation that is attached to an event runs
   separately, in order of attachment among the handlers of that event.
-- A scheduler by epoch moves after the validation and before the other handlers of EPOCH_COMPLETED.
-  A scheduler that takes a metric moves when all of these handlers have returned, because a handler
-  may write the metric.
+- A scheduler moves when its ``step()`` is called. A scheduler that moves once per epoch moves after
+  the validation and before the other handlers of EPOCH_COMPLETED. If such a scheduler takes a
+  metric, it moves when all handlers of EPOCH_COMPLETED have returned, because a handler may write
+  the metric.
 - Requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) that are made between the
   beginning of the forward pass and the end of STEP_COMPLETED are obeyed when on_step has closed.
   The step, the validation and the save come first.
@@ -79,18 +82,19 @@ The edges:
   completes first, and TERMINATE is fired afterwards.
 - When a run is terminated, ``on_epoch`` closes before the handlers of TERMINATE are called.
   ``interrupt()`` leaves open channels open, until the next ``run()`` continues the run.
-- The handlers of EXCEPTION_RAISED are called once, while all channels but on_validation are still
-  open. Then the channels close, innermost first. If the handlers return, the failure is handled, as
-  in Ignite, and the run ends: no further epoch, no EPOCH_COMPLETED, no COMPLETED.
+- The handlers of EXCEPTION_RAISED are called once. The channels that were open at the failure are
+  then still open, except on_validation. After the handlers the channels close, innermost first. If
+  the handlers return, the failure is handled, as in Ignite, and the run ends: no further epoch, no
+  EPOCH_COMPLETED, no COMPLETED.
 - After a stop or a failure the next ``run()`` continues from the last step boundary: the batches of
   the window that was dropped are given again. If the failure came after a step was committed, the
-  next run first does the rest of the work after that step, once STARTED has been fired:
-  STEP_COMPLETED if none of its handlers was called, step schedules, the validation and the save.
-  Ignite's running metrics continue as well.
+  next run fires STARTED and then does the work that was left after this step: STEP_COMPLETED if
+  none of its handlers was called, the callbacks on step schedules, the validation and the save.
+  Ignite's running metrics continue from their values at the same step boundary.
 - A signal that asks to stop breaks off a validation between two batches of an evaluator. The
   state is saved at once, without VALIDATION_COMPLETED and, at the end of an epoch, without the
-  other handlers of EPOCH_COMPLETED. The next run, also in another process, repeats the validation
-  and then does everything that was to follow it.
+  other handlers of EPOCH_COMPLETED. The next run, in this process or in another one, repeats the
+  validation and then does everything that was to follow the validation.
 - ``last_event_name`` in a handler is the event of that handler, even after the handler has fired
   other events.
 """
@@ -107,10 +111,10 @@ __all__ = ["TrainEvents"]
 
 
 class _EventsType(EnumMeta):
-    """The metaclass of ``TrainEvents``: its error for an unknown event names the event to use."""
+    """The metaclass of ``TrainEvents``. Its error for an unknown event suggests the right event."""
 
     def __getattr__(cls, name: str) -> Any:
-        # Python's own error would contain only the name.
+        # This method exists for the remedy in its errors: Python's own error has only the name.
         if name in cls.__members__:  # Python 3.10 and 3.11 look members up by this method
             return cls.__members__[name]
         message = f"{cls.__name__} has no event {name}"
@@ -125,10 +129,11 @@ class _EventsType(EnumMeta):
 class TrainEvents(EventEnum, metaclass=_EventsType):
     """Events within an iteration and around a validation, in addition to Ignite's ``Events``.
 
-    All events work with Ignite's filters (``every=``, ``once=``, …). A filter of a MODEL event
-    counts iterations, and a filter of a VALIDATION event counts validations. A filter of any other
-    event counts committed steps; at OPTIMIZER_STEP_STARTED the present step is not yet counted.
-    ``TrainEvents.event_to_attr()`` returns the attribute of the state that each event counts by.
+    All events work with Ignite's filters (``every=``, ``once=``, …). A filter of an event whose
+    name begins with MODEL counts iterations. If the name begins with VALIDATION, the filter counts
+    validations. A filter of any other event counts committed steps; at OPTIMIZER_STEP_STARTED the
+    present step is not yet counted. ``TrainEvents.event_to_attr()`` maps each event to the name of
+    the attribute of ``engine.state`` that counts for the event's filters.
     """
 
     MODEL_FORWARD_STARTED = "model_forward_started"
@@ -144,8 +149,9 @@ class TrainEvents(EventEnum, metaclass=_EventsType):
 
     @classmethod
     def event_to_attr(cls) -> dict["TrainEvents", str]:
-        """Returns, for each event, the attribute of ``engine.state`` that its filters count by."""
-        # The first word of an event's name decides. All other events count steps.
+        """Returns a mapping from each event to the name of its counter in ``engine.state``."""
+        # The counter depends on the first word of the event's name. For any other first word it is
+        # the number of committed steps.
         attributes = {"MODEL": "iteration", "VALIDATION": "validation"}
         return {event: attributes.get(event.name.split("_")[0], "optimizer_step") for event in cls}
 

@@ -5,11 +5,12 @@ The private members, with the meaning on which this module relies:
 - ``Accelerator._models``, ``_optimizers``, ``_dataloaders``: the objects that ``prepare`` of this
   accelerator has returned. Accelerate adds objects to these lists and removes none, until
   ``free_memory()`` replaces the lists with empty ones.
-- ``Accelerator._custom_objects``: the objects given to ``register_for_checkpointing``, in order.
+- ``Accelerator._custom_objects``: the objects given to ``register_for_checkpointing``, in the order
+  of the calls.
 - ``_is_accelerate_prepared``: True on each model, optimizer, scheduler and loader that ``prepare``
   returned; absent or False on all others.
-- ``_stop_iteration``, on a loader that dispatches its batches: whether the iteration in progress
-  has reached the end of the data.
+- ``_stop_iteration``: an attribute of ``DataLoaderDispatcher``, the loader whose batches rank 0
+  sends to all ranks. It is True if the iteration in progress has reached the end of the data.
 - ``AcceleratorState._shared_state``: the state that all accelerators of a process share. Its entry
   ``_mixed_precision`` is the mixed precision of all these accelerators. The entry is absent before
   the first accelerator is created.
@@ -81,7 +82,7 @@ class ShortWindow(dict[str, Any]):
 
 
 def full_window_settings(gradient_state: GradientState) -> dict[str, Any]:
-    """Returns the accumulation settings of a full window, also while a short one is open."""
+    """Returns the settings of a full window, also while a ``ShortWindow`` is in their place."""
     settings: dict[str, Any] = gradient_state.plugin_kwargs
     while isinstance(settings, ShortWindow):
         settings = settings.whole
@@ -89,11 +90,11 @@ def full_window_settings(gradient_state: GradientState) -> dict[str, Any]:
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
-    """Returns ``accelerator``, or if that is None a new one that keeps the accumulation settings.
+    """Returns ``accelerator``; if it is None, a new one with the present accumulation settings.
 
     All accelerators of a process share one state, and creating a plain ``Accelerator()`` resets the
-    accumulation in this state to 1. If a plain one were created for an evaluator, the trainer would
-    stop accumulating gradients. With several processes, this function also synchronizes
+    accumulation in this state to 1. If an evaluator created a plain ``Accelerator()``, the trainer
+    would stop accumulating gradients. With several processes, this function also synchronizes
     ``ignite.distributed`` with the process group.
 
     Raises:
@@ -110,16 +111,17 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         accelerator = Accelerator(gradient_accumulation_plugin=plugin if accumulation else None)
     _warn_about_ignored_settings(accelerator)
     if accelerator.num_processes > 1:
-        # Ignite would otherwise synchronize on first use. That call is collective: if only one
-        # process had a logger that uses `ignite.distributed`, this process would wait for ever.
-        # Here all processes take part.
+        # Without this call, Ignite would call `sync` when a process first uses
+        # `ignite.distributed`. `sync` is collective: if only one process had a logger that uses
+        # `ignite.distributed`, that process would wait for the others for ever. At this line all
+        # processes make the call.
         idist.sync()
     return accelerator
 
 
 def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
     """Warns about settings that Accelerate ignores without a warning of its own."""
-    # Accelerate sets this variable if it is given an FSDP plugin; its launcher sets it too.
+    # An Accelerator with an FSDP plugin sets this variable; `accelerate launch` can set it too.
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and is_data_parallel(accelerator):
         warn_once(
             "Accelerate ignores an FSDP plugin on this device: every process trains the whole model"
@@ -134,7 +136,7 @@ def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
 
 
 def _requested_processes() -> int | None:
-    """Returns the ``--num_processes`` of ``accelerate launch``, or None if it was not used."""
+    """Returns the ``--num_processes`` given to ``accelerate launch``; None if none was given."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # a variable that the launcher sets
         return None
     # The launcher is the parent of this process; its command line has the number.
@@ -147,7 +149,7 @@ def _requested_processes() -> int | None:
 
 
 def is_data_parallel(accelerator: Accelerator) -> bool:
-    """Returns whether every process has the whole model, as with DDP. FSDP and others split it."""
+    """Returns whether every process has the whole model, as with DDP. FSDP splits the model."""
     distributed_type: str = accelerator.distributed_type.value
     # DDP has one type for each kind of device: MULTI_GPU, MULTI_CPU, MULTI_NPU, …
     return distributed_type == DistributedType.NO.value or distributed_type.startswith("MULTI_")
@@ -180,16 +182,16 @@ def prepared_models(accelerator: Accelerator) -> list[torch.nn.Module]:
 def prepare_for_owner(
     owner: object, accelerator: Accelerator, prepare: Callable[..., Any], *things: Any
 ) -> Any:
-    """Returns ``prepare(*things)``, and makes ``owner`` an owner of the objects that it prepares.
+    """Returns ``prepare(*things)``, and makes ``owner`` an owner of the prepared objects.
 
-    ``prepare`` adds these objects to lists of the accelerator, where they stay until
-    ``free_memory()``. So the models of all trainers that have used the accelerator would stay in
-    memory. This function removes an object that it has added once ``owner`` and all other owners of
-    the object have been garbage-collected. Objects that a user has prepared stay.
+    ``prepare`` adds the prepared objects to lists of the accelerator, where they would stay until
+    ``free_memory()``. The models of all trainers that have used the accelerator would then stay in
+    memory. With owners, an object leaves the lists when all its owners have been garbage-collected.
+    Objects that a user has prepared get no owner, and stay.
 
     Args:
         owner: the object that uses the prepared objects, for example an optimizer step. No object
-            on the lists may refer to ``owner``, because that reference would keep it alive.
+            on the lists may refer to ``owner``, because that reference would keep ``owner`` alive.
         accelerator: the accelerator that has the lists.
         prepare: ``accelerator.prepare``, or one of its parts.
         things: the arguments of ``prepare``.
@@ -198,7 +200,7 @@ def prepare_for_owner(
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
     for thing in _listed_objects(accelerator):
-        # A result that was on the lists before may have an owner already. Then it has two.
+        # A result that was on the lists before may have an owner already. It gets a second one.
         if id(thing) in results or thing not in before:
             _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared
@@ -206,7 +208,7 @@ def prepare_for_owner(
 
 @contextmanager
 def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
-    """Removes the objects that the body adds to an accelerator's lists, when the body ends."""
+    """Removes from an accelerator's lists, after the body, the objects that the body has added."""
     before = _ListsSnapshot(accelerator)
     try:
         yield
@@ -216,7 +218,10 @@ def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
 
 
 def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Adds an owner of a prepared loader, which is put on the accelerator's list if needed."""
+    """Adds an owner of a prepared loader, and puts the loader on the accelerator's list.
+
+    A loader that is on the list already is not put there a second time.
+    """
     is_new = loader not in _ListsSnapshot(accelerator)
     if is_new:
         accelerator._dataloaders = [*accelerator._dataloaders, loader]
@@ -234,7 +239,7 @@ def remove_loader_owner(owner: object, accelerator: Accelerator, loader: Any) ->
 class _ListsSnapshot:
     """The objects that were on the lists of an accelerator when the snapshot was made.
 
-    The objects are compared by identity, because a module may define equality differently. The
+    The objects are compared by identity, because a module may define its own ``__eq__``. The
     snapshot keeps the objects alive, because Python may give the identity of a freed object to a
     new one.
     """
@@ -263,7 +268,8 @@ class _Ownership:
         return all(each() is None for each in self.owners)
 
 
-# The inner dictionaries are keyed by identity, because a module may define equality differently.
+# The keys of an inner dictionary are the identities of objects, because a module may define its own
+# ``__eq__``.
 _ownerships: "weakref.WeakKeyDictionary[Accelerator, dict[int, _Ownership]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -275,15 +281,15 @@ def _listed_objects(accelerator: Accelerator) -> list[Any]:
 
 def _ownership_of(accelerator: Accelerator, thing: Any) -> _Ownership | None:
     ownership = _ownerships.get(accelerator, {}).get(id(thing))
-    # Python may have given the identity of a freed object to this one.
+    # The entry may be that of a freed object, whose identity Python has given to `thing`.
     return ownership if ownership is not None and ownership.thing() is thing else None
 
 
 def _add_owner(owner: object, accelerator: Accelerator, thing: Any, *, is_new: bool) -> None:
     """Adds an owner of an object on the lists, unless a user has put the object there.
 
-    If an object was on the lists before (``is_new`` is False) and has no owner, a user has put it
-    there.
+    ``is_new`` is True if this package has just put the object on the lists. An object that is not
+    new and has no owner was put there by a user.
     """
     ownership = _ownership_of(accelerator, thing)
     if ownership is None:
@@ -317,7 +323,7 @@ def _remove_from_lists(accelerator: Accelerator, thing: Any) -> None:
     for name in _LISTS:
         things = getattr(accelerator, name)
         if any(each is thing for each in things):
-            # A new list: Accelerate may be iterating over the present one.
+            # The list is replaced, because Accelerate may be iterating over the present list.
             setattr(accelerator, name, [each for each in things if each is not thing])
 
 

@@ -35,7 +35,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 handler_config = ConfigDict(
     extra="forbid",
     hide_input_in_errors=True,  # the messages of `must_be` contain the value already
-    arbitrary_types_allowed=True,  # the type of a field may be a class such as Handler
+    arbitrary_types_allowed=True,  # needed for a field whose type is a class such as Handler
 )
 """The configuration of handlers that are pydantic dataclasses."""
 
@@ -86,9 +86,9 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
                 raise _readable_error(error, type(self).__name__, signature, args) from None
 
         # Pydantic sets `__signature__` on the class, where `inspect` finds it for instances too.
-        # Ignite inspects a handler, which is an instance, to decide how to call it. It would take
-        # the arguments of the constructor for those of `__call__`. So the signature moves to the
-        # constructor.
+        # Ignite inspects a handler, which is an instance, to decide how to call it. With this
+        # attribute, Ignite would take the arguments of the constructor for those of `__call__`. So
+        # the signature is moved to the constructor.
         del made.__signature__
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         parameters = [self_parameter, *signature.parameters.values()]
@@ -145,7 +145,10 @@ def _plain_signature(signature: inspect.Signature) -> inspect.Signature:
 def _readable_error(
     error: ValidationError, name: str, signature: inspect.Signature, args: tuple[Any, ...]
 ) -> TypeError | ValueError:
-    """Returns the error to raise in place of pydantic's, with all problems of the arguments.
+    """Returns the error to raise in place of pydantic's error.
+
+    The error is a TypeError that lists the problems of the call itself, such as an unknown
+    argument. If there are none, the error is a ValueError that lists the wrong values.
 
     Args:
         error: the error of pydantic.
@@ -172,13 +175,15 @@ def _call_problems(
         extra = args[len(by_position)]
         by_keyword = [p.name for p in parameters.values() if p not in by_position]
         takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
+        # "also", because the extra argument was given in addition to those that may be positional.
         more = "also " if by_position else ""
         remedy = f"write {by_keyword[0]}={short_repr(extra)}" if by_keyword else "remove it"
         yield f"`{name}` takes {takes} by position, got {more}{short_repr(extra)}: {remedy}"
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):
-            # The problem is within a value, or is an extra positional argument, reported above.
+            # The problem lies inside a value, or concerns an extra positional argument, which the
+            # lines above have reported.
             continue
         if each["type"] == "unexpected_keyword_argument":
             yield f"`{name}` has no argument `{argument}`: {did_you_mean(argument, parameters)}"
@@ -189,7 +194,7 @@ def _call_problems(
 
 
 def _located_message(error: Any) -> str:
-    """Returns the message of one error of pydantic, with the path of the value."""
+    """Returns the message of one error of pydantic, with the path to the value: ``sizes[2]``."""
     message = error_message(error)
     first, *within = error["loc"] or ("",)
     path = str(first) + "".join(f"[{key!r}]" for key in within)
@@ -202,8 +207,8 @@ def error_message(error: Any) -> str:
     """Returns the message of one error of pydantic in the form of this package's messages.
 
     The message of a rule made by ``must_be`` begins with the name of the field, and is returned
-    unchanged. The message about a missing argument begins with its name too. Any other message
-    begins with a verb: "must be a valid number, got 'x'".
+    unchanged. The message about a missing argument begins with the name of the argument. Any other
+    message begins with a verb: "must be a valid number, got 'x'".
     """
     error_type, value = error["type"], error["input"]
     if error_type == "value_error":

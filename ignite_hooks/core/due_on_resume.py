@@ -1,8 +1,9 @@
-"""The work that is still due when a checkpoint is taken, such as a validation, as numbers to save.
+"""Numbers that stand in a checkpoint for work that is due but not done yet, such as a validation.
 
-Due work is a callback, and a callback cannot be saved. So each attachment whose work can be due
-adds an entry to its engine, and a checkpoint has the numbers of the entries that are due. On an
-engine that is built in the same way, the same entries have the same numbers.
+Due work is a callback, and a callback cannot be saved. So each attachment of a handler whose work
+can be due adds an entry to the engine. The entries of a kind are numbered in the order in which
+they were added, and a checkpoint saves the numbers of the entries whose work is due. On an engine
+that is built in the same way, the same entries have the same numbers.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ __all__ = ["add_due_entry", "due_numbers", "make_due"]
 
 
 class _Entry(NamedTuple):
-    """An attachment whose work can be due, by the arguments of ``add_due_entry``."""
+    """The entry of an attachment whose work can be due: the arguments of ``add_due_entry``."""
 
     kind: str
     is_due: Callable[[], bool]
@@ -45,7 +46,10 @@ def add_due_entry(
 
 
 def due_numbers(engine: AnyEngine) -> dict[str, list[int]]:
-    """Returns the numbers of the entries that are due now, by kind."""
+    """Returns a mapping from each kind to the numbers of its entries whose work is due now.
+
+    Kinds without due work are left out.
+    """
     numbers: dict[str, list[int]] = {}
     for kind, entries in _by_kind(engine).items():
         due = [number for number, entry in enumerate(entries) if entry.is_due()]
@@ -55,12 +59,12 @@ def due_numbers(engine: AnyEngine) -> dict[str, list[int]]:
 
 
 def make_due(engine: AnyEngine, due: Mapping[str, Sequence[int]]) -> None:
-    """Makes the work due on ``engine`` that was due on an engine built in the same way.
+    """Makes work due on ``engine`` again, after it was due on an engine built in the same way.
 
     Args:
         engine: the engine.
-        due: the result of ``due_numbers`` for the other engine. Numbers without an entry on
-            ``engine`` are ignored.
+        due: the result of ``due_numbers`` for that other engine. A number is ignored if ``engine``
+            has no entry with this number.
     """
     for kind, entries in _by_kind(engine).items():
         for number in due.get(kind, ()):

@@ -1,10 +1,11 @@
 """An engine that fires events quickly, and all uses of Ignite's private members.
 
 =============================  ====================================================================
-``_event_handlers``            the table of handlers: (function, arguments, keywords) by event
+``_event_handlers``            the table of handlers: it maps an event to a list of entries
+                               (function, arguments, keywords)
 ``_allowed_events``            the registered events
 ``_fire_event``                calls the handlers of an event
-``_handler_wrapper``           the wrapper of a handler of a filtered event
+``_handler_wrapper``           returns the wrapper that applies the filter of an event to a handler
 ``_parent``                    a weak reference from such a wrapper to the handler
 ``_name_``                     the name of an event
 ``_internal_run_generator``    the generator of the current or interrupted run
@@ -63,12 +64,12 @@ __all__ = [
 def engine_storage(engine: AnyEngine) -> dict[str, Any]:
     """Returns the dictionary in which this package keeps its data about an engine.
 
-    The dictionary is an attribute of the engine. Many of its values refer back to the engine, such
-    as the closure of a handler. The garbage collector frees such a cycle together with the engine,
-    whereas a global dictionary with weak keys would keep both for ever.
+    The dictionary is an attribute of the engine. Many of the values, such as the closures of
+    handlers, refer back to the engine. The garbage collector frees such a cycle together with the
+    engine. A global dictionary with weak keys would keep the engine and the values for ever.
     """
     # `vars(engine)` is avoided: after a call of `vars`, Python 3.11 reads the attributes of the
-    # object more slowly. An iteration of an empty engine then took a fifth longer.
+    # object more slowly. An iteration of an engine that does nothing then took a fifth longer.
     owner: Any = engine
     if not hasattr(owner, "_ignite_hooks"):
         owner._ignite_hooks = {}
@@ -82,19 +83,19 @@ def has_handlers(engine: Engine, event: Any) -> bool:
 
 
 def handlers_of(engine: AnyEngine) -> list[Callable[..., Any]]:
-    """Returns all attached handlers as given, without the wrappers of filters.
+    """Returns all attached handlers as users gave them, without the wrappers that apply filters.
 
     The handlers are sorted by the names of their events. The handlers of one event are in the order
-    of the table of handlers.
+    in which Ignite's table of handlers lists them.
     """
     return [handler for handler, _ in handlers_with_arguments(engine)]
 
 
 def handlers_with_arguments(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
-    """Returns each attached handler as given, with the other objects that take part in its calls.
+    """Returns (handler, other objects) for each attached handler, in the order of ``handlers_of``.
 
-    These objects are the wrapper of a filtered event, which holds the filter, and the arguments
-    without the engine. The order is that of ``handlers_of``.
+    The handler is the function as the user gave it. The other objects take part in its calls: the
+    wrapper that applies a filter, if the event has a filter, and the arguments except the engine.
     """
     calls: list[tuple[Callable[..., Any], list[Any]]] = []
     for function, args, kwargs in handler_entries(engine):
@@ -111,12 +112,13 @@ def handlers_with_arguments(engine: AnyEngine) -> list[tuple[Callable[..., Any],
 def handler_entries(engine: AnyEngine) -> list[tuple[Any, Any, Any]]:
     """Returns the entries (function, arguments, keywords) of the table of handlers.
 
-    For a filtered event, the function is Ignite's wrapper of the handler, which also holds the
-    filter. The order is that of ``handlers_of``.
+    For an event with a filter, the function is the wrapper that applies the filter to the handler.
+    The order is that of ``handlers_of``.
     """
     owner: Any = engine
     calls: list[tuple[Any, Any, Any]] = []
-    # Sorted, because the table has the events in the order in which they first had a handler.
+    # The events are sorted by name. Their order in the table only shows when each of them first had
+    # a handler.
     for _, entries in sorted(_entries_by_name(owner._event_handlers), key=itemgetter(0)):
         calls += entries
     return calls
@@ -160,7 +162,8 @@ def move_to_front(engine: Engine, event: Any) -> None:
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
         if engine._firing is not None:
-            # add_event_handler has just appended one entry for each event to this list.
+            # `add_event_handler` has just appended one entry per event to this list, whose handlers
+            # are called at the end of the present firing. These entries are removed.
             del engine._added_while_firing[-len(events) :]
         engine._update_handlers()
 
@@ -179,7 +182,8 @@ def fire_within(engine: AnyEngine, event: Any) -> None:
     try:
         engine.fire_event(event)
     finally:
-        # Outside a run there is no surrounding event, so `event` stays the last one, as in Ignite.
+        # Outside a run there is no surrounding event, so `last_event_name` stays `event`, as in
+        # Ignite.
         if is_running(engine):
             engine.last_event_name = outer
 
@@ -205,7 +209,8 @@ def forget_run(engine: Engine) -> None:
     exhausted, and ``engine.run`` returns at once without doing anything.
     """
     engine._internal_run_generator = None
-    # If the state has limits, Ignite's `run` continues up to them instead of starting a new run.
+    # If the state has limits, Ignite's `run` continues the old run up to these limits instead of
+    # starting a new run.
     state = engine.state
     state.max_epochs = state.max_iters = state.epoch_length = None
 
@@ -214,7 +219,7 @@ class EventCheckingEngine(Engine):
     """An Ignite engine whose error for an unknown event suggests the event that was meant."""
 
     def _assert_allowed_event(self, event_name: Any) -> None:
-        """Raises a ValueError for an unknown event. Ignite calls this for each event it gets."""
+        """Raises a ValueError for an unknown event. Ignite calls this method with each event."""
         if event_name in self._allowed_events:
             return
         known = {each.name: each for each in self._allowed_events if isinstance(each, Enum)}
@@ -262,7 +267,8 @@ class QuickEngine(EventCheckingEngine):
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds a handler, as Ignite does."""
         handle = super().add_event_handler(event_name, handler, *args, **kwargs)
-        # For a list of events, Ignite's method has called this method once for each event.
+        # For a list of events nothing is left to do: Ignite's method has called this method for
+        # each event of the list.
         if not isinstance(event_name, EventsList):
             if self._firing is not None:
                 added = self._event_handlers[event_name][-1]
@@ -287,18 +293,19 @@ class QuickEngine(EventCheckingEngine):
             self.last_event_name = event_name
 
     def _handler_wrapper(self, handler: Any, event_name: Any, event_filter: Any) -> Any:
-        """Returns Ignite's wrapper of a filtered handler, with the counter's name looked up once.
+        """Returns a wrapper that calls ``handler`` only if the event's filter allows it.
 
-        The filter takes the value of a counter of the state, such as ``iteration``. The name of the
-        counter is looked up here, when the handler is attached. Ignite's own wrapper looks it up
-        twice at each event, by ``__hash__`` and ``__eq__`` in Python.
+        The filter is called with the engine and the value of a counter of the state, such as
+        ``iteration``. The name of the counter is looked up here, when the handler is attached.
+        Ignite's own wrapper looks up the name twice each time the event is fired, by ``__hash__``
+        and ``__eq__`` in Python.
         """
         wrapper = super()._handler_wrapper(handler, event_name, event_filter)
         counter = State.event_to_attr.get(event_name)
         if counter is None:
-            return wrapper  # raises when it is called: the event has no counter to filter by
+            return wrapper  # this wrapper raises an error when called: the event has no counter
 
-        @functools.wraps(wrapper)  # copies `_parent` too, by which Ignite removes the handler
+        @functools.wraps(wrapper)  # copies `_parent` too, by which Ignite finds what to remove
         def call_if_due(*args: Any, **kwargs: Any) -> Any:
             if event_filter(self, getattr(self.state, counter)):
                 return handler(*args, **kwargs)
@@ -307,10 +314,10 @@ class QuickEngine(EventCheckingEngine):
         return call_if_due
 
     def _update_handlers(self) -> None:
-        """Looks up the handlers of all registered events, and how each handler is called.
+        """Fills ``_callbacks`` with the functions to call at each registered event.
 
-        The keys of the result are the names of the events. With an event as the key, a look-up
-        would take 4 µs, because events compare and hash in Python.
+        The keys of ``_callbacks`` are the names of the events. With an event as the key, a look-up
+        would take 4 µs, because ``__eq__`` and ``__hash__`` of events are written in Python.
         """
         entries = {_key_of(event): listed for event, listed in self._event_handlers.items()}
         self._callbacks = {
@@ -326,10 +333,11 @@ class QuickEngine(EventCheckingEngine):
     def list_cleared_at(self, event: Any) -> list[Any]:
         """Returns a list that is cleared when the first handler of ``event`` is called.
 
-        The caller keeps an entry in the list while ``event`` is due. The line of code that clears
-        the list also calls the handler. So wherever an exception comes, the event is either still
-        due or its handlers have begun. Handlers with ``Turn.NOTE`` are called before the list is
-        cleared, and so may be called twice.
+        The caller puts an entry into the list when ``event`` becomes due, that is, when it has to
+        be fired. One line of code clears the list and calls the first handler. So wherever an
+        exception comes, either the event is still due or its handlers have begun. Handlers with
+        ``Turn.NOTE``, which only note that work is due, are called before the list is cleared. They
+        may therefore be called twice.
         """
         due: list[Any] = []
         self._due_lists[_key_of(event)] = due
@@ -347,7 +355,10 @@ class QuickEngine(EventCheckingEngine):
     def _make_callback(
         self, name: Any, function: Any, args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns the function to call at the event ``name`` for an entry of Ignite's table."""
+        """Returns the function to call at the event ``name`` for an entry of Ignite's table.
+
+        The entry is (``function``, ``args``, ``kwargs``). A subclass may return a wrapper.
+        """
         return self._with_engine(function, args, kwargs)
 
     def _with_engine(
@@ -357,7 +368,8 @@ class QuickEngine(EventCheckingEngine):
 
         Most handlers take the engine alone. Such a handler is returned unchanged.
         """
-        # Ignite puts a weak reference to the engine first if the handler accepts the engine.
+        # If the handler accepts the engine, its first argument in the table is a weak reference to
+        # the engine.
         has_reference = bool(args) and isinstance(args[0], weakref.ref)
         if has_reference and args[0]() is self and len(args) == 1 and not kwargs:
             return function
@@ -390,7 +402,7 @@ class QuickEngine(EventCheckingEngine):
             if event_args or event_kwargs:
                 for handler in handlers:
                     handler(self, *event_args, **event_kwargs)
-            else:  # twice as fast without unpacking empty arguments
+            else:  # twice as fast as the call above with empty arguments
                 for handler in handlers:
                     handler(self)
             if len(self._added_while_firing) > added_before:
@@ -419,7 +431,7 @@ class QuickEngine(EventCheckingEngine):
             event, entry = added[index]
             index += 1
             entries = self._event_handlers[event]
-            # A handler that was removed again before its turn is not called.
+            # A handler that was removed again before this line is not called.
             if _key_of(event) == name and any(entry[0] is function for function, *_ in entries):
                 self._with_engine(*entry)(self, *args, **kwargs)
 
@@ -452,8 +464,8 @@ class QuickEngine(EventCheckingEngine):
         """Runs ``run``, or the interrupted run, until it ends or is interrupted.
 
         Args:
-            run: the generator of a new run, or None to continue the interrupted run. It yields the
-                state at an interruption, and returns the state at its end.
+            run: the generator of a new run, or None to continue the interrupted run. The generator
+                yields the state when the run is interrupted, and returns the state when it ends.
         """
         if run is not None:
             self._internal_run_generator = run
@@ -465,8 +477,8 @@ class QuickEngine(EventCheckingEngine):
             self._internal_run_generator = None
             return end.value  # type: ignore[no-any-return]
         except BaseException:
-            # A generator that has raised is closed already. But if Ctrl-C came before the generator
-            # was started, it still has to be closed.
+            # A generator that has raised an exception is closed already. A generator that was not
+            # started yet when Ctrl-C came is still open, and is closed here.
             self._close_interrupted()
             raise
 
@@ -481,8 +493,8 @@ class QuickEngine(EventCheckingEngine):
 def _key_of(event: Any) -> Any:
     """Returns the name of an Ignite event, and any other event unchanged.
 
-    Strings can be events too. A member of an enum of strings is returned unchanged as well, because
-    it equals its string.
+    A string can be an event too. A member of an enum of strings is returned unchanged: as a key of
+    a dictionary it is equal to its string.
     """
     return event._name_ if isinstance(event, CallableEventWithFilter) else event
 
@@ -490,7 +502,11 @@ def _key_of(event: Any) -> Any:
 def _clearing_when_called(
     due: list[Any], handlers: tuple[Callable[..., Any], ...]
 ) -> tuple[Callable[..., Any], ...]:
-    """Returns ``handlers``, of which the first one without ``Turn.NOTE`` also clears ``due``."""
+    """Returns ``handlers``, with the first one without ``Turn.NOTE`` wrapped to clear ``due``.
+
+    Handlers with ``Turn.NOTE`` come first. If there are no others, ``handlers`` is returned
+    unchanged.
+    """
     count = sum(1 for each in handlers if getattr(each, _TURN_ATTRIBUTE, None) is Turn.NOTE)
     if count == len(handlers):
         return handlers
@@ -504,7 +520,7 @@ def _clearing_when_called(
 
 
 def set_turn(handler: Callable[..., Any], turn: Turn) -> None:
-    """Sets the turn of ``handler`` among the handlers of an event of a trainer."""
+    """Sets the turn of ``handler``, by which a trainer sorts the handlers of an event."""
     setattr(handler, _TURN_ATTRIBUTE, turn)  # functools.wraps copies it to wrappers
 
 
@@ -523,7 +539,8 @@ def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
         if is_epoch_end and bound_object(entry[0], Metric) is not None:
             return Turn.METRICS
         turn = getattr(entry[0], _TURN_ATTRIBUTE, None)
-        return turn if isinstance(turn, Turn) else Turn.OTHERS  # a mock has every attribute
+        # The type is checked, because a mock has every attribute.
+        return turn if isinstance(turn, Turn) else Turn.OTHERS
 
     timers = [*itertools.takewhile(lambda each: bound_object(each[0], BasicTimeProfiler), entries)]
     return timers + sorted(entries[len(timers) :], key=turn_of)
@@ -532,10 +549,10 @@ def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
 def bound_object(function: Any, owner_type: type) -> Any:
     """Returns the object to which a method is bound, if it is an ``owner_type``; else None.
 
-    ``function`` may be a wrapper of the method, so each wrapper is checked, from the outermost to
-    the innermost function. The innermost function alone is not enough. For a method that is
-    decorated in its class, such as ``Metric.iteration_completed``, it is a plain function, which is
-    bound to no object.
+    ``function`` may be a wrapper of the method, so each function is checked, from the outermost
+    wrapper to the innermost function. A look at the innermost function alone is not enough: if a
+    method is decorated in its class, as ``Metric.iteration_completed`` is, the innermost function
+    is a plain function, which is bound to no object.
     """
     while function is not None:
         owner = getattr(function, "__self__", None)

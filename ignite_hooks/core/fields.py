@@ -1,4 +1,4 @@
-"""Types for the fields of handlers, each of which checks the value of its field.
+"""Types for the fields of handlers. Each type checks the values of the fields that have the type.
 
 The error of a wrong value names the field, the rule, the value and the remedy. A field that may be
 left out is written as ``every_steps: Every | None = None``. True and False do not count as numbers.
@@ -76,7 +76,7 @@ def must_be(
         holds: returns whether a value obeys the rule. It is called before pydantic has checked the
             type of the value.
         remedy: the words that tell what to do instead.
-        may_be_none: accept None too, for fields whose annotation allows it.
+        may_be_none: whether None is accepted too, for fields whose annotation allows None.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -85,7 +85,7 @@ def must_be(
         shown = f"{short_repr(value)}{conversion_hint(value, holds)}"
         raise ValueError(f"`{info.field_name}` must be {rule}, got {shown}; {remedy}")
 
-    # Before pydantic's own check, which would convert True or "1" to 1.
+    # The validator runs before pydantic's own check, which would convert True or "1" to 1.
     return BeforeValidator(check)
 
 
@@ -110,7 +110,7 @@ Iterations = Annotated[int, must_be("an integer >= 1", is_count, "it counts iter
 """A number of iterations: an integer >= 1."""
 
 Batches = Annotated[int, must_be("an integer >= 1", is_count, "leave it out for all"), _COUNT]
-"""The largest number of batches: an integer >= 1."""
+"""The maximum number of batches to use: an integer >= 1."""
 
 Limit = Annotated[
     float,
@@ -185,16 +185,16 @@ AfterTerminate = Annotated[
     Literal["finish", "continue"],
     _one_of("finish", "continue", '"continue" resumes a run even if a handler has ended it'),
 ]
-"""The behaviour if a handler, such as early stopping, has ended the run to resume before its limit.
+"""The behaviour if the run to resume has not reached its limit, because a handler ended the run.
 
-"finish" leaves the run ended, "continue" trains on.
+Such a handler is early stopping, for example. "finish" leaves the run ended, "continue" trains on.
 """
 
 OnBusy = Annotated[
     Literal["error", "wait"],
     _one_of("error", "wait", '"wait" starts a requeued job when the job before it has ended'),
 ]
-"""The behaviour while another run writes to the directory: "error", or "wait" for its end."""
+"""The behaviour if another run is writing to the directory: "error", or "wait" for its end."""
 
 Generation = Annotated[
     int,
@@ -325,7 +325,7 @@ def _known_settings() -> set[str]:
     """Returns the names of the settings of all optimizers whose classes are loaded."""
     from torch.optim import (
         Optimizer,
-    )  # here, as it is slow to import and most handlers need no torch
+    )  # imported here, because torch is slow to import and most handlers do not need it
 
     names, classes = {"scheduler", "requires_grad"}, list(Optimizer.__subclasses__())
     while classes:
@@ -376,7 +376,7 @@ def _make_absolute(
     """Returns the absolute path of ``value``, as a str if ``value`` is one, else as a Path."""
     try:
         found = absolute(value)
-    except ValueError as error:
+    except ValueError as error:  # its message begins with "got", and completes the one below
         raise ValueError(f"`{field}` must be a path that can be made absolute, {error}") from error
     return str(found) if isinstance(value, str) else found
 
@@ -426,4 +426,7 @@ The value must not be empty. A path becomes absolute, with ``~`` expanded.
 """
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
-"""An object that can only be given in code: any value. In a file the field is left out or None."""
+"""An object that can only be given in code: any value.
+
+In a configuration file the field is left out or None.
+"""

@@ -36,9 +36,9 @@ class Handler:
 
     ::
 
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), handler)   # a callable
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), handler)   # as a callable
         attachment = handler.attach(engine)                                  # on its own schedule
-        handler.attach(engine, Events.ITERATION_COMPLETED(every=10))         # any event
+        handler.attach(engine, Events.ITERATION_COMPLETED(every=10))         # at any event
 
     A subclass defines its action in ``__call__``. If it can be attached without an event, it also
     defines its schedule in ``attach_to``. A handler keeps no reference to an engine, so that one
@@ -131,16 +131,17 @@ class Attachment:
             event: the event, with or without a filter.
             callback: is called with the engine.
             first: whether ``callback`` is called before the handlers that are attached already.
-            turn: the turn of ``callback`` among the handlers of the event. Only a trainer sorts its
-                handlers by turn.
+            turn: the turn of ``callback``, by which a trainer sorts the handlers of the event. A
+                plain Ignite engine ignores it.
         """
         call: Callable[[Any], Any] = callback
 
-        # Each attachment gets a new function, because Ignite removes handlers by equality: it would
-        # remove the handlers of all attachments of one callback. The function takes further
-        # arguments, because Ignite passes some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. It
-        # checks that the attachment still exists, because Ignite calls a handler once more if an
-        # earlier handler of the same event has removed it.
+        # Each attachment gets a new function, because Ignite removes all handlers that are equal to
+        # a given one. If `callback` itself were the handler, removing one attachment would remove
+        # the handlers of all attachments of the same callback. The function takes further
+        # arguments, because Ignite passes some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. The
+        # function checks that the attachment still exists, because Ignite calls a handler once more
+        # if an earlier handler of the same event has removed it.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
             if self._removal_callbacks:
                 call(engine)
@@ -162,14 +163,18 @@ class Attachment:
     def during_run(self, scope: RunScope) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
-        Code that changes the process while a run lasts belongs in such a scope. No event is certain
-        to be fired at the end of a run that fails.
+        Code that changes the process while a run lasts belongs in such a scope. A handler of an
+        event cannot undo the change reliably, because no event is certain to be fired at the end of
+        a run that fails.
         """
         any_scope: Callable[[Any], Scope] = scope  # mypy refuses to pass on a union of callables
         self.on_removal(enter_at_each_run(self.engine, any_scope))
 
     def on_removal(self, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` when this attachment is removed. The last callback is called first."""
+        """Calls ``callback`` when this attachment is removed.
+
+        If there are several callbacks, the one that was added last is called first.
+        """
         self._removal_callbacks.append(callback)
 
     def remove(self) -> None:
@@ -214,7 +219,7 @@ class Scheduled(Handler):
 
     On an engine that has an ``OptimizerStep``, as a trainer has, ``every_steps`` counts committed
     optimizer steps: those that the loss scaler has not skipped. On other engines ``every_steps``
-    counts iterations. Which of the two is counted is decided when a run starts.
+    counts iterations. Whether steps or iterations are counted is decided when a run starts.
     """
 
     every_steps: int | None
@@ -236,8 +241,9 @@ class Scheduled(Handler):
         Args:
             attachment: the attachment.
             callback: is called with the engine.
-            turn_by_epoch: the turn of ``callback`` among the handlers of EPOCH_COMPLETED, on a
-                trainer.
+            turn_by_epoch: the turn of ``callback``, by which a trainer sorts the handlers of
+                EPOCH_COMPLETED. ``Turn.NOTE`` says that ``callback`` only notes that work is due,
+                for both schedules.
         """
         if self.every_epochs is not None:
             event = Events.EPOCH_COMPLETED(every=self.every_epochs)
@@ -252,8 +258,8 @@ class Scheduled(Handler):
         Args:
             attachment: the attachment.
             callback: is called with the engine.
-            is_note: whether the callback only notes that work is due. If an exception breaks off
-                such a callback, it is called again.
+            is_note: whether ``callback`` only notes that work is due. A callback that an exception
+                has broken off is called again only if this is True.
         """
         if self.every_steps is not None:
             every = self.every_steps
@@ -272,7 +278,7 @@ class Scheduled(Handler):
 def _called_every_steps(
     engine: Engine, every: int, callback: Callable[[Engine], Any], name: str, is_note: bool
 ) -> Iterator[None]:
-    """Calls ``callback(engine)`` once in ``every`` steps while the body, a run, lasts.
+    """Calls ``callback(engine)`` at each multiple of ``every`` steps during the body, a run.
 
     Args:
         engine: the engine.
@@ -288,14 +294,14 @@ def _called_every_steps(
         def call_with_engine() -> None:
             callback(engine)
 
-        # `out_of_order`: an attachment may be removed while scopes that were entered later are
-        # still open.
+        # `out_of_order`, because an attachment may be removed while scopes that were entered later
+        # are still open.
         with undo_on_exit(lambda: timetable.drop(call_with_engine), out_of_order=True):
             timetable.add(every, call_with_engine, is_note=is_note)
             yield
         return
 
-    # A new function: Ignite removes handlers by equality.
+    # A new function, because Ignite removes all handlers that are equal to a given one.
     def handler(engine: Engine) -> None:
         callback(engine)
 

@@ -1,10 +1,10 @@
 """Signals that are held back until an optimizer step is complete.
 
-A Python signal handler runs between any two lines of the main thread, lines of torch included. If
-the handler raises an exception, it leaves an optimizer step half done. ``pthread_sigmask`` does not
-prevent this. In a process with a second thread, the operating system delivers the signal to the
-second thread, and Python still runs the handler in the main thread, whatever the mask of the main
-thread. So this module wraps the handlers themselves.
+A Python signal handler may run between any two lines of the main thread, lines of torch included.
+If the handler raises an exception, the exception can leave an optimizer step half done.
+``pthread_sigmask`` does not prevent this. In a process with a second thread, the operating system
+delivers the signal to the second thread. Python then runs the handler in the main thread, even if
+the mask of the main thread blocks the signal. So this module wraps the handlers themselves.
 """
 
 import signal
@@ -18,17 +18,17 @@ __all__ = ["HeldSignals", "is_signal_held", "replace_signal_handler", "signal_ha
 # torch raises an error for dead loader workers in a handler of SIGCHLD; this package raises one
 # for a failure on another rank in a handler of SIGURG.
 _NAMES = ("SIGINT", "SIGALRM", "SIGTERM", "SIGCHLD", "SIGURG")
-# Windows does not have all of them.
+# Windows lacks some of these signals.
 _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class HeldSignals(AbstractContextManager["HeldSignals", None]):
     """A context manager within which Python signal handlers can be held back.
 
-    Entering the context manager holds nothing back: it only wraps the handlers. The code within the
-    ``with``, which is a run, sets ``is_holding`` to True to hold signals back. ``release`` sets it
-    to False, and calls the handlers of the signals that were held back. While ``is_holding`` is
-    False, the wrappers call the handlers at once.
+    Entering the context manager only wraps the handlers, and holds no signal back. The code within
+    the ``with``, which is a run, sets ``is_holding`` to True to hold signals back. ``release`` sets
+    ``is_holding`` to False, and calls the handlers of the signals that were held back. While
+    ``is_holding`` is False, the wrappers call the handlers at once.
 
     In a thread other than the main thread the context manager does nothing, because Python runs
     signal handlers in the main thread only. A handler that is installed within the ``with`` is not
@@ -39,11 +39,14 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
     Attributes:
         is_holding: whether signals are held back now. The user of this object sets it; ``release``
             resets it.
-        must_wrap_handlers: whether handlers may have been installed since the last call of
-            ``wrap_handlers``, which resets it.
-        was_interrupted: whether the handler of a second SIGINT, which arrived while the first was
-            held back, raised an exception in the running code. The user of this object resets it.
-        pending: for each signal that is held back, the wrapper to call and the interrupted frame.
+        must_wrap_handlers: whether ``wrap_handlers`` must be called again, because handlers may
+            have been installed since its last call. The user of this object sets it;
+            ``wrap_handlers`` resets it.
+        was_interrupted: whether a handler of SIGINT has raised an exception while signals were held
+            back: that of a second SIGINT, which is called at once. The user of this object resets
+            it.
+        pending: maps the number of each signal that is held back to the wrapper to call and the
+            frame that the signal has interrupted.
     """
 
     def __init__(self) -> None:
@@ -64,7 +67,7 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
         self.release()
 
     def wrap_handlers(self) -> None:
-        """Wraps the handlers that are installed now, so that they can be held back."""
+        """Wraps the handlers that are installed now, so that their signals can be held back."""
         self.must_wrap_handlers = False
         for number in _NUMBERS if _is_in_main_thread() else ():
             installed = signal.getsignal(number)
@@ -73,7 +76,7 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
                 signal.signal(number, _HoldingHandler(self, installed))
 
     def release(self) -> None:
-        """Stops holding signals back, and calls the handlers of those that were held back."""
+        """Stops holding signals back, and calls the handlers of signals that were held back."""
         self.is_holding = False
         if self.pending:
             number, (handler, frame) = self.pending.popitem()
@@ -87,7 +90,10 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 
 
 class _HoldingHandler:
-    """A wrapper that calls the original signal handler at once, or when ``release`` is called."""
+    """A wrapper that calls the original signal handler.
+
+    It makes the call at once, or in ``release`` if the signal is held back.
+    """
 
     def __init__(self, signals: HeldSignals, original: Any) -> None:
         self.signals = signals
@@ -114,7 +120,8 @@ class _HoldingHandler:
 def signal_handler(number: int) -> Any:
     """Returns the original handler of a signal, without the wrappers that ``HeldSignals`` adds."""
     handler: Any = signal.getsignal(number)
-    # There is one wrapper for each run in progress: a handler may run another engine within a run.
+    # There is one wrapper for each run in progress, because a handler of a run may run another
+    # engine.
     while isinstance(handler, _HoldingHandler):
         handler = handler.original
     return handler

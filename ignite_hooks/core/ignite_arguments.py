@@ -1,4 +1,4 @@
-"""Errors for arguments that only Ignite's factories have. They say what replaces each argument."""
+"""Errors for arguments that only Ignite's factories have, which say what to write instead."""
 
 import inspect
 from collections.abc import Callable
@@ -17,6 +17,7 @@ __all__ = ["check_data_is_not_a_device", "explain_ignite_arguments"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# The ends of error messages: for each argument of Ignite's factories, what replaces the argument.
 _REMEDIES = {
     "device": "the accelerator has the device, a GPU if there is one: pass "
     "accelerator=Accelerator(), or Accelerator(cpu=True) for the CPU",
@@ -39,11 +40,12 @@ def explain_ignite_arguments(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a factory so that it explains arguments that only Ignite's factory has.
 
-    Python's own TypeError names the argument and no remedy. Type checkers and ``inspect.signature``
+    Python's own TypeError names the argument but no remedy. Type checkers and ``inspect.signature``
     still see the signature of the factory.
 
     Args:
-        ignite_factory: Ignite's factory of the same name, for the order of its arguments.
+        ignite_factory: Ignite's factory of the same name. An error for too many positional
+            arguments names them in the order of this factory.
     """
 
     def decorate(factory: Callable[P, R]) -> Callable[P, R]:
@@ -76,9 +78,10 @@ def explain_ignite_arguments(
 
 
 def check_data_is_not_a_device(data: Any) -> None:
-    """Raises a TypeError if ``data`` is a device, which is the fourth argument of Ignite's factory.
+    """Raises a TypeError if ``data`` is a device, the fourth argument of Ignite's factory.
 
-    A device may be given as a string, which is an iterable and would be accepted as data.
+    ``data`` is the fourth argument here. A device may be given as a string, which is an iterable
+    and would otherwise be accepted as data.
     """
     if isinstance(data, str | torch.device):
         raise TypeError(
@@ -88,6 +91,6 @@ def check_data_is_not_a_device(data: Any) -> None:
 
 
 def _explanation_of(names: Iterable[str]) -> str:
-    """Returns the end of a message, which says what replaces each argument in Ignite's order."""
+    """Returns the end of a message: for each name, what to write instead of this argument."""
     parts = [f"`{name}`: {_REMEDIES.get(name, f'pass {name}=…')}" for name in names]
     return f". In Ignite's order they are {'; '.join(parts)}" if parts else ""

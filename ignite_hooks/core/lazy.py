@@ -20,24 +20,27 @@ def lazy_names(
 
     Args:
         package: the name of the package.
-        modules: the module of each public name, relative to the package.
+        modules: maps each public name to its module, relative to the package.
     """
 
     def get(name: str) -> Any:
         if name not in modules:
             message = f"module {package!r} has no attribute {name!r}"
-            # No remedy is needed here. Python itself and tools ask for names with an underscore. An
-            # import statement asks for a submodule here before it looks for the submodule's file.
+            # Two kinds of names need no remedy. Names with an underscore are asked for by Python
+            # itself and by tools. The name of a submodule is asked for by an import statement,
+            # which calls this function before it looks for the file of the submodule.
             if name.startswith("_") or find_spec(f"{package}.{name}") is not None:
                 raise AttributeError(message)
             message += f": {_remedy_for(name, modules)}"
-            # An import statement would show nothing of an AttributeError but the name, so it gets
-            # an ImportError. Only import statements call this function from `importlib._bootstrap`.
+            # An import statement replaces the message of an AttributeError by its own, which has no
+            # remedy. It shows the message of an ImportError unchanged. Only import statements call
+            # this function from `importlib._bootstrap`.
             if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
                 raise ImportError(message, name=package)
             raise AttributeError(message)
         value = getattr(import_module(f"{package}.{modules[name]}"), name)
-        setattr(sys.modules[package], name, value)  # Python calls `get` for absent names only
+        # Stored in the package, because Python calls `get` only for names that are not there.
+        setattr(sys.modules[package], name, value)
         return value
 
     def list_names() -> list[str]:
@@ -57,7 +60,7 @@ _ELSEWHERE = (
     "ignite.handlers",
     "ignite.metrics",
 )
-"""The packages that are searched for a name which a package lacks, in the order of the search."""
+"""The packages that are searched for a name that another package lacks, in this order."""
 
 
 def _remedy_for(name: str, modules: Mapping[str, str]) -> str:
@@ -65,6 +68,7 @@ def _remedy_for(name: str, modules: Mapping[str, str]) -> str:
         found = import_module(package)
         if name in getattr(found, "__all__", vars(found)):
             return f"write from {package} import {name}"
-    from ignite_hooks.core.rules import did_you_mean  # only a wrong name needs it
+    # Imported here, because it is needed for a wrong name only.
+    from ignite_hooks.core.rules import did_you_mean
 
     return did_you_mean(name, modules)

@@ -1,8 +1,9 @@
-"""A search for random generators and objects with a state, through all objects that others hold.
+"""A search through all objects that a run can reach, for random generators and objects with state.
 
 The search reads values where they are stored: in ``__dict__``, slots, containers, closures,
-defaults, and the globals that the code of a function names. It reads them with the functions of the
-built-in types. It evaluates no property and calls no code of the objects, so it changes nothing.
+defaults, and the globals that the code of a function names. To read the values, the search uses
+functions of the built-in types. It evaluates no property and calls no code of the objects, so it
+changes nothing.
 """
 
 import datetime
@@ -50,7 +51,8 @@ __all__ = [
 MAX_OBJECTS = 10_000
 """The default limit of the number of objects visited. A search that hits it is incomplete."""
 
-_MAX_REFERENTS = 20 * MAX_OBJECTS  # beyond this number, objects are not compared for changes
+# If the objects hold more references than this, they are not compared, and count as changed.
+_MAX_REFERENTS = 20 * MAX_OBJECTS
 
 SET_ELEMENT_PREFIX = "{"
 """The prefix of the names of a set's elements, whose order may differ in another process."""
@@ -66,10 +68,11 @@ class ExcludedFromSearch:
     __slots__ = ()
 
 
-_MAX_NESTING = 16  # levels of containers in containers that are checked at once for plain data
+_MAX_NESTING = 16  # the number of levels of nested containers that one check goes down
 _MAX_SHORT_LENGTH = 1000  # longer containers are compared for changes by a digest
-_MAX_UNDEDUPLICATED = 5_000_000  # for more elements, a container that is held twice is checked once
-_MAX_LAYOUTS = 10_000  # classes whose layout is remembered
+# If containers have more elements than this together, duplicates of containers are not checked.
+_MAX_UNDEDUPLICATED = 5_000_000
+_MAX_LAYOUTS = 10_000  # the number of classes whose layout is remembered
 _MAX_CHECKED_SINGLY = 64  # more elements are first checked together, which is faster per element
 # Objects of exactly these types are skipped: they hold no generator and no object with a state.
 _PLAIN_TYPES = (
@@ -79,7 +82,8 @@ _PLAIN_TYPES = (
     *(type(NotImplemented), type(threading.Lock()), type(threading.RLock()), threading.Event),
     *(torch.Tensor, torch.nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout),
     *(torch.memory_format, np.random.SeedSequence),
-    # The traceback of an exception that somebody keeps leads to all variables of the program.
+    # Skipped because the traceback of an exception that somebody keeps would lead the search to all
+    # variables of the program.
     *(types.TracebackType, types.FrameType),
 )
 # Instances of these classes and of their subclasses are skipped too.
@@ -94,12 +98,13 @@ _PLAIN_BASES = (
 )
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _MAPPINGS = (dict, OrderedDict)
-# Types are compared by identity: a user's metaclass may define equality and hashes of its classes.
+# Types are compared by identity, because a user's metaclass may define its own ``__eq__`` and
+# ``__hash__``.
 _PLAIN_IDS = frozenset(map(id, _PLAIN_TYPES))
 _CONTAINER_IDS = frozenset(map(id, _SEQUENCES + _MAPPINGS))
 _MAPPING_IDS = frozenset(map(id, _MAPPINGS))
-# The code of these libraries is not searched. It draws random numbers from the global generators,
-# or from generators that objects of the library hold, and these objects are searched.
+# The code of these libraries is not searched. This code draws random numbers from the global
+# generators, or from generators that objects of the library hold. Such objects are searched.
 _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     *("accelerate", "apex", "bitsandbytes", "datasets", "deepspeed", "diffusers", "einops"),
     *("evaluate", "huggingface_hub", "ignite", "ignite_hooks", "lightning", "lightning_utilities"),
@@ -122,12 +127,13 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 }
 # Attributes that Python adds to a class, besides the code and data of its author.
 _CLASS_INTERNALS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
-# The types of keys that names show by value. The `__repr__` of other keys could be code of users.
+# Keys of these types, like strings, appear in names by their value. Keys of other types appear by
+# their class, because their `__repr__` could be code of users.
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
 _CODE_TYPES = (types.FunctionType, staticmethod, classmethod, property)
-# The descriptors of the built-in types. Plain attribute access, `cls.__mro__` for example, would
-# call `__getattribute__` of a user's metaclass.
+# The getters of the built-in types. Plain attribute access, `cls.__mro__` for example, could call
+# the `__getattribute__` of a user's metaclass.
 _mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _namespace: Callable[[type], Mapping[str, Any]] = type.__dict__["__dict__"].__get__
 _class_name: Callable[[type], str] = type.__dict__["__name__"].__get__
@@ -139,23 +145,25 @@ _module_dict: Callable[[Any], dict[str, Any]] = _namespace(types.ModuleType)["__
 class ObjectSearch(ExcludedFromSearch):
     """An iterable of (name, object) over all objects that can be reached from some roots.
 
-    The nearest objects come first, and each object comes once. A name is the path to the object,
-    such as "dataset.transforms.0.rng". A submodule has the name that torch gives it. Plain data is
-    skipped and does not count: numbers, texts, tensors, arrays, and containers of nothing else. The
-    code of well-known libraries is skipped too.
+    The objects nearest to the roots come first, and each object comes once. A name is the path to
+    the object, such as "dataset.transforms.0.rng". A submodule has the name that torch gives it.
+    Plain data is skipped: numbers, texts, tensors, arrays, and containers that have only plain
+    data. Plain data does not count towards ``max_objects``. The code of well-known libraries is
+    skipped too.
 
     Args:
         roots: the objects to begin with, by name. The name of any other object begins with the name
             of a root.
         max_objects: the largest number of objects to visit.
         closed: objects that are neither yielded nor searched.
-        parts_of: returns (name, part) for each part of an object that is to be searched, or None to
-            search all that the object holds. An empty tuple means that no part is ever searched.
+        parts_of: is called with an object, and returns (name, part) for each part of the object
+            that is to be searched. None means that all that the object holds is searched. An empty
+            tuple means that no part of the object is searched, now or later.
 
     Attributes:
         is_complete: whether all objects were yielded; False if ``max_objects`` ended the search.
-        watched: the objects that were yielded, by name. Each object is given as a function that
-            returns the object, or None if it is gone.
+        watched: maps the name of each yielded object to a function that returns the object, or None
+            if the object is gone.
     """
 
     def __init__(
@@ -170,9 +178,11 @@ class ObjectSearch(ExcludedFromSearch):
         self.max_objects = max_objects
         self._closed = list(closed)
         self._layouts: dict[int, _Layout] = {}
-        # Each object is given as a function that returns the object, or None if it is gone. Of the
-        # objects in the first list, all references are compared for changes. Of those in the second
-        # list, the parts that `parts_of` selects. Those in the third list must only still exist.
+        # The objects that `has_changed` checks. Each object is given as a function that returns the
+        # object, or None if the object is gone. For an object in the first list, `has_changed`
+        # compares all references that the object holds. For an object in the second list, it
+        # compares the parts that `parts_of` selects. For an object in the third list, it only
+        # checks that the object still exists.
         self._watched_in_full: list[Callable[[], Any]] = []
         self._watched_in_part: list[Callable[[], Any]] = []
         self._watched_existence: list[Callable[[], Any]] = []
@@ -183,7 +193,7 @@ class ObjectSearch(ExcludedFromSearch):
         self.watched: dict[str, Callable[[], Any]] = {}
 
     def has_changed(self) -> bool:
-        """Returns whether an object holds other objects than at the end of the search.
+        """Returns whether a searched object now holds other objects than at the end of the search.
 
         The check takes only a few calls, however many objects were searched, because one call of
         the garbage collector returns the references of many objects. Numbers and texts are not
@@ -194,7 +204,7 @@ class ObjectSearch(ExcludedFromSearch):
         Python cannot refer weakly.
         """
         # numpy does not report the elements of an array to the garbage collector, so a change in an
-        # array of objects would go unnoticed.
+        # array of objects would go unnoticed. If there is such an array, it counts as changed.
         if self._has_arrays:
             return True
         watched = [get() for get in self._watched_in_full]
@@ -206,16 +216,20 @@ class ObjectSearch(ExcludedFromSearch):
         return held is None or held != self._snapshot
 
     def release_excluded(self) -> None:
-        """Drops the references to the closed objects. All other objects must have been yielded."""
+        """Drops the references to the closed objects (the argument ``closed``).
+
+        Call this after the search has yielded all other objects. A search that begins later does
+        not skip the closed objects.
+        """
         self._closed = []
 
     def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that some objects hold, to compare them later.
 
         Containers are replaced by their elements, and long containers by a digest of their
-        elements. The work is done by the interpreter's own loops (``map``, ``compress``). Each save
-        of a checkpoint checks for changes, and a Python loop over all objects that a run holds
-        would take too long.
+        elements. The work is done by the interpreter's own loops (``map``, ``compress``), because
+        each save of a checkpoint checks for changes. A Python loop over all objects that a run
+        holds would take too long.
 
         Args:
             watched: objects of which all references are taken.
@@ -223,7 +237,7 @@ class ObjectSearch(ExcludedFromSearch):
 
         Returns:
             The identities and digests; None if there are too many. This happens if an object keeps
-            an exception, because its frames lead to all variables of a program.
+            an exception, because the frames of the exception lead to all variables of a program.
         """
         layouts = self._layouts.values()
         plain = _PLAIN_IDS | {id(each.type_ref()) for each in layouts if each.is_plain}
@@ -252,7 +266,13 @@ class ObjectSearch(ExcludedFromSearch):
         return found
 
     def _watch(self, name: str, thing: Any, selected: Any) -> None:
-        """Adds a yielded object to the list that decides how it is compared for changes."""
+        """Adds a yielded object to one of the three lists of objects that ``has_changed`` checks.
+
+        Args:
+            name: the name of the object.
+            thing: the object.
+            selected: the result of ``parts_of`` for the object.
+        """
         object_type = type(thing)
         get = reference_to(thing)
         self.watched[name] = get
@@ -261,7 +281,8 @@ class ObjectSearch(ExcludedFromSearch):
         elif selected is not None and object_type not in (types.MethodType, types.FunctionType):
             self._watched_in_part.append(get)
         elif object_type is types.FunctionType:
-            # Not in full: a function also refers to all globals of its module.
+            # A function is not watched in full, because it also refers to all globals of its
+            # module.
             self._watched_existence.append(get)
             held = [thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__]
             self._watched_in_full += [_constant(each) for each in held if each is not None]
@@ -275,7 +296,7 @@ class ObjectSearch(ExcludedFromSearch):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.is_complete = True
         # The values keep the objects alive, because Python may give the identity of a freed object
-        # to another one.
+        # to a new object.
         seen: dict[int, Any] = {id(each): each for each in self._closed}
         max_seen = self.max_objects + len(seen)
         queue = deque[tuple[str, Any]]()
@@ -312,7 +333,11 @@ class ObjectSearch(ExcludedFromSearch):
             )
 
     def _parts(self, thing: Any, selected: Any) -> Iterator[tuple[str | None, Any]]:
-        """Yields the objects that ``thing`` holds except plain data, by attribute, key or index."""
+        """Yields (name, object) for all that ``thing`` holds, except plain data.
+
+        The name is that of an attribute, or a key or an index. ``selected`` is the result of
+        ``parts_of`` for ``thing``.
+        """
         object_type = type(thing)
         if selected is not None:
             yield from self._without_plain(selected)
@@ -344,14 +369,14 @@ class ObjectSearch(ExcludedFromSearch):
                 # The name omits "_modules", so that a submodule has the name that torch gives it.
                 yield from self._without_plain(each.items())
             elif type(each) is OrderedDict and name is not None and name.endswith("_hooks"):
-                # Named by index. The keys are torch's count of all hooks in the process, and differ
-                # in another process.
+                # The names of hooks are indices, because their keys come from a counter of torch
+                # for all hooks of the process, and differ in another process.
                 hooks = self._without_plain(enumerate(each.values()))
                 yield from ((f"{name}.{index}", hook) for index, hook in hooks)
             else:
                 yield name, each
-        # Classes written in C, such as iterators and caches, store objects in places that only the
-        # garbage collector knows.
+        # Instances of classes written in C, such as iterators and caches, store objects in places
+        # that only the garbage collector knows.
         if id(type(thing)) not in _CONTAINER_IDS:
             own = layout.dict_of(thing)
             referents = (
@@ -446,7 +471,8 @@ class ObjectSearch(ExcludedFromSearch):
                 if are_all_containers
                 else [each for each in things if id(type(each)) in type_ids]
             )
-            # A container that is held a thousand times is then checked once.
+            # Duplicates are removed, so that a container that is held a thousand times is checked
+            # once.
             if sum(map(len, containers)) > _MAX_UNDEDUPLICATED:
                 containers = list(dict(zip(map(id, containers), containers, strict=True)).values())
             things = list(chain.from_iterable(containers))
@@ -456,8 +482,8 @@ class ObjectSearch(ExcludedFromSearch):
         return not things
 
     def _layout(self, object_type: type) -> "_Layout":
-        # Each search keeps its own table as well, because `_take_snapshot` needs the layouts of the
-        # classes that this search has met.
+        # In addition to the table of this module, each search keeps a table of its own, because
+        # `_take_snapshot` needs the layouts of the classes that this search has met.
         layout = self._layouts.get(id(object_type))
         if layout is None or layout.type_ref() is not object_type:
             layout = self._layouts[id(object_type)] = _Layout.of(object_type)
@@ -479,10 +505,10 @@ class _Layout(NamedTuple):
         type_ref: a weak reference to the class.
         dict_base: the index of the base that has the descriptor of ``__dict__``; None if the
             instances have no ``__dict__``.
-        slots: for each slot, the index of the base that has its descriptor.
+        slots: maps the name of each slot to the index of the base that has the slot's descriptor.
         is_plain: whether the instances are plain data whatever they hold.
-        is_record: whether the instances are tuples of a subclass without attributes, such as named
-            tuples.
+        is_record: whether the instances are tuples that hold nothing but their elements, such as
+            named tuples.
     """
 
     type_ref: "weakref.ref[type]"
@@ -493,9 +519,9 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, object_type: type) -> "_Layout":
-        """Returns the layout of a class, which never changes."""
+        """Returns the layout of a class. A layout never changes, so it is read only once."""
         known = _layouts.get(id(object_type))
-        # Python may have given the identity of a freed class to this one.
+        # The entry may be that of a freed class, whose identity Python has given to this class.
         if known is None or known.type_ref() is not object_type:
             # A program may create classes again and again, so the table is limited.
             if len(_layouts) > _MAX_LAYOUTS:
@@ -539,7 +565,7 @@ class _Layout(NamedTuple):
         return _read_attribute(thing, self.dict_base, "__dict__")  # type: ignore[no-any-return]
 
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
-        """Returns the attributes of an instance that have a value."""
+        """Returns (name, value) for each attribute of an instance that has a value."""
         found = [*dict.items(self.dict_of(thing) or {})]
         # The attributes that a `threading.local` has in this thread are not in its `__dict__`.
         if issubclass(type(thing), threading.local):
@@ -558,7 +584,9 @@ def _read_attribute(thing: Any, base_index: int, name: str) -> Any:
 
 
 def _digest_of_long_container(container: Any, plain: frozenset[int]) -> list[int]:
-    """Returns numbers that change if the objects in a long container change, except plain data.
+    """Returns numbers that change if the elements of a long container change.
+
+    A change of elements that are plain data is not noticed.
 
     Args:
         container: the container.
@@ -601,7 +629,10 @@ def is_library_code(thing: Any) -> bool:
 
 
 def _has_no_parts(thing: Any) -> bool:
-    """Returns whether an array, a class, a module or a built-in method holds nothing to search."""
+    """Returns whether an array, a class, a module or a built-in method holds nothing to search.
+
+    The result is False for all other objects.
+    """
     object_type = type(thing)
     if issubclass(object_type, np.ndarray):
         return not np.ndarray.dtype.__get__(thing).hasobject
@@ -629,10 +660,10 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def _named_globals(code: types.CodeType, scope: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns the globals that a function, or a function defined in it, uses, by name.
+    """Returns (name, object) for the globals that a function or the functions defined in it use.
 
-    The code stores the two names in ``module.attribute`` without their relation. So each name in
-    the code is looked up in each module that the code names.
+    For ``module.attribute``, the code has both names, but not the fact that they belong together.
+    So each name in the code is looked up in each module that the code names.
     """
     named = [(path, inside.get(name)) for inside, name, path in _global_places(code, scope)]
     return [each for each in named if not issubclass(type(each[1]), types.ModuleType)]
@@ -647,7 +678,8 @@ def _global_places(
     # A module that the function itself imports is not among its globals.
     places += [(sys.modules, name, name) for name in names if name not in scope]
     seen = {id(scope)}
-    for inside, name, path in places:  # the body extends the list, as modules may hold modules
+    # The body of the loop extends the list, because a module may hold other modules.
+    for inside, name, path in places:
         thing = inside.get(name)
         if issubclass(type(thing), types.ModuleType) and not is_library_code(thing):
             of_module = _module_dict(thing)
@@ -681,7 +713,7 @@ def reference_to(thing: Any) -> Callable[[], Any]:
 
 
 def _constant(thing: Any) -> Callable[[], Any]:
-    """Returns a function that returns ``thing``, faster than a function written in Python."""
+    """Returns a function that returns ``thing``. It is faster than a function in Python code."""
     return repeat(thing).__next__
 
 

@@ -19,7 +19,7 @@ class FeedPosition(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The counters that control a run. The engine's state shows copies, for handlers to read.
+    """The counters that control a run. The engine's state has copies, for handlers to read.
 
     Attributes:
         iteration: the total number of batches given to the engine.
@@ -83,9 +83,10 @@ class Place(NamedTuple):
     Attributes:
         progress: the counters.
         position: the position in the data.
-        taken: the total number of batches that accumulation windows have taken once the last given
-            batch is processed. While they have taken fewer, a batch is being processed, and the run
-            is not at a step boundary.
+        taken: the total number of batches that the accumulation windows will have had
+            (``Window.taken``) when the last batch given to the engine is processed. While
+            ``Window.taken`` is smaller than this number, a batch is being processed. The run is
+            then not at a step boundary, a point between two optimizer steps.
     """
 
     progress: Progress = Progress()

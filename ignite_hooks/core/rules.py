@@ -48,11 +48,13 @@ def check_count(name: str, value: Any, remedy: str) -> None:
 
 
 def conversion_hint(value: Any, holds: Callable[[Any], bool]) -> str:
-    """Returns the words for a value of the wrong type that would be right after a conversion.
+    """Returns the words that say how to convert ``value``; "" if no conversion would help.
+
+    The words follow the value in a message: "must be an integer >= 1, got 3.0, a float (write 3)".
 
     Args:
         value: a value that breaks a rule.
-        holds: the rule. The words are for 1000.0 or "1000" where an integer is expected.
+        holds: returns whether a value obeys the rule.
     """
     if isinstance(value, float) and value.is_integer() and holds(int(value)):
         return f", a float (write {int(value)})"
@@ -80,7 +82,8 @@ def short_repr(value: Any) -> str:
 def shown_type(value: Any) -> str:
     """Returns the words that follow "got" in a message about the type of ``value``.
 
-    They are the name of its class. If ``value`` is a class itself, they are "the class …".
+    The words are the name of the class of ``value``. If ``value`` itself is a class, the words are
+    "the class …", with the name of ``value``.
     """
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 

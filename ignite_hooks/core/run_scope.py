@@ -1,4 +1,4 @@
-"""Scopes around ``engine.run``, which are left however the run ends."""
+"""Scopes (context managers) around ``engine.run``, which are left however the run ends."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,17 +22,17 @@ EngineT = TypeVar("EngineT", bound=AnyEngine)
 
 
 def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Callable[[], None]:
-    """Enters ``scope(engine)`` around each ``engine.run``, and around the rest of the current one.
+    """Enters ``scope(engine)`` around each later run, and around the rest of a run in progress.
 
-    Events cannot replace such a scope. Ignite fires no event reliably at the end of a run that
-    fails, and it does not fire STARTED when an interrupted run continues.
+    Handlers of events cannot replace such a scope. Ignite fires no event reliably at the end of a
+    run that fails, and does not fire STARTED when an interrupted run continues.
 
-    A trainer's ``run`` enters the scopes itself. On a plain Ignite engine, the first scope wraps
-    the method ``run`` of this one object. If the first scope is added within a run, the wrapper is
-    not in effect yet, and the scope is entered with the next run.
+    A trainer's ``run`` enters the scopes itself. When the first scope is added to a plain Ignite
+    engine, this function wraps the method ``run`` of the engine. If this happens within a run, the
+    wrapper takes effect with the next run, and the scope is not entered before.
 
     Returns:
-        A function that removes the scope. Within a run it leaves the scope at once.
+        A function that removes the scope. If the scope is open, the function leaves it at once.
     """
     run_scope = _RunScope(scope, engine)
     scopes = _scopes_of(engine)
@@ -48,7 +48,7 @@ def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Cal
 
 
 def run_in_scopes(engine: AnyEngine, run: Callable[[], ResultT]) -> ResultT:
-    """Calls ``run`` within the scopes of a trainer, whose own ``run`` calls this function."""
+    """Calls ``run`` within the scopes of a trainer. The method ``run`` of trainers calls this."""
     return _scopes_of(engine).call(run, engine)
 
 
@@ -68,15 +68,15 @@ class _RunScope(AbstractContextManager[None, None]):
     def __enter__(self) -> None:
         engine = self.engine()
         if engine is not None:
-            # Assigned before `__enter__`, because an exception in it, such as that of Ctrl-C, may
-            # leave the scope half entered. `__exit__` then leaves the scope.
+            # Assigned before the scope is entered. An exception, such as that of Ctrl-C, may break
+            # off the entry; the method `__exit__` below then leaves the scope.
             self._entered = self._scope(engine)
             self._entered.__enter__()
 
     def __exit__(self, *failure: Any) -> None:
         scope = self._entered
-        # The scope's own code may remove the scope. Its generator is running then, and cannot be
-        # resumed to leave the scope.
+        # The scope's own code may remove the scope. The generator of the scope is then running, and
+        # cannot be resumed to leave the scope.
         if scope is not None and not _is_executing(scope):
             scope.__exit__(*failure)
             self._entered = None  # reset last, so that an interrupted call can be repeated
@@ -106,7 +106,8 @@ class _RunScopes:
         owner: Any = engine  # untyped, to replace its method
         self._scopes = [each for each in self._scopes if each is not scope]
         wrapper = self._wrapper()
-        # If other code has wrapped the wrapper since, the wrapper stays, and enters no scope.
+        # If other code has wrapped `run` again since, this wrapper stays in place. Without scopes
+        # it only calls the original `run`.
         is_outermost = wrapper is not None and owner.run is wrapper
         if not self._scopes and is_outermost:
             del owner.run
@@ -118,8 +119,8 @@ class _RunScopes:
         """Replaces ``engine.run`` with a wrapper that calls the original within the scopes."""
         owner: Any = engine  # untyped, to replace its method
         run = owner.run
-        # `run` is remembered only if it was replaced on this object before. Otherwise it is the
-        # method of the class, which deleting the wrapper brings back.
+        # If other code has replaced `run` on this object before, the replacement is remembered.
+        # Otherwise `run` is the method of the class, and deleting the wrapper brings it back.
         is_method_of_class = getattr(run, "__func__", None) is type(owner).run
         replaced_run = None if is_method_of_class else run
 
@@ -134,7 +135,10 @@ class _RunScopes:
         self._wrapper = ref(wrapper)
 
     def call(self, run: Callable[[], ResultT], engine: AnyEngine | None) -> ResultT:
-        """Calls ``run`` within the scopes, after closing those left open by an interrupted exit."""
+        """Calls ``run`` within the scopes.
+
+        If an interrupted exit of an earlier run has left scopes open, they are closed first.
+        """
         outer = self._running
         if outer is not None and engine is not None and not is_running(engine):
             outer.abandon()
@@ -152,7 +156,7 @@ class _RunScopes:
 
 
 def _is_executing(scope: Scope) -> bool:
-    generator = getattr(scope, "gen", None)  # of ``contextlib.contextmanager``
+    generator = getattr(scope, "gen", None)  # the attribute that ``contextlib.contextmanager`` sets
     return generator is not None and generator.gi_running
 
 

@@ -1,4 +1,4 @@
-"""A stack of context managers ("scopes") that closes all of them, also if closing one fails."""
+"""A stack of context managers ("scopes") that closes all of them, even if closing one fails."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class _NullContext(AbstractContextManager[Any, Any]):
     A ``with`` statement takes 0.1 µs, instead of 0.3 µs with ``nullcontext``.
     """
 
-    # This method is written in C, accepts any arguments, and returns a false value, "".
+    # `"".format` is written in C, accepts any arguments, and returns a false value, "".
     __enter__ = __exit__ = "".format
 
 
@@ -108,8 +108,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 self._unwind_all(error)
                 raise
             if isinstance(error, GeneratorExit) and self.later_failure is not None:
-                # Python swallows the GeneratorExit of a generator that is closed, and the notes on
-                # it. So the later failure is raised, which would otherwise be lost.
+                # When a generator is closed, Python swallows the GeneratorExit together with its
+                # notes. So the later failure is raised, which would otherwise be lost.
                 raise self.later_failure
 
     def abandon(self) -> None:
@@ -145,10 +145,11 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
 
 
 def _append_context(later: BaseException, first: BaseException) -> None:
-    """Makes ``first`` a context of ``later``, after the contexts that ``first`` does not have.
+    """Makes ``first`` a part of the chain of ``__context__`` exceptions of ``later``.
 
-    Contexts that both exceptions have come after ``first``. Otherwise the chain could get a cycle,
-    and printing the exception would never end.
+    In the new chain ``first`` follows the exceptions that are only in the chain of ``later``. The
+    exceptions that are in both chains follow ``first``. In any other order the chain could get a
+    cycle, and printing the exception would never end.
     """
     contexts_of_first = _context_chain(first)
     only_of_later = [

@@ -1,4 +1,7 @@
-"""Notes about validations, by which stale values in ``state.metrics`` are recognized."""
+"""Notes about validations, by which stale values in ``state.metrics`` are recognized.
+
+A value is stale if it was measured with earlier weights.
+"""
 
 from typing import Any
 
@@ -9,7 +12,10 @@ __all__ = ["completed_validations", "forget_validations", "measured_at"]
 
 
 def measured_at(engine: AnyEngine) -> dict[str, int]:
-    """Returns the iteration at which a validation last measured each metric, by its name."""
+    """Returns a mapping from the name of a metric to the iteration of its last measurement.
+
+    The mapping has the metrics that validations have measured.
+    """
     iterations: dict[str, int] = engine_storage(engine).setdefault("measured_at", {})
     return iterations
 
@@ -21,7 +27,10 @@ def completed_validations(engine: AnyEngine) -> set[Any]:
 
 
 def forget_validations(engine: AnyEngine) -> None:
-    """Removes the metrics and all notes of validations, for a new run or one that is loaded."""
+    """Removes all notes, and the metrics that validations have measured.
+
+    This is called before a run starts from scratch, and when the state of a run is loaded.
+    """
     for name in measured_at(engine):
         engine.state.metrics.pop(name, None)
     measured_at(engine).clear()

@@ -20,8 +20,8 @@ class StopMonitor:
     Attributes:
         is_asked: returns whether this process has a request. It is called after each batch of an
             evaluator.
-        any_of: takes flags, and returns for each flag whether any process has set it. The call is a
-            collective. None with a single process.
+        any_of: takes flags, and returns for each flag whether any process has set it. The call is
+            collective. The attribute is None if there is a single process.
         obey: saves the state and ends the run. It is called after a validation was broken off.
     """
 

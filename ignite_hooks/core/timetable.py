@@ -14,14 +14,15 @@ class Timetable:
 
     Attributes:
         next_due: the next step at which a callback is due. The owner compares the number of steps
-            with it, and calls ``call_due`` when it is reached.
+            with this number, and calls ``call_due`` when the number of steps has reached it.
     """
 
     NEVER = 2**63  # an integer, so that the comparison with `next_due` needs no special case
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, Callback, bool]] = []  # (every, callback, is_note)
-        self._due: list[tuple[Callback, bool]] = []  # callbacks of the last step still to be called
+        # (callback, is_note) for the callbacks that are due and have not been called yet.
+        self._due: list[tuple[Callback, bool]] = []
         self._step = 0
         self.next_due = self.NEVER
 
@@ -36,8 +37,8 @@ class Timetable:
         Args:
             every: the number of steps.
             callback: is called without arguments.
-            is_note: whether the callback only notes that work is due. If an exception breaks off
-                such a callback, it is called again.
+            is_note: whether ``callback`` only notes that work is due. A callback that an exception
+                has broken off is called again only if this is True.
         """
         self._entries.append((every, callback, is_note))
         self._update_next_due()
@@ -55,10 +56,10 @@ class Timetable:
         self._update_next_due()
 
     def call_due(self, step: int) -> None:
-        """Calls the callbacks that an earlier call has left, and then those due at ``step``.
+        """Calls the callbacks that an earlier call has left over, and then those due at ``step``.
 
-        If a callback fails, the callbacks after it are left for the next call. The failed callback
-        is not called again, unless it only notes that work is due.
+        If a callback fails, the callbacks after it are left over for the next call. The failed
+        callback is not called again, unless it only notes that work is due.
         """
         if step > self._step:
             new = [(call, is_note) for every, call, is_note in self._entries if step % every == 0]

@@ -1,6 +1,6 @@
-"""Wrappers of torch modules, modules with custom loading, and torch's private members for both.
+"""Questions about torch modules: wrappers, custom loading and state, and tensors outside the state.
 
-The private members, with the meaning on which this module relies:
+The private members of torch, with the meaning on which this module relies:
 
 - ``OptimizedModule`` of ``torch._dynamo.eval_frame``: the class of a module that ``torch.compile``
   returns; its child ``_orig_mod`` is the module that was compiled.
@@ -58,7 +58,7 @@ _STATE_HOOKS = (
     "_state_dict_pre_hooks",
 )
 
-# Read from real objects, so that these are the attributes of the installed version of torch.
+# The names are read from real objects, so that they fit the installed version of torch.
 _MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
 _OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
     *("step", "_opt_called", "_step_count"),  # set by schedulers, which wrap the method `step`
@@ -95,7 +95,7 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
 def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
     """Returns whether at least one of ``modules`` is a wrapper."""
     wrapper_types = (*_WRAPPERS, *_compiled_classes())
-    # A list rather than `any`, which would need a generator and so one more call for each module.
+    # A list is faster than `any`, which would need a generator and so one more call per module.
     found = [
         each
         for each in modules
@@ -106,8 +106,8 @@ def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
 
 def _compiled_classes() -> tuple[type, ...]:
     """Returns the class of compiled modules, or nothing if no module can have been compiled."""
-    # Importing this module takes seconds, and `torch.compile` imports it. So if it is not imported
-    # yet, there are no compiled modules.
+    # `torch._dynamo.eval_frame` takes seconds to import, so this function only looks it up.
+    # `torch.compile` imports it: as long as it is not imported, there are no compiled modules.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return () if dynamo is None else (dynamo.OptimizedModule,)
 
@@ -122,13 +122,13 @@ def unwrap_module(module: torch.nn.Module) -> torch.nn.Module:
 def has_custom_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
     """Returns whether a hook or an overridden method takes part in loading or saving ``module``.
 
-    In that case, names and shapes do not tell whether the module accepts a state. The children of
-    the module are not considered.
+    If this is True, names and shapes do not tell whether the module accepts a state. The children
+    of the module are not considered.
 
     Args:
         module: the module.
-        is_root: whether ``load_state_dict`` is called on the module itself. For a child, torch does
-            not call this method, so an override of it has no effect.
+        is_root: whether ``load_state_dict`` is called on the module itself. Torch does not call
+            ``load_state_dict`` of a child, so an override has no effect there.
     """
     if any(map(getattr, repeat(module), _STATE_HOOKS)):
         return True
@@ -140,7 +140,7 @@ def has_custom_loading(module: torch.nn.Module, *, is_root: bool = False) -> boo
 
 @cache
 def _overrides(kind: type, methods: tuple[str, ...]) -> bool:
-    """Returns whether a class has methods that are not those of torch's own modules."""
+    """Returns whether a class overrides at least one of ``methods`` of torch's own modules."""
     found = (getattr(kind, method) for method in methods)
     return not all(method.__module__.startswith("torch.nn.modules.") for method in found)
 
@@ -183,7 +183,8 @@ def has_custom_state(module: torch.nn.Module) -> bool:
 
 def attributes_outside_state(module: torch.nn.Module) -> dict[str, Any]:
     """Returns the attributes of a module that are not in its state, except torch's own."""
-    # Attributes that spectral_norm and weight_norm compute from parameters at each forward.
+    # The names of attributes that spectral_norm and weight_norm compute from parameters at each
+    # forward pass.
     computed = {
         name.removesuffix(end)
         for name in module._parameters
@@ -199,7 +200,7 @@ def attributes_outside_state(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def unsaved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the non-persistent buffers of a module, without its children, by name."""
+    """Returns the non-persistent buffers of a module, but not those of its children, by name."""
     buffers = module._buffers
     names = module._non_persistent_buffers_set
     found = ((name, buffers.get(name)) for name in sorted(names))
@@ -213,7 +214,7 @@ def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Returns the names of persistent buffers that are None, each with the module that has it.
+    """Returns a mapping from the names of the persistent buffers that are None to their modules.
 
     A state has no entry for such a buffer. The module may set the buffer later, for example on
     first use.

@@ -1,6 +1,6 @@
 """The schedulers within torch's combined schedulers, and private constants of other schedulers.
 
-The private members used here, with the meaning on which this module relies:
+The private members of torch, with the meaning on which this module relies:
 
 - ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the combined schedulers, in order.
   The entry of the same name in the ``state_dict`` has the states of the combined schedulers.
@@ -27,7 +27,7 @@ __all__ = [
     "with_child_states",
 ]
 
-_CHILDREN = "_schedulers"  # the attribute, and the key in a state_dict
+_CHILDREN = "_schedulers"  # the name of the attribute, and of the entry in a ``state_dict``
 
 
 def child_schedulers(scheduler: Any) -> list[Any]:
@@ -69,8 +69,8 @@ def one_cycle_constants(scheduler: Any) -> dict[str, Any]:
     phases = getattr(scheduler, "_schedule_phases", ())
     if not phases:
         return {}
-    # OneCycleLR computes end_step = pct_start * total_steps - 1. Here this is solved for pct_start.
-    # Rounding removes the error of the division, so that the value equals the argument.
+    # OneCycleLR computes end_step = pct_start * total_steps - 1. Here the equation is solved for
+    # pct_start. Rounding removes the error of the division, so that the value equals the argument.
     return {
         "pct_start": round((phases[0]["end_step"] + 1) / scheduler.total_steps, 6),
         "three_phase": len(phases) == 3,

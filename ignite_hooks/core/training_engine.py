@@ -2,7 +2,8 @@
 
 A handler of this package works on any Ignite engine. On a trainer it can do more, for example defer
 a callback to the end of an event. ``is_trainer`` distinguishes a trainer from a plain Ignite
-engine. The packages that ``trainer`` imports know the trainer only by these protocols.
+engine. The package ``trainer`` imports the packages of the handlers. To avoid circular imports,
+those packages do not import ``trainer``, and use these protocols instead.
 
 A *window* is the batches whose gradients are accumulated for one optimizer step. At a *step
 boundary* no window is open, and no batch is being processed.
@@ -29,11 +30,12 @@ __all__ = ["AnyEngine", "Feed", "TrainingEngine", "Turn", "is_trainer"]
 class Turn(IntEnum):
     """The order in which a trainer calls the handlers of one event.
 
-    Handlers of the same turn are called in the order in which they were attached. Handlers that
-    only note that work is due come first, so that the failure of another handler cannot prevent the
-    note. At EPOCH_COMPLETED, Ignite's metrics come before the validation, and the validation comes
-    before all other handlers, which can read the values of both. At STEP_COMPLETED, callbacks by
-    step come after the other handlers, and the validation comes last. At STARTED, the validation
+    A turn with a smaller number comes earlier. Handlers of the same turn are called in the order in
+    which they were attached. Handlers that only note that work is due come first, so that the
+    failure of another handler cannot prevent the note. At EPOCH_COMPLETED, Ignite's metrics come
+    before the validation, and the validation comes before all other handlers, so that the other
+    handlers can read the values of the metrics and of the validation. At STEP_COMPLETED, callbacks
+    by step come after the other handlers, and the validation comes last. At STARTED, the validation
     comes last too. Deferred callbacks (``TrainingEngine.defer``) are called in the order of their
     turns.
     """
@@ -59,20 +61,34 @@ class Feed(Protocol):
 
     @property
     def facts(self) -> dict[str, int | str | None]:
-        """The properties that must be equal in another process for it to get the same batches."""
+        """The properties of the data, by name.
+
+        A resumed run gets the same batches only if these properties are the same as in the run that
+        was saved.
+        """
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns the reasons why the next batches may differ from those of the saved run."""
+        """Returns the reasons why the next batches may differ from those of the saved run.
+
+        Args:
+            state_dict: the state of the data in the checkpoint of the saved run.
+        """
 
     def replay_notes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns a note if a resume iterates a sampler up to the position, which may take long."""
+        """Returns a list with a note if a resume iterates a sampler again up to the saved position.
+
+        This may take long. Without such an iteration the list is empty.
+        """
 
     def data_changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns each change of the data since the save, with its consequence for a resume."""
+        """Returns one sentence for each change of the data since the save.
+
+        A sentence says what has changed, and what the change means for a resume.
+        """
 
 
 class TrainingEngine(Protocol):
-    """A trainer, as handlers see it: an Ignite engine with a model, a position and deferred calls.
+    """A trainer, as handlers see it: an Ignite engine that has a model and a position in the data.
 
     Attributes:
         accelerator: owns device, mixed precision and processes.
@@ -81,8 +97,8 @@ class TrainingEngine(Protocol):
         state: Ignite's state.
         last_event_name: the event that is being fired.
         stop_reason: why the last run ended; None during a run.
-        resume_report: the resumed parts, and how exactly each was restored; None if nothing was
-            resumed.
+        resume_report: a report that says of each resumed part how exactly it was restored; None if
+            nothing was resumed.
     """
 
     accelerator: Any  # an Accelerator, whose package has no types
@@ -103,22 +119,33 @@ class TrainingEngine(Protocol):
 
     @property
     def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
-        """The objects that the last search for ``generators`` visited, by name.
+        """The objects that the last search for ``generators`` visited.
 
-        Each object is given as a function that returns the object, or None if it is gone.
+        The mapping leads from the name of an object to a function that returns the object, or None
+        if the object is gone.
         """
 
     def parameter_digest(self) -> tuple[int, int] | None:
-        """Returns a digest of this rank's parameters.
+        """Returns a digest of the parameters on this rank, to be compared with other ranks.
 
-        None unless several ranks train the whole model each.
+        Returns None if there is only one rank, or if a rank does not have the whole model.
         """
 
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
-        """Raises an error or warns if parameters of ranks differ. Collective if digests differ."""
+        """Warns or raises an error if the ranks have different parameters.
+
+        This is a collective call if the digests differ.
+
+        Args:
+            digests: the results of ``parameter_digest`` on all ranks, in the order of the ranks.
+        """
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns the reasons why parts of a ``ResumeReport`` may not be restored, by part."""
+        """Returns a mapping from the name of a part to the reason why a resume may not restore it.
+
+        The names of the parts are those of a ``ResumeReport``. Parts that are certainly restored
+        are left out.
+        """
 
     @property
     def feed(self) -> Feed | None:
@@ -130,9 +157,10 @@ class TrainingEngine(Protocol):
 
     @property
     def batches_left(self) -> int | None:
-        """The number of batches from the present one to the next end; None if no end is known.
+        """The number of batches up to the next end, the present batch included.
 
-        The next end is the end of the data, of the epoch or of the run, whichever comes first.
+        The next end is the end of the data, of the epoch or of the run, whichever comes first. None
+        if no end is known.
         """
 
     @property
@@ -141,11 +169,14 @@ class TrainingEngine(Protocol):
 
     @property
     def is_leaving_epoch(self) -> bool:
-        """True if ``terminate_epoch()`` was called in an epoch that has begun."""
+        """True if ``terminate_epoch()`` is to end the current epoch, which has had a batch."""
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off work that is due at this step boundary. It is done later."""
+        """True if a stop broke off work of the present step boundary, such as a validation.
+
+        The next run does this work.
+        """
 
     @property
     def state_dict_user_keys(self) -> list[str]:
@@ -155,16 +186,16 @@ class TrainingEngine(Protocol):
         """Trains until a limit is reached."""
 
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls ``handler`` at each event of that name."""
+        """Attaches ``handler``, which is called each time the event is fired."""
 
     def fire_event(self, event_name: Any) -> None:
         """Calls the handlers of an event."""
 
     @property
     def ended_by(self) -> str | None:
-        """The name of the code, such as a handler, that finished the run before its limit.
+        """The name of the handler or function that finished the run before its limit.
 
-        None if the run ended at a limit, or in a way that lets it be resumed.
+        None if the run ended at a limit, or ended so that a resume continues the run.
         """
 
     def terminate(self, *, resumable: bool = False) -> None:
@@ -174,7 +205,8 @@ class TrainingEngine(Protocol):
         same step boundary.
 
         Args:
-            resumable: whether a process that resumes from a checkpoint continues the run.
+            resumable: whether a resume from a checkpoint continues the run. If this is False, the
+                caller has finished the run (``ended_by``).
         """
 
     def stop_on_all_ranks(self, reason: str) -> None:
@@ -186,7 +218,10 @@ class TrainingEngine(Protocol):
     def request_on_all_ranks(
         self, asked: Callable[[], Any], obey: Callable[[Sequence[Any]], None]
     ) -> Callable[[], None]:
-        """Calls ``obey`` on all ranks, at the same step boundary, if any rank has a request.
+        """Registers two callbacks, by which a request of one rank is obeyed on all ranks.
+
+        If ``asked`` returns a request on any rank, ``obey`` is called on all ranks at the same step
+        boundary.
 
         Args:
             asked: returns the request of this rank, an object that can be pickled. None means that
@@ -203,28 +238,32 @@ class TrainingEngine(Protocol):
         """True if all ranks know that the run ends at the next opportunity."""
 
     def finish_resumed_run(self, ended_by: str) -> None:
-        """Makes the next run do nothing, because ``ended_by`` has finished the resumed run."""
+        """Makes the next ``run()`` train nothing, because the saved run was finished.
+
+        Args:
+            ended_by: the name of the handler or function that finished the saved run.
+        """
 
     def defer(self, callback: Callable[[], None], turn: Turn = Turn.OTHERS) -> None:
         """Calls ``callback`` once, when all handlers of the present event have returned.
 
         Args:
             callback: is called without arguments.
-            turn: the order among deferred callbacks; an earlier turn is called earlier.
+            turn: the turn of ``callback`` among the deferred callbacks.
         """
 
     def cancel(self, callback: Callable[[], None]) -> None:
         """Removes a deferred callback, if it was not called yet."""
 
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` at the last step boundary of each run.
+        """Registers ``callback``, which is called at the last step boundary of each run.
 
         Returns:
             A function that removes the callback.
         """
 
     def call_on_resume(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Calls ``callback`` when the next run resumes.
+        """Registers ``callback``, which is called when a run continues from a loaded state.
 
         Returns:
             A function that removes the callback.
@@ -234,7 +273,7 @@ class TrainingEngine(Protocol):
         """Returns counters, limits, the position in the data, and states of random generators."""
 
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Makes the next run continue at the position of ``state_dict``."""
+        """Makes the next run continue at the position that ``state_dict`` describes."""
 
 
 AnyEngine: TypeAlias = Engine | TrainingEngine

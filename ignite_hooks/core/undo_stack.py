@@ -1,8 +1,9 @@
 """Changes that are always undone: at the end of their own scope, or else at the end of the run.
 
-A signal may interrupt the ``finally`` of a scope. A traceback may keep the generator of a scope
-suspended until much later. So the callback that undoes a change is noted before the change is made.
-The end of the run, or else the next run, calls the callbacks that have not been called by then.
+The end of a scope may fail to undo a change: a signal may interrupt the ``finally`` of the scope,
+or a traceback may keep the generator of the scope suspended until much later. So the callback that
+undoes a change is noted before the change is made. When the run ends, or else when the next run
+begins, the callbacks that have not been called yet are called.
 """
 
 import threading
@@ -62,7 +63,7 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
 
         Args:
             undo: the callback that undoes the change.
-            out_of_order: whether to undo this change only. Otherwise the changes that were made
+            out_of_order: whether to undo this change only. If False, the changes that were made
                 later are undone first, because their scopes should have ended earlier.
         """
         while any(undo is each for each in self._callbacks):
@@ -82,9 +83,11 @@ def undo_on_exit(undo: Undo, *, out_of_order: bool = False) -> Iterator[None]:
     Args:
         undo: undoes the change. It may be called a second time if its first call was interrupted.
         out_of_order: whether to undo this change only, even if changes that were made later are not
-            undone yet. A scope needs this if it may end before scopes within it, as in a generator.
+            undone yet. A scope that may end before the scopes within it, as a scope in a generator
+            may, needs True.
     """
-    # Outside a run, nothing calls the callbacks that are left. A new stack for this body is enough.
+    # Outside a run there is no stack, and nothing would call callbacks that are left over. A new
+    # stack for this body is enough.
     changes: UndoStack = getattr(_innermost, "changes", None) or UndoStack()
     changes.push(undo)
     try:

@@ -15,14 +15,15 @@ __all__ = ["Accumulation"]
 class Accumulation:
     """The size of windows, as Accelerate keeps it for all accelerators of the process.
 
-    All accelerators share one settings object. ``Accelerator(gradient_accumulation_steps=8)``
-    replaces the object, while ``accelerator.gradient_accumulation_steps = 8`` changes its content.
-    If the object is another one than before, an accelerator was made. If only the number in the
-    object has changed, the user has set the number.
+    A window is the batches whose gradients are accumulated for one optimizer step. All accelerators
+    share one settings object. ``Accelerator(gradient_accumulation_steps=8)`` replaces the object,
+    while ``accelerator.gradient_accumulation_steps = 8`` changes the number in the object. So a new
+    object means that an accelerator was created. A new number in the same object means that the
+    user has set the number.
 
     Args:
         gradient_state: Accelerate's ``GradientState``, which holds the settings.
-        window: the window of the present batches.
+        window: the window that the present batches belong to.
     """
 
     def __init__(self, gradient_state: GradientState, window: Window) -> None:
@@ -46,7 +47,7 @@ class Accumulation:
         return size
 
     def shorten(self, size: int) -> None:
-        """Has ``accelerator.backward`` divide losses by ``size`` until ``restore`` is called.
+        """Makes ``accelerator.backward`` divide losses by ``size`` until ``restore`` is called.
 
         Args:
             size: the number of batches of the present window.
@@ -65,7 +66,7 @@ class Accumulation:
         short = self._short_window
         if short is None:
             return
-        if self._gradient_state.plugin_kwargs is short:  # no other accelerator was made since
+        if self._gradient_state.plugin_kwargs is short:  # no accelerator was created since
             if short["num_steps"] != short.size:  # the user has set another number
                 short.whole["num_steps"] = short["num_steps"]
             self._gradient_state.plugin_kwargs = short.whole

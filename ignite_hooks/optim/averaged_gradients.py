@@ -29,9 +29,9 @@ class AveragedGradients:
     parameter is added to the optimizer later, its gradient is averaged from then on.
 
     Args:
-        model: the model; its parameters are not averaged here.
-        modules: the other modules by name, the same on every rank. Submodules that are wrapped in
-            DDP are not averaged here.
+        model: the model. The gradients of its parameters are not averaged here.
+        modules: the other modules by name, the same on every rank. The gradients of submodules that
+            are wrapped in DDP are not averaged here.
         optimizer: the optimizer that trains the parameters.
         device: the device on which the processes exchange tensors.
         sends_buffers: whether rank 0 sends its buffers once per window.
@@ -61,9 +61,9 @@ class AveragedGradients:
         """
         optimized = {id(each) for group in self._optimizer.param_groups for each in group["params"]}
         groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        # One all_reduce needs one dtype and one device. All ranks must form the same groups in the
-        # same order. A parameter may have a gradient on some ranks only, so the groups do not
-        # depend on gradients.
+        # All tensors of one all_reduce must have the same dtype and device. All ranks must form the
+        # same groups in the same order. A parameter may have a gradient on some ranks only, so the
+        # groups do not depend on gradients.
         for each in self._parameters().values():
             if each.requires_grad and id(each) in optimized:
                 groups.setdefault((each.dtype, each.device), []).append(each)
@@ -78,13 +78,20 @@ class AveragedGradients:
         return self._collect(torch.nn.Module.named_parameters)
 
     def _buffers(self) -> dict[str, torch.Tensor]:
-        """Returns the buffers by name, looked up again: some modules replace their buffers."""
+        """Returns the buffers that no wrapper copies, by name.
+
+        The buffers are looked up at each call, because some modules replace their buffers.
+        """
         return self._collect(torch.nn.Module.named_buffers)
 
     def _collect(
         self, tensors_of: Callable[[torch.nn.Module], Iterable[tuple[str, torch.Tensor]]]
     ) -> dict[str, torch.Tensor]:
-        """Returns the tensors of the modules that no DDP wrapper holds, each once, by name."""
+        """Returns the tensors of the other modules by name, without those that DDP handles.
+
+        A tensor that has several names is returned once. DDP handles the tensors of the model and
+        of submodules that are wrapped in DDP.
+        """
         seen = {id(each) for module in self._wrapped_modules() for _, each in tensors_of(module)}
         found: dict[str, torch.Tensor] = {}
         for name, module in self._modules.items():
@@ -111,8 +118,8 @@ def _average(parameters: list[torch.Tensor]) -> None:
     flat = torch.cat([*parts, has_gradient])
     distributed.all_reduce(flat)
     *averages, counts = torch.split(flat, [*map(len, parts), len(parameters)])
-    # ``tolist`` synchronizes with the device. It is needed only on a rank where a parameter has no
-    # gradient.
+    # ``tolist`` synchronizes with the device, so it is called only if it is needed: on a rank where
+    # a parameter has no gradient.
     are_all_present = all(each.grad is not None for each in parameters)
     has_averages = [True] * len(parameters) if are_all_present else (counts.abs() > 0).tolist()
     for parameter, average, has_average in zip(parameters, averages, has_averages, strict=True):

@@ -1,4 +1,7 @@
-"""Clips the whole, unscaled gradient once per window, as the last change before the step."""
+"""Clips the whole, unscaled gradient once per window, as the last change before the step.
+
+A window is the batches whose gradients are accumulated for one optimizer step.
+"""
 
 from typing import Any
 
@@ -21,18 +24,19 @@ __all__ = ["GradientClipping"]
 class GradientClipping(Handler):
     """Clips the gradient of each step, either by its norm or by value.
 
-    Training loops often clip after each batch instead of once per step, before the loss scaler's
-    factor is removed, or at the wrong scale in a short window. This handler clips the whole,
-    unscaled gradient when all handlers of OPTIMIZER_STEP_STARTED have returned. The order in which
-    these handlers were attached does not matter: if a handler rescales the gradient, the rescaled
-    gradient is clipped. The handler clips the gradients of all trainable parameters of the
-    optimizer. Clipping by norm writes the norm from before the clipping to
-    ``state.metrics["grad_norm"]``, as a tensor, without synchronizing with the device.
+    Training loops often make one of three mistakes: they clip after each batch instead of once per
+    step, they clip before the loss scaler's factor is removed, or they clip at the wrong scale in a
+    short window. GradientClipping clips the whole, unscaled gradient when all handlers of
+    OPTIMIZER_STEP_STARTED have returned. The order in which these handlers were attached does not
+    matter: if one of them rescales the gradient, the rescaled gradient is clipped. GradientClipping
+    clips the gradients of all trainable parameters of the optimizer. Clipping by norm writes the
+    norm from before the clipping to ``state.metrics["grad_norm"]``, as a tensor, without
+    synchronizing with the device.
 
     Args:
         max_norm: largest norm of all gradients together, as in ``torch.nn.utils.clip_grad_norm_``.
             With inf the norm is measured and nothing is clipped.
-        clip_value: largest absolute value of a gradient, as in ``clip_grad_value_``.
+        clip_value: largest absolute value of an element of a gradient, as in ``clip_grad_value_``.
         norm_type: the p of the p-norm, inf for the largest absolute value.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Learning rate schedulers: which can be used, and when they move (``step()`` is called)."""
+"""Learning rate schedulers: which of them can be used, and when they move.
+
+A scheduler moves when its ``step()`` is called.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -30,8 +33,6 @@ SchedulerAt = Literal["step", "epoch", "validation"]
 
 class SchedulerDriver:
     """Moves a scheduler: after each step, at the end of each epoch, or after each validation.
-
-    To move a scheduler is to call its ``step()``.
 
     Args:
         lr_scheduler: a torch scheduler, a callable that makes one from the optimizer, or None.
@@ -69,11 +70,13 @@ class SchedulerDriver:
         self.metric = metric
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
-        # A move is due while one of these two lists has an entry. One statement removes the entry
-        # and moves the scheduler, so that no exception can come between the two.
-        # Its entry is the number of iterations before the epoch that has ended.
+        # A move of the scheduler is due while ``_due_epoch`` or ``_due_validation`` has an entry.
+        # One statement removes the entry and moves the scheduler, so that no exception can come
+        # between the removal and the move.
+        # The entry of ``_due_epoch`` is the number of iterations before the epoch that has ended.
         self._due_epoch: list[int] = []
-        # Its entry is ``are_results_missing`` of the validation that has ended.
+        # The entry of ``_due_validation`` is the argument ``are_results_missing`` of
+        # ``end_validation``.
         self._due_validation: list[bool] = []
         self._torch_scheduler = unwrapped_scheduler(self.lr_scheduler)
         # ``last_epoch`` of the torch scheduler after the last move that was made here.
@@ -101,7 +104,8 @@ class SchedulerDriver:
         if is_prepared and not wrapper.split_batches:
             if hasattr(scheduler, "total_steps"):
                 return  # Accelerate itself stops moving this scheduler at the end of its schedule
-            # Accelerate's wrapper moves the scheduler once per process.
+            # At each call of its ``step``, Accelerate's wrapper moves the scheduler once per
+            # process.
             moves *= PartialState().num_processes
         for schedule, left in _finite_schedules(scheduler):
             if moves > left:
@@ -118,7 +122,8 @@ class SchedulerDriver:
     def check_not_moved_elsewhere(self) -> None:
         """Warns once if other code has moved the scheduler since the last move that was made here.
 
-        A scheduler whose position is lower than after that move has loaded a state: no warning.
+        If the position of the scheduler is now lower than after that move, the scheduler has loaded
+        a state. This gives no warning.
         """
         last_position, position = self._last_position, self._current_position()
         # The noted position is dropped until the next move has returned: a move that raises may or
@@ -152,11 +157,11 @@ class SchedulerDriver:
         )
 
     def end_epoch(self, began_after: int) -> bool:
-        """Notes that an epoch has ended.
+        """Notes that an epoch has ended, so that ``move_after_epoch`` moves the scheduler.
 
         Args:
-            began_after: the number of iterations before the epoch. A metric that was measured
-                before this iteration is stale.
+            began_after: the number of iterations before the epoch. A metric that was measured at
+                this iteration or earlier is stale: it was measured with earlier weights.
 
         Returns:
             Whether the scheduler is due to move after this epoch.
@@ -166,7 +171,7 @@ class SchedulerDriver:
         return moves
 
     def move_after_epoch(self, engine: Engine) -> None:
-        """Moves the scheduler if the end of an epoch was noted; a second call does nothing."""
+        """Moves the scheduler, once for each end of an epoch that ``end_epoch`` has noted."""
         if not self._due_epoch:
             return
         began_after = self._due_epoch[0]
@@ -174,11 +179,11 @@ class SchedulerDriver:
         self._move(self._due_epoch, arguments)
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that a validation has ended.
+        """Notes that a validation has ended, so that ``move_after_validation`` may move.
 
         Args:
-            are_results_missing: whether another validation has not been run yet, which may measure
-                the metric.
+            are_results_missing: whether there is another Validation that has not run yet and may
+                measure the metric.
         """
         moves = self.at == "validation" and self.lr_scheduler is not None
         self._due_validation = [are_results_missing] if moves else []
@@ -189,7 +194,10 @@ class SchedulerDriver:
         return bool(self._due_validation)
 
     def move_after_validation(self, engine: Engine) -> None:
-        """Moves the scheduler if a validation has ended and has measured the metric, if any."""
+        """Moves the scheduler, once for each validation that ``end_validation`` has noted.
+
+        A scheduler that takes a metric moves only if the validation has measured the metric.
+        """
         if not self._due_validation:
             return
         are_results_missing, arguments = self._due_validation[0], []
@@ -205,11 +213,11 @@ class SchedulerDriver:
         self._move(self._due_validation, arguments)
 
     def forget_validation(self) -> None:
-        """Forgets a validation that has ended."""
+        """Cancels the move that is due after a validation."""
         self._due_validation = []
 
     def start_new_run(self) -> None:
-        """Forgets an epoch and a validation that ended in the run before."""
+        """Cancels the moves that are due after an epoch or a validation of the previous run."""
         self._due_epoch = []
         self._due_validation = []
 
@@ -229,8 +237,8 @@ class SchedulerDriver:
         self._signals.is_holding = True
         try:
             with warnings.catch_warnings():
-                # A resumed run may begin with this move. Torch would warn, because it has not seen
-                # a step of the optimizer in this process yet.
+                # A resumed run may begin with this move. Torch would then warn, because the
+                # optimizer has made no step in this process yet.
                 message = r"Detected call of `lr_scheduler\.step\(\)` before"
                 warnings.filterwarnings("ignore", message)
                 due.pop(), step(*arguments)
@@ -274,7 +282,7 @@ def unwrapped_scheduler(lr_scheduler: Any) -> Any:
 def _finite_schedules(
     scheduler: Any, until: float = inf, moves_made: int | None = None
 ) -> Iterator[tuple[Any, int]]:
-    """Yields the schedules that have an end, with the number of moves left until their end.
+    """Yields (schedule, moves left until its end) for each schedule that has an end.
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.
@@ -296,7 +304,7 @@ def _finite_schedules(
         return
     moves_made, milestones = moves_made or 0, milestones_of(scheduler)
     for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
-        # The moves before this part begins: the move at a milestone starts the next part.
+        # The number of moves until this part begins. The move at a milestone begins the next part.
         to_come = max(0, begin - moves_made)
         last = min(until, end - 1 - moves_made) - to_come
         for inner, left in _finite_schedules(each, last, max(0, moves_made - begin)):
@@ -304,7 +312,10 @@ def _finite_schedules(
 
 
 def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
-    """Checks that a ReduceLROnPlateau has a metric when it moves, and others have no metric."""
+    """Checks that a ReduceLROnPlateau gets a metric, and that other schedulers get none.
+
+    A ReduceLROnPlateau must not move by step, because its metric is measured less often.
+    """
     if not isinstance(lr_scheduler, ReduceLROnPlateau):
         if metric is not None:
             scheduler_name = "None" if lr_scheduler is None else type(lr_scheduler).__name__
@@ -326,7 +337,12 @@ def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
 
 
 def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
-    """Returns the given scheduler, or the one that the given callable makes."""
+    """Returns the given scheduler, or the scheduler that the given callable makes.
+
+    Raises:
+        TypeError: ``lr_scheduler`` is neither a torch scheduler nor a callable that makes one.
+        ValueError: the scheduler belongs to another optimizer.
+    """
     if lr_scheduler is None:
         return None
     if isinstance(lr_scheduler, BaseParamScheduler):

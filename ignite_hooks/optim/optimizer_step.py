@@ -1,4 +1,7 @@
-"""The optimizer step: once per window of batches, with the gradient of their mean loss."""
+"""The optimizer step, which is made once per window with the gradient of the mean of the losses.
+
+A window is the batches whose gradients are accumulated for one optimizer step.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -43,19 +46,20 @@ from ignite_hooks.optim.window import Window
 __all__ = ["OptimizerStep"]
 
 
+# The key in ``engine_storage`` that marks a trainer, whose own OptimizerStep makes the steps.
 _STEPS_ITSELF = "steps_itself"
 
 
 class OptimizerStep(Handler):
     """Makes the optimizer step of each window of batches, and moves the scheduler.
 
-    Hand-written gradient accumulation often fails in three cases: the last, shorter window of a
-    pass, a step that the loss scaler skips, and a scheduler that moves once per process. Here the
-    rules are:
+    The scheduler moves when its ``step()`` is called. Hand-written gradient accumulation often
+    fails in three cases: the last, shorter window of a pass over the data, a step that the loss
+    scaler skips, and a scheduler that moves once per process. OptimizerStep follows these rules:
 
-    - A window of k batches steps with the gradient of the mean of its k losses, for any k.
-    - A step that the loss scaler skips is not committed: neither the counter nor the scheduler
-      moves.
+    - The step of a window of k batches uses the gradient of the mean of the k losses, for any k.
+    - A step that the loss scaler skips is not committed: it is not counted, and the scheduler does
+      not move.
     - The scheduler moves once per committed step.
 
     A trainer makes its own OptimizerStep, and steps before ITERATION_COMPLETED. The gradients are
@@ -80,7 +84,7 @@ class OptimizerStep(Handler):
             the prepared optimizer. A scheduler that was prepared with Accelerate moves by
             Accelerate's rule, which by default is once per process.
         scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch", or
-            after each "validation". A validation before the first step does not move it.
+            after each "validation". A validation before the first step does not move the scheduler.
         scheduler_metric: the name in ``state.metrics`` of the value for a ReduceLROnPlateau.
 
     Raises:
@@ -116,22 +120,29 @@ class OptimizerStep(Handler):
         # A signal can raise an exception between any two lines, so changes that belong together are
         # made in one line. A call that is due is kept in a list: the line that makes the call also
         # removes it from the list.
-        self._step_call: list[Callable[[], Any]] | None = None  # None unless a step is under way
-        self._step_result: list[Any] = []  # the result of a step that is not counted yet
+
+        # None if no step is under way. During a step, the list has the call that makes the step,
+        # and is empty once the call has begun.
+        self._step_call: list[Callable[[], Any]] | None = None
+        self._step_result: list[Any] = []  # the result of that call, until the step is counted
         self._scheduler_call: list[Callable[[], Any]] = []  # the scheduler's step, if it is due
-        self._failed_step = 0  # the number of the step that failed or whose scheduler failed
-        self._version_after_step: int | None = None  # ``_version`` of the first parameter
-        self._step_number = 0  # the number of the step that is under way
+        # ``steps`` is the number of the last committed step. ``_step_number`` is the number that
+        # the step under way gets if it is committed. ``_failed_step`` is the ``_step_number`` of
+        # the last step that raised an exception, or whose scheduler did.
+        self._failed_step = 0
+        # ``_version`` of the first parameter after the last committed step.
+        self._version_after_step: int | None = None
+        self._step_number = 0
         # The number of a committed step until its STEP_COMPLETED is fired; empty after that.
         self._uncompleted_step: list[int] = []
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
         self._divisor = 1  # the losses of the window are divided by this
-        self._divides_exactly = False
+        self._divides_exactly = False  # whether a short window's losses are divided by its size
         # Set with several processes, if parameters outside of the model are trained.
         self.averaged_gradients: AveragedGradients | None = None
         self._timetable = Timetable()
-        self.is_stepping = False
+        self.is_stepping = False  # True within ``close_window``, and after a failure in it
         self.attachment: Attachment | None = None  # the last attachment
         # ``callbacks_before_step`` of the engine that this step is attached to; looked up once.
         self._callbacks_before_step: list[Callable[[Engine], None]] = []
@@ -149,7 +160,7 @@ class OptimizerStep(Handler):
 
     @property
     def timetable(self) -> Timetable:
-        """The callbacks on step schedules, which are called after STEP_COMPLETED."""
+        """The callbacks on step schedules, which are due after a committed step."""
         return self._timetable
 
     def start_from(self, step: int) -> None:
@@ -180,7 +191,8 @@ class OptimizerStep(Handler):
     def gradient_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Returns the context for the forward and backward pass of a batch.
 
-        Within this context the processes exchange gradients at the last batch of a window only.
+        Within this context the processes exchange gradients at the last batch of a window only,
+        unless Accelerate's setting ``sync_each_batch`` is on.
         """
         if self.window.is_closing or self._gradient_state.plugin_kwargs.get(
             "sync_each_batch", False
@@ -205,15 +217,17 @@ class OptimizerStep(Handler):
             self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
         # If the process function uses ``accelerator.accumulate``, Accelerate adds 1 to this number
-        # and derives ``sync_gradients`` from the sum: the same value as above.
+        # and derives ``sync_gradients`` from the sum. The result is the same value as above.
         self.accelerator.step = self._divisor - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Engine) -> bool:
-        """Makes the step with the gradient of the mean over the window, and moves the scheduler.
+        """Makes the step of the window, and moves a scheduler that moves by step.
+
+        The step uses the gradient of the mean of the window's losses. The gradients are kept until
+        ``zero_grad`` is called.
 
         Returns:
-            Whether the step was committed. A step that the loss scaler skips is not. In either case
-            the gradients are kept until ``zero_grad`` is called.
+            Whether the step was committed. A step that the loss scaler skips is not committed.
         """
         state: Any = engine.state
         self.is_stepping = True
@@ -237,8 +251,8 @@ class OptimizerStep(Handler):
             self._step_call = [self.prepared.step]
             if signals.must_wrap_handlers:
                 signals.wrap_handlers()
-            # Signals are held back until the step is made, counted, and the scheduler has moved: a
-            # run that stopped between these changes could not be continued.
+            # Signals are held back until the step is made and counted and the scheduler has moved.
+            # A run that stopped between these changes could not be continued.
             signals.is_holding = True
             try:
                 self._step_result.append(self._step_call.pop()())
@@ -280,21 +294,24 @@ class OptimizerStep(Handler):
 
     @property
     def is_half_done(self) -> bool:
-        """True if the last step broke off: some parameters may have changed, and others not."""
+        """True if the last step was broken off: only some of the parameters may have changed."""
         return self.signals.was_interrupted or (self._step_call == [] and not self._step_result)
 
     @property
     def has_completed_step(self) -> bool:
-        """True if STEP_COMPLETED was fired for the last step and no due callback is left."""
+        """True if nothing is left to do after the last committed step.
+
+        STEP_COMPLETED was fired for the step, and all callbacks that were due have been called.
+        """
         return not self._uncompleted_step and self.steps < self._timetable.next_due
 
     @property
     def is_consistent(self) -> bool:
         """True if parameters, optimizer and scheduler are certainly unchanged since the last step.
 
-        The save after a failure depends on this: the process function may have failed while it was
-        changing parameters, for example to compute the loss at other values. The check looks at the
-        first parameter, and does not notice writes to ``parameter.data``.
+        A state is saved after a failure only if this is True: the process function may have failed
+        while it was changing parameters, for example to compute the loss at other values. The check
+        looks at the first parameter only, and does not notice writes to ``parameter.data``.
         """
         has_moved = not self._scheduler_call and self._failed_step != self.steps
         return (
@@ -306,9 +323,9 @@ class OptimizerStep(Handler):
     def complete_step(self, engine: Engine) -> None:
         """Fires STEP_COMPLETED for the last committed step, and calls the callbacks due after it.
 
-        If a failure came before this call or broke off an earlier one for the same step, only what
-        has not begun yet is done: the scheduler is moved if it has not moved for this step, and
-        STEP_COMPLETED is fired if none of its handlers was called. So a handler that averages
+        The method does only the work that has not begun yet for this step, so that it can be called
+        again after a failure. It moves the scheduler if the scheduler has not moved for this step,
+        and fires STEP_COMPLETED if none of its handlers was called. So a handler that averages
         weights sees every step exactly once.
         """
         if self._scheduler_call:
@@ -316,13 +333,16 @@ class OptimizerStep(Handler):
         if self._uncompleted_step:
             self._fire(engine, TrainEvents.STEP_COMPLETED)
             # On a trainer the engine clears the list when it calls the first handler of the event.
-            # Without a handler it is cleared here.
+            # If there is no such handler, the list is cleared here.
             self._uncompleted_step.clear()
         if self.steps >= self._timetable.next_due:
             self._timetable.call_due(self.steps)
 
     def _move_scheduler(self) -> None:
-        """Makes the scheduler's step that a failure has left undone, with signals held back."""
+        """Makes the step of the scheduler that a failure has left undone.
+
+        Signals are held back during the step.
+        """
         self.signals.is_holding = True
         try:
             self._scheduler_call.pop()()
@@ -330,9 +350,13 @@ class OptimizerStep(Handler):
             self.signals.release()
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that a validation has ended: ``scheduler.move_after_validation`` may then move.
+        """Notes that a validation has ended, so that ``scheduler.move_after_validation`` may move.
 
         A validation before the first step does not move the scheduler.
+
+        Args:
+            are_results_missing: whether there is another Validation that has not run yet and may
+                measure the scheduler's metric.
         """
         if self.steps:
             self.scheduler.end_validation(are_results_missing=are_results_missing)
@@ -408,10 +432,11 @@ class OptimizerStep(Handler):
         self.attachment = attachment
 
     def _attach_to_trainer(self, attachment: Attachment) -> None:
-        """Attaches the handlers that call the callbacks on step schedules and move the scheduler.
+        """Attaches two handlers, whose turns among the handlers of their events are fixed.
 
-        Each has its fixed place (``Turn``) among the handlers of its event.
-        If a failure keeps these handlers from being called, the loop calls the same functions.
+        The first handler calls the callbacks on step schedules at STEP_COMPLETED. The second
+        handler moves a scheduler that moves once per epoch and takes no metric. If a failure has
+        kept a handler from being called, the loop calls the same function later.
         """
 
         def call_due_by_step(engine: Engine) -> None:
@@ -420,7 +445,7 @@ class OptimizerStep(Handler):
 
         call_due_by_step.__qualname__ = type(self).__name__  # the name that profilers show
         set_turn(call_due_by_step, Turn.DUE_BY_STEP)
-        # ``add`` costs less than ``on`` each time the event fires.
+        # A handler that ``add`` attaches costs less per call than a handler that ``on`` attaches.
         attachment.add(TrainEvents.STEP_COMPLETED, call_due_by_step)
         if self.scheduler.at == "epoch" and not self.scheduler.takes_metric:
             move = self.scheduler.move_after_epoch
@@ -430,9 +455,9 @@ class OptimizerStep(Handler):
 class _PlainEngineStepping:
     """Opens, closes and drops windows at the events of a plain Ignite engine.
 
-    On a plain engine the number of batches left may be unknown. It is never known which handler is
-    the last to read gradients, so gradients stay until the next iteration starts, or until the
-    epoch or the run ends.
+    On a plain engine the number of batches left may be unknown. The handler that reads gradients
+    last is never known, so gradients stay until the next iteration starts, or until the epoch or
+    the run ends.
     """
 
     def __init__(self, step: OptimizerStep) -> None:
@@ -487,7 +512,7 @@ class _PlainEngineStepping:
             state.optimizer_step = 0
 
     def _take_batch(self, engine: Engine) -> None:
-        """Takes the batch into the window, and zeroes the gradients of the last step."""
+        """Zeroes the gradients of the last step, and adds the batch to the window."""
         state: Any = engine.state
         self._zero_gradients()
         state.step_committed = False
@@ -524,8 +549,9 @@ class _PlainEngineStepping:
 
     def _end_epoch(self, engine: Engine) -> None:
         """Makes the step of a window that is still open, or drops the window after a failure."""
-        # There are two reasons for an open window. Either the data ended without marking its last
-        # batch: then the window makes a step. Or a handler handled a failure: then it is dropped.
+        # There are two reasons for an open window. If the data ended without marking its last
+        # batch, the step of the window is made. If a handler has handled a failure, the window is
+        # dropped.
         step = self._step
         if step.is_stepping or step.window.is_closing or not self._data.has_whole_epoch(engine):
             step.drop_window()
@@ -534,7 +560,7 @@ class _PlainEngineStepping:
         self._zero_gradients()
 
     def _move_scheduler(self, engine: Engine) -> None:
-        """Moves a scheduler with ``scheduler_at="epoch"``."""
+        """Moves the scheduler at the end of an epoch, with ``scheduler_at="epoch"``."""
         self._step.scheduler.end_epoch(self._data.epoch_began_after)
         self._step.scheduler.move_after_epoch(engine)
 

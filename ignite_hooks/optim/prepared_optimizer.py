@@ -1,4 +1,4 @@
-"""The optimizer that Accelerate has prepared; torch is called directly where that is the same."""
+"""The optimizer that Accelerate has prepared. Where the result is the same, torch is called."""
 
 import inspect
 from collections.abc import Callable
@@ -115,7 +115,7 @@ class PreparedOptimizer:
             share = loss if window_size == 1 else loss / window_size
             share.backward()  # type: ignore[no-untyped-call]
         else:
-            # Accelerate divides the loss by this number.
+            # Accelerate divides the loss by this number, so the loss is multiplied by it first.
             steps = self.accelerator.gradient_accumulation_steps
             self.accelerator.backward(loss if steps == window_size else loss * steps / window_size)
 
@@ -135,7 +135,8 @@ class PreparedOptimizer:
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
         """Clips the gradients by their norm; returns the norm from before the clipping."""
-        # Accelerate's function would also unscale the gradients, again and of every optimizer.
+        # Accelerate's function would also unscale the gradients a second time, and those of every
+        # other optimizer.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
         return norm
@@ -149,24 +150,24 @@ class PreparedOptimizer:
     def step(self) -> Callable[[], Any]:
         """The function that makes the optimizer step."""
         if self.calls_torch_directly:
-            # A scheduler that was built on Accelerate's wrapper reads ``_opt_called``. If this were
-            # not set, the scheduler would warn that it was moved before the first step.
+            # A scheduler that was built on Accelerate's wrapper reads ``_opt_called``. If this flag
+            # were not set, the scheduler would warn that it was moved before the first step.
             self.optimizer._opt_called = True
             return self.optimizer.optimizer.step  # type: ignore[no-any-return]
         return self.optimizer.step  # type: ignore[no-any-return]
 
     def has_changed_parameters(self) -> bool:
-        """Returns whether the last step was committed, and not skipped by the loss scaler."""
+        """Returns whether the last step was committed, that is, not skipped by the loss scaler."""
         self._is_unscaled = False
         return self.calls_torch_directly or not self.optimizer.step_was_skipped
 
     def zero_grad(self) -> None:
-        """Clears the gradients after a step, or of a window that is dropped before its step."""
+        """Clears the gradients, after a step or when a window is dropped before its step."""
         if self._is_unscaled:
             # The gradients were unscaled and no step followed. Without this update the scaler would
             # refuse to unscale the next window. The update keeps the scaler's factor.
             self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
             self._is_unscaled = False
-        # Accelerate's ``zero_grad`` does nothing unless this is set.
+        # Accelerate's ``zero_grad`` clears the gradients only if ``sync_gradients`` is True.
         self.accelerator.gradient_state.sync_gradients = True
         (self.optimizer.optimizer if self.calls_torch_directly else self.optimizer).zero_grad()

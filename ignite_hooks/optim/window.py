@@ -1,4 +1,7 @@
-"""The window of an optimizer step: how many batches it has, and when it closes."""
+"""The window of an optimizer step: how many batches the window has, and when it closes.
+
+A window is the batches whose gradients are accumulated for one optimizer step.
+"""
 
 from accelerate.state import GradientState
 from ignite.engine import Engine
@@ -9,14 +12,14 @@ __all__ = ["RemainingData", "Window"]
 
 
 class Window:
-    """Counts the batches of one optimizer step. A window is shorter where the data ends.
+    """Counts the batches of the present window. A window is shorter where the data ends.
 
     Attributes:
         size: the number of batches that the window will have. If the end of the data is not known
             when the window opens, this is the size of a full window.
-        count: the number of batches that the window has had so far.
-        taken: the number of batches that all windows together have had.
-        is_closing: whether the present batch is the last one of the window.
+        count: the number of batches that the present window has had so far; 0 if none is open.
+        taken: the number of batches that all windows so far have had together.
+        is_closing: whether the present batch is the last batch of the window.
     """
 
     def __init__(self) -> None:
@@ -46,7 +49,7 @@ class Window:
 
 
 class RemainingData:
-    """Counts the batches that a plain Ignite engine still has before the data, epoch or run ends.
+    """Counts the batches until the data, the epoch or the run of a plain Ignite engine ends.
 
     The position in the epoch is counted from EPOCH_STARTED, because after ``terminate_epoch()`` the
     remainder of ``iteration`` divided by ``epoch_length`` is no longer this position.
@@ -61,7 +64,7 @@ class RemainingData:
         self._was_terminated = False
 
     def note_run_start(self, engine: Engine) -> None:
-        """Notes, at STARTED, that the first epoch may begin in its middle, from a loaded state."""
+        """Notes, at STARTED, whether a loaded state may resume the first epoch in its middle."""
         self._may_be_resumed = not self._was_terminated
         self._was_terminated = False
 
@@ -84,10 +87,10 @@ class RemainingData:
         return engine.state.iteration - self.epoch_began_after == engine.state.epoch_length
 
     def batches_left(self, engine: Engine) -> int | None:
-        """Returns the number of batches from the present one to the next known end.
+        """Returns the number of batches, with the present one, up to the next end.
 
-        This is the end of the data, of the epoch or of the run, whichever comes first. None if no
-        end is known.
+        The next end is the end of the data, of the epoch or of the run, whichever is known and
+        comes first. The result is None if no end is known.
         """
         state = engine.state
         max_iters = getattr(state, "max_iters", None)  # the state of Ignite 0.5.4 has no max_iters
@@ -102,6 +105,6 @@ class RemainingData:
 
 
 def _is_last_batch_of_accelerate(loader: object) -> bool:
-    """Returns whether Accelerate has marked the present batch of ``loader`` as its last."""
+    """Returns whether Accelerate has marked the present batch of ``loader`` as its last batch."""
     state = GradientState()
     return state.active_dataloader is loader and state.end_of_dataloader
