@@ -73,7 +73,8 @@ def create_supervised_trainer(
     """Builds a trainer: prepares model, optimizer and data with Accelerate, and attaches handlers.
 
     Objects that are prepared already are used unchanged. Gradient accumulation, mixed precision,
-    device and processes are settings of the accelerator. In Ignite's factory they are arguments::
+    device and processes, which are arguments of Ignite's factory, are settings of the accelerator
+    here::
 
         trainer = create_supervised_trainer(
             model, optimizer, F.cross_entropy, loader,
@@ -153,7 +154,7 @@ def create_supervised_trainer(
         model_transform=model_transform,
     )
     _check_parameters(model, optimizer, modules)
-    check_count("agree_every", agree_every, "1 exchanges after each step")
+    check_count("agree_every", agree_every, "with 1, requests are exchanged after each window")
     _check_handler_arguments(grad_clip, validation, checkpoint, resume_from)
     _check_handlers(handlers)
     _check_unused(
@@ -208,7 +209,7 @@ def create_supervised_trainer(
     return trainer
 
 
-# Ends the remedy in messages about arguments that are in the wrong order.
+# The right order of the arguments, for the end of messages about arguments in a wrong order.
 _ORDER = "create_supervised_trainer(model, optimizer, loss_fn, data)"
 
 

@@ -526,7 +526,7 @@ MISTAKES = {
     "best weights of nothing": (
         lambda s: s.trainer().load_best(),
         ValueError,
-        "load_best() needs one SaveCheckpoint that keeps the best by a metric, got 0: give",
+        "load_best() needs one SaveCheckpoint that keeps the best by a metric, got none: give",
     ),
     # Paths
     "resume from nowhere": (

@@ -52,8 +52,9 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     ranks.call_on_all_ranks(prepare)
     for each in prepared:
         each.load()
-    # The loaded weights must not be saved as the weights of the trainer's present step. While the
-    # note exists, a save between runs is refused. The next run removes the note with a warning.
+    # The loaded weights must not be saved as the weights of the trainer's present step. So the
+    # trainer is marked as holding weights of another step: until the next run, which removes the
+    # mark with a warning, a save is refused.
     if entry.step != trainer.state.optimizer_step:
         note_borrowed_weights(trainer, entry.step)
     return entry
@@ -71,10 +72,10 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
     if len(keeping_best) == 1:
         return Path(keeping_best[0].directory)
-    found = ", ".join(str(each.directory) for each in keeping_best or handlers)
+    found = ", ".join(str(each.directory) for each in keeping_best)
     raise ValueError(
         "load_best() needs one SaveCheckpoint that keeps the best by a metric, got "
-        f"{len(keeping_best)}{f' ({found})' if found else ''}: give the factory "
+        f"{f'{len(keeping_best)} ({found})' if found else 'none'}: give the factory "
         'checkpoint=SaveCheckpoint(directory, keep_best=1, metric="val_accuracy"), or load from a '
         "directory with ignite_hooks.checkpoint.load_weights(trainer.model, directory)"
     )

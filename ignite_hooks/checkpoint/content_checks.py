@@ -98,8 +98,8 @@ def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
     }
     for name, generator in fresh.items():
         _check_generator_state(name, generator, value.get(name))
-    # This machine may lack the device of a device's generator. So the state of such a generator is
-    # not set, and only its type is checked.
+    # "device" is the state of a generator on a device, such as a GPU, that this machine may lack.
+    # So the state is not set on a generator, and only its type is checked.
     if (device := value.get("device", "")) is not None and not (
         isinstance(device, torch.Tensor) and device.dtype == torch.uint8
     ):
@@ -204,7 +204,8 @@ _Elements = Annotated[dict[str, Any], AfterValidator(_check_elements)]
 class _DataOrder(_StrictModel):
     """The state of a sampler, and elements that it has yielded (``data/recorded_order.py``).
 
-    ``elements`` are the elements that were yielded ahead of the batches given to training.
+    ``elements`` are the elements that the sampler has already yielded for batches that training
+    has not received yet.
     """
 
     of: str
@@ -320,7 +321,10 @@ class _ModuleFields(_StrictModel):
 
 
 class _UserModuleState(_StrictModel):
-    """The state of a module in ``also`` or in a handler (``Member.state_dict``)."""
+    """The state of a module in ``SaveCheckpoint(also=…)`` or in a handler.
+
+    It is a return value of ``StatefulObject.state_dict``.
+    """
 
     module: dict[str, Any]
     metadata: dict[str, _MetadataFields]
@@ -564,7 +568,8 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-# The shape is unusual: if an entry of the state has this shape, it is the shape of the parameter.
+# The shape of an example parameter. An entry of an optimizer's state with this shape is taken to
+# have the shape of its parameter.
 _EXAMPLE_SHAPE = (2, 3)
 
 

@@ -41,7 +41,7 @@ def description_of(
 
     Args:
         trainer: the trainer.
-        files: maps the name of each file that rank 0 is about to write to the file's content.
+        files: the contents of the files that rank 0 is about to write, by the names of the files.
         processes: the number of processes.
     """
     settings = _content(files, TRAINER).get("settings", {})
@@ -60,7 +60,7 @@ def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
     Kinds without objects are left out.
 
     Args:
-        files: maps the name of each file that rank 0 is about to write to the file's content.
+        files: the contents of the files that rank 0 is about to write, by the names of the files.
     """
     about, rank_content = _content(files, TRAINER), _content(files, rank_file(0))
     objects, random = about.get("objects", {}), rank_content.get("random") or {}

@@ -77,7 +77,7 @@ Accumulation = Annotated[
 
 AgreeEvery = Annotated[
     int,
-    must_be("an integer >= 1", is_count, "1 exchanges after each step"),
+    must_be("an integer >= 1", is_count, "with 1, requests are exchanged after each window"),
     _POSITIVE_INTEGER,
 ]
 """The number of windows after which processes tell each other whether to stop: an integer >= 1.

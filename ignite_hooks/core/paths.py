@@ -51,15 +51,16 @@ def absolute_path(path: str | Path) -> Path:
 def absolute_source(path_or_url: str | Path) -> str | Path:
     """Returns a path as an absolute path, and a URL with its local path made absolute.
 
-    A URL has a local path in two forms: ``runs`` in ``file://runs``, and the last link ``runs.zip``
-    of a chain ``zip://checkpoints::runs.zip`` of fsspec. Other URLs are returned unchanged.
+    Two kinds of URL contain a local path: ``file://runs``, whose path is ``runs``, and a chain of
+    fsspec such as ``zip://checkpoints::runs.zip``, whose last link is the path. Other URLs are
+    returned unchanged.
     """
     if not is_url(path_or_url):
         return absolute_path(path_or_url)
     *links, last = str(path_or_url).split("::")
     scheme = next((each for each in _LOCAL_SCHEMES if last.startswith(each)), "")
     path = last.removeprefix(scheme)
-    # fsspec takes a last link of lowercase letters alone, such as "memory", for a scheme.
+    # If the last link has only lowercase letters, such as "memory", fsspec reads it as a scheme.
     is_local = scheme or (links and "://" not in last and re.search("[^a-z]", last))
     if is_local and not path.startswith("/"):
         last = f"{scheme}{absolute_path(path)}"

@@ -1,10 +1,10 @@
-"""The source for a stream with a state that rank 0 reads for all ranks.
+"""The data source for a stream that has a state and that only rank 0 reads, for all ranks.
 
 On rank 0, Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank and sends the
 result to all ranks. Each rank keeps its part. The dispatcher reads the batches from its
 ``base_dataloader``. Every rank calls ``iter`` on this loader, but only rank 0 fetches batches from
-the iterator. So only rank 0 has a state to save, and only rank 0 enters a pass in its middle (it
-begins the iteration over the data there).
+the iterator. So only rank 0 has a state to save. When a run resumes in the middle of a pass, only
+rank 0 starts its iteration over the data at that position.
 
 While an iteration of the dispatcher begins, a stand-in replaces ``base_dataloader``. ``iter`` of
 the stand-in returns an iterator that this module has prepared. The test
@@ -85,9 +85,10 @@ class DispatchedStream(AdaptedLoader):
 
         An accumulation window is the batches that make one optimizer step. A run may roll back by
         this many batches. The source of ``base_dataloader`` gets the number of batches that rank 0
-        reads for all ranks in the meantime.
+        reads for all ranks during such a window, with those that it reads ahead.
         """
-        # Accelerate reads one batch for each rank ahead, to find the end.
+        # Accelerate reads ahead by one batch for each rank, to find the end of the data, and reads
+        # the batches that a ``SkipDataLoader`` skips.
         rounds = batches + 1 + self.loader.skip_batches
         self._reader.set_window_size(rounds * self._reads_per_batch)
 
@@ -118,10 +119,11 @@ class DispatchedStream(AdaptedLoader):
     def snapshot_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns the reasons of the base class, and the padding caveat if there is no snapshot.
+        """Returns the reasons why the rest of a resumed pass may differ.
 
-        The padding caveat applies with and without a snapshot, but the base class returns this
-        caveat only if there is a snapshot.
+        These are the reasons of the base class and the padding caveat: a last batch that is filled
+        up has other samples than in an unbroken pass. With a snapshot the base class has returned
+        the caveat already.
         """
         is_entered_without = state_dict is None and position.batches > 0
         caveats = self._reader.caveats if is_entered_without else ()
@@ -141,7 +143,10 @@ class DispatchedStream(AdaptedLoader):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Begins the pass, and calls ``set_epoch`` of the data set and of objects nested in it."""
+        """Makes the loader Accelerate's active one, and numbers the pass by ``set_epoch``.
+
+        ``set_epoch`` is called for the data set and for the objects nested in it.
+        """
         with activated(self.loader):
             self.loader.iteration = data_pass
             self._reader.set_pass(data_pass)
@@ -160,8 +165,8 @@ class DispatchedStream(AdaptedLoader):
     def _dispatch(self, reads: Iterator[Any]) -> Iterator[Any]:
         """Yields this rank's part of the batches that rank 0 reads."""
         loader, base, first = self.loader, self.loader.base_dataloader, deque[Any]()
-        # `out_of_order=True`, because this scope may be in the generator of a feed. A feed can be
-        # closed at any time, while scopes that were entered later are still open.
+        # `out_of_order=True` allows this `with` block to end before blocks that were entered later:
+        # it may run in the generator of a feed, and a feed can be closed at any time.
         with undo_on_exit(lambda: setattr(loader, "base_dataloader", base), out_of_order=True):
             # Accelerate calls `iter` on `base_dataloader` when the first batch is fetched.
             loader.base_dataloader = _LoaderWithIterator(base, reads)

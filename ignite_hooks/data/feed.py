@@ -405,8 +405,8 @@ class DataFeed:
         """Returns the reasons why the next batches may differ from those of the saved run."""
         if not self._source.can_repeat:
             return [
-                "an iterator cannot be moved to the saved position: the run takes its batches from "
-                "where it is"
+                "an iterator cannot be moved to the saved position: the run takes the next batches "
+                "of the iterator"
             ]
         if not self._source.is_reader:
             return []  # only rank 0 loads batches, and gives the reasons for all ranks

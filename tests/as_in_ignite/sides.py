@@ -26,8 +26,9 @@ from tests.reference import make_trainer
 
 DEPARTURES = {
     # How a run ends, and how the next begins
-    "a stop before the step does not count its batch": "The counters stand at the last step "
-    "boundary, where the next run() continues. Ignite counts a batch that was not trained on.",
+    "a batch whose step was not made is not counted": "After a stop within a window the counters "
+    "are those after the last whole step, where the next run() continues. Ignite counts a batch "
+    "that was not trained on.",
     "a stopped run continues": "The next run() gives the remaining batches of the epoch. Ignite "
     "leaves them out: it begins the next epoch, or starts from scratch after the last one.",
     "a stop at the last batch completes the epoch": "The epoch has had all its batches, so "
@@ -43,8 +44,8 @@ DEPARTURES = {
     # Limits and lengths
     "an epoch is one pass": "Without an epoch_length each epoch asks for the current length of "
     "the data. Ignite keeps the length of the first epoch.",
-    "set_data ends the epoch with its pass": "Without an epoch_length the epoch ends where the new "
-    "data end. Ignite keeps the length of the old data.",
+    "after set_data the epoch ends with the new data": "Without an epoch_length the epoch ends "
+    "where the new data end. Ignite keeps the length of the old data.",
     "a limit that is passed ends the run": "A limit that a handler sets below what is already "
     "done ends the run at once. Ignite tests for equality, and continues to the end of the epoch "
     "or forever.",
@@ -71,8 +72,9 @@ DEPARTURES = {
     "and the next GET_BATCH_STARTED, and appear in last_event_name.",
     "no second GET_BATCH_STARTED after interrupt()": "Ignite fires it twice for the same batch if "
     "it was interrupted at DATALOADER_STOP_ITERATION.",
-    "a handler added while its event fires, after a removal": "It is called last in the same "
-    "firing. Ignite does not call it if another handler was removed earlier in that firing.",
+    "a handler added while its event fires, after another was removed in the same firing": "It is "
+    "called last in the same firing. Ignite does not call it if another handler was removed "
+    "earlier in that firing.",
     "outputs are tensors": "state.output is loss.detach(): item() would synchronize with the "
     "device.",
     "gradients are zeroed within the iteration": "They are zeroed after the handlers of "

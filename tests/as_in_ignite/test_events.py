@@ -339,7 +339,11 @@ def test_a_handler_that_was_added_after_a_removal(side):
 
     engine.add_event_handler(Events.ITERATION_STARTED, replace)
     engine.run(range(2))
-    times = side.departs("a handler added while its event fires, after a removal", ignite=1, ours=2)
+    times = side.departs(
+        "a handler added while its event fires, after another was removed in the same firing",
+        ignite=1,
+        ours=2,
+    )
     assert seen == ["added"] * times
 
 

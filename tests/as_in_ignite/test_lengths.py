@@ -175,7 +175,7 @@ def test_other_data_within_an_epoch(side, batches, ends, ignite):
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: engine.set_data(batches))
     engine.run(range(4), max_epochs=2)
     assert (seen, given) == side.departs(
-        "set_data ends the epoch with its pass",
+        "after set_data the epoch ends with the new data",
         ignite=(completed(4, 8), ignite),
         ours=(completed(*ends), [0, *batches, *batches]),
     )

@@ -10,7 +10,7 @@ from tests.as_in_ignite.sides import listen
 from tests.as_in_ignite.sides import outputs
 from tests.as_in_ignite.sides import short_id
 
-DROPS = "a stop before the step does not count its batch"
+DROPS = "a batch whose step was not made is not counted"
 CONTINUES = "a stopped run continues"
 
 

@@ -131,9 +131,9 @@ def test_best_of_another_run_in_the_directory_is_ignored(tmp_path):
 
 
 def test_run_without_a_best_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got 0"):
+    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got none"):
         make_trainer().load_best()
-    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got 0"):
+    with pytest.raises(ValueError, match=r"needs one SaveCheckpoint that keeps the best.*got none"):
         make_trainer(checkpoint=SaveCheckpoint(tmp_path / "0")).load_best()
     two = [save_best(tmp_path / name) for name in "12"]
     with pytest.raises(ValueError, match=r"got 2 .*/1, .*/2"):
@@ -180,6 +180,6 @@ def test_load_best_needs_a_save_that_keeps_the_best(tmp_path, keep_last, keep_be
     if step is not None:
         assert trainer.load_best().step == step
         return
-    with pytest.raises(ValueError, match="that keeps the best by a metric, got 0"):
+    with pytest.raises(ValueError, match="that keeps the best by a metric, got none"):
         trainer.load_best()
     assert digest(trainer) == trainer.digests[12]

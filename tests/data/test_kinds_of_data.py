@@ -226,7 +226,8 @@ def batch_loss(model, batch):
 EXACT, SAME, OTHER = ("exact", True), ("approximate", True), ("approximate", False)
 AGAIN = "earlier batches of this pass are iterated again"
 MOVED = (
-    "an iterator cannot be moved to the saved position: the run takes its batches from where it is"
+    "an iterator cannot be moved to the saved position: the run takes the next batches of the "
+    "iterator"
 )
 
 KINDS = [
@@ -248,8 +249,8 @@ KINDS = [
         "… a sampler of your own class that draws each index from a global generator when the "
         "index is requested",
         lambda: unshuffled(Drawing(), sampler=DrawingEach()),
-        why="a warning: other code draws from that generator between two indices, so state that "
-        "the sampler keeps (a buffer) may differ",
+        why="a warning: other code draws from that generator between two indices, so values that "
+        "the sampler keeps, such as a buffer, may differ",
     ),
     Kind(
         "… that sampler, with `state_dict` and `load_state_dict`",
@@ -345,7 +346,7 @@ KINDS = [
 ERRORS = [
     ("data that are empty", list, "it must give at least one batch"),
     (
-        "a generator that ends before the run",
+        "a generator that has no more batches before the run is finished",
         lambda: iter([*Repeatable(Still())]),
         "an iterator is used up after one pass",
     ),

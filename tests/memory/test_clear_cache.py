@@ -168,7 +168,7 @@ def test_cached_memory_is_returned_to_the_device():
     ],
 )
 def test_wrong_fields_are_named_with_their_rule(field, value, rule):
-    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}; "):
+    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}[;,] "):
         ClearCache(**{field: value})
 
 

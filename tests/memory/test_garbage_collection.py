@@ -298,7 +298,7 @@ def test_memory_of_tensors_in_cycles_is_freed_on_the_device():
     ],
 )
 def test_wrong_fields_are_named_with_their_rule(kind, field, value, rule):
-    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}; "):
+    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}[;,] "):
         kind(**{field: value})
 
 

@@ -294,7 +294,7 @@ def test_a_number_of_iterations_without_minibatches_is_an_error():
     ],
 )
 def test_wrong_fields_are_named_with_their_rule(field, value, rule):
-    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}; "):
+    with pytest.raises(ValueError, match=f"`{field}` must be {rule}, got {value!r}[;,] "):
         MaxDeviceMemory(**{field: value})
 
 

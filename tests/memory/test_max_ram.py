@@ -909,7 +909,7 @@ WRONG = [
 def test_invalid_argument_error_has_rule_and_value(name, value, rule):
     with pytest.raises(ValueError, match=name) as raised:
         MaxRAM(**{name: value})
-    assert f"`{name}` must be {rule}, got {value!r}; " in str(raised.value)
+    assert f"`{name}` must be {rule}, got {value!r}" in str(raised.value)
 
 
 def test_unknown_and_positional_arguments_are_refused():

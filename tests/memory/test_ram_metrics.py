@@ -716,7 +716,7 @@ def test_wrong_fields_are_named_with_their_rule(metric, field, value, rule):
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, "2"])
 def test_a_wrong_number_of_iterations_is_named_with_its_rule(value):
     with pytest.raises(
-        ValueError, match=f"`every_iterations` must be an integer >= 1, got {value!r}; "
+        ValueError, match=f"`every_iterations` must be an integer >= 1, got {value!r}[;,] "
     ):
         MinibatchMaxRAM(every_iterations=value)
 

@@ -41,7 +41,10 @@ def test_signal_saves_at_the_next_step_boundary_and_ends_run(nursery, quick_path
         assert stopped_at == step
     assert whole_steps(quick_path)[-1] == stopped_at
     assert child.reported("saved")[-1] == stopped_at
-    assert len(folders(quick_path)) == len(whole_steps(quick_path)) == (2 if "save" in pause else 1)
+    # While the background thread writes, training may come to the next scheduled save.
+    scheduled = range(4, stopped_at + 1, 4) if "save" in pause else ()
+    assert whole_steps(quick_path) == sorted({*scheduled, stopped_at})
+    assert len(folders(quick_path)) == len(whole_steps(quick_path))
     assert_resumes_exactly(quick_path, stopped_at, final)
 
 
