@@ -209,7 +209,12 @@ MISFITS = {
         None,
         r"out\.weight had the shape \(2, 8\), it has \(2, 5\); .*parts\.hidden\.bias had the shape",
     ),
-    "a parameter more": ({}, {"model": lambda: torch.nn.Sequential(Net())}, None, "has no out"),
+    "a parameter more": (
+        {},
+        {"model": lambda: torch.nn.Sequential(Net())},
+        None,
+        "the checkpoint has out.bias, the model has not",
+    ),
     "another optimizer": (
         {},
         {"optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1)},
