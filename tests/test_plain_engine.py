@@ -25,6 +25,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.hooks.channels import CHANNELS
+from tests.memory.frozen import is_frozen
 from tests.reference import Log
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -100,7 +101,7 @@ def test_all_handlers_together_on_a_plain_engine(wrap):
     assert log.open == []
     assert {each[1:] for each in log} == set(CHANNELS)
     assert log.failed == []
-    assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
+    assert (gc.isenabled(), is_frozen()) == (True, False)
 
 
 def test_last_event_name_is_the_handlers_event_on_a_plain_engine():

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -96,7 +97,7 @@ def automatic_collection_off() -> AbstractContextManager[None]:
 
 def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
     # gc.unfreeze() unfreezes all objects, including those that other code has frozen.
-    if gc.get_freeze_count():
+    if _are_objects_frozen():
         warn_once(
             "`freeze_after` must find nothing frozen, but other code has frozen objects: the "
             "handler freezes nothing, because the end of the run would unfreeze those objects too; "
@@ -109,6 +110,16 @@ def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
         gc.freeze()
 
     return change, gc.unfreeze
+
+
+def _are_objects_frozen() -> bool:
+    """Returns whether some code has called ``gc.freeze()``.
+
+    The count of frozen objects does not tell. In Python 3.12 a full collection also moves immortal
+    objects there, which are never freed (PEP 683). ``gc.freeze()`` moves all objects, so also
+    ``sys.modules``, which is not immortal.
+    """
+    return gc.get_freeze_count() > 0 and all(each is not sys.modules for each in gc.get_objects())
 
 
 _frozen = _SharedChange(_prepare_freezing)

@@ -27,6 +27,7 @@ from ignite_hooks import GarbageCollector
 from ignite_hooks import MaxDeviceMemory
 from ignite_hooks import MinibatchMaxRAM
 from ignite_hooks import ram_usage_metrics
+from tests.memory.frozen import is_frozen
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -193,7 +194,7 @@ def soak(iterations=20_000, first=1_000):
             len(os.listdir("/proc/self/fd")),
             len(gc.callbacks),
             gc.isenabled(),
-            gc.get_freeze_count() > 0,
+            is_frozen(),
         )
         rows.append((when, *found))
 

@@ -17,6 +17,7 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.core.warn_once import warn_once
 from tests.ids import stable_id
+from tests.memory.frozen import is_frozen
 from tests.memory.test_process_gc import Node
 from tests.memory.test_process_gc import objects_to_collect
 from tests.memory.test_process_gc import old_cycle
@@ -30,7 +31,7 @@ def _as_found():
     warn_once.cache_clear()
     yield
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert not is_frozen()
     assert gc.callbacks == callbacks
 
 
@@ -148,13 +149,13 @@ def test_failure_restores_the_garbage_collector_of_the_process(failure):
     @trainer.on(TrainEvents.MODEL_BACKWARD_STARTED(once=2))
     def fail():
         assert not gc.isenabled()
-        assert gc.get_freeze_count() > 0
+        assert is_frozen()
         raise failure
 
     with pytest.raises(failure):
         trainer.run()
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert not is_frozen()
 
 
 def test_interrupted_run_restores_automatic_gc_until_continued():
@@ -184,7 +185,7 @@ def test_removal_within_a_run_restores_the_process_at_once():
     trainer = make_trainer(batches_of(3))
     attachment = GarbageCollector(disable_automatic=True, freeze_after=1).attach(trainer)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), attachment.remove)
-    seen = watched(trainer, lambda: (gc.isenabled(), gc.get_freeze_count() > 0))
+    seen = watched(trainer, lambda: (gc.isenabled(), is_frozen()))
     trainer.run()
     assert seen == [(False, False), (False, True), (True, False)]
 
@@ -195,11 +196,11 @@ def numbers_of_handlers(engine):
 
 def test_objects_are_frozen_from_warm_up_to_the_end_of_each_run():
     trainer = make_trainer(batches_of(4))
-    seen = watched(trainer, lambda: gc.get_freeze_count() > 0)
+    seen = watched(trainer, is_frozen)
     attached = GarbageCollector(every_epochs=9, freeze_after=2).attach(trainer)
     handlers = numbers_of_handlers(trainer)
     trainer.run(max_steps=3)
-    assert gc.get_freeze_count() == 0
+    assert not is_frozen()
     trainer.run(max_steps=6)  # continues
     assert seen == [False, False, True, False, False, True]
     assert numbers_of_handlers(trainer) == handlers
@@ -208,12 +209,12 @@ def test_objects_are_frozen_from_warm_up_to_the_end_of_each_run():
 
 def test_too_short_run_freezes_nothing_and_leaves_no_handler():
     trainer = make_trainer(batches_of(2))
-    seen = watched(trainer, gc.get_freeze_count)
+    seen = watched(trainer, is_frozen)
     GarbageCollector(every_epochs=9, freeze_after=3).attach(trainer)
     handlers = numbers_of_handlers(trainer)
     for _ in range(2):
         trainer.run()
-    assert seen == [0] * 4
+    assert seen == [False] * 4
     assert numbers_of_handlers(trainer) == handlers
 
 
@@ -308,7 +309,7 @@ def test_attached_to_an_event_it_changes_the_process_too(make, collections):
     handler = GarbageCollector(disable_automatic=True, freeze_after=1, track_pauses=True)
     seen = []
     engine.add_event_handler(
-        Events.ITERATION_STARTED, lambda: seen.append((gc.isenabled(), gc.get_freeze_count() > 0))
+        Events.ITERATION_STARTED, lambda: seen.append((gc.isenabled(), is_frozen()))
     )
     with handler.attach(engine, Events.COMPLETED):
         engine.run(batches_of(2))
@@ -377,7 +378,7 @@ def test_removal_while_firing_prevents_freezing_and_collecting(collections):
     attachments += [handler.attach(engine) for handler in handlers]
     engine.run([0] * 3)
     assert collections == []
-    assert gc.get_freeze_count() == 0
+    assert not is_frozen()
 
 
 def test_removal_by_an_earlier_due_handler_prevents_collecting(collections):
@@ -403,7 +404,7 @@ def test_the_last_of_two_collectors_restores_the_settings(first_is_removed_first
     def remove_one():
         if engine.state.iteration > 1:  # both have frozen the objects
             attachments.pop(0 if first_is_removed_first else -1).remove()
-            seen.append((gc.isenabled(), gc.get_freeze_count() > 0))
+            seen.append((gc.isenabled(), is_frozen()))
 
     engine.run([0] * 3)
     assert seen == [(False, True), (True, False)]

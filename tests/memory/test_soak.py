@@ -14,6 +14,7 @@ from ignite_hooks import MaxDeviceMemory
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import ram_usage_metrics
+from tests.memory.frozen import is_frozen
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
@@ -37,7 +38,7 @@ def in_process():
         "descriptors": min(len(os.listdir("/proc/self/fd")) for _ in range(500)),
         "callbacks": len(gc.callbacks),
         "automatic": gc.isenabled(),
-        "frozen": gc.get_freeze_count() > 0,
+        "frozen": is_frozen(),
     }
 
 
