@@ -37,6 +37,7 @@ from ignite_hooks.checkpoint.content_checks import scheduler_step_problems
 from ignite_hooks.checkpoint.content_checks import trainer_file_problems
 from ignite_hooks.checkpoint.content_checks import user_module_problems
 from ignite_hooks.checkpoint.contents import load_objects
+from ignite_hooks.checkpoint.description import versions
 from ignite_hooks.checkpoint.handler_objects import handlers_with_state
 from ignite_hooks.checkpoint.layout import OPTIMIZER
 from ignite_hooks.checkpoint.layout import SCALER
@@ -211,7 +212,7 @@ class LoadedState:
         """
         trainer = self._trainer
         current, saved = self._state.class_names(), self._trainer_content["kinds"]
-        is_same_torch = self.manifest.versions.get("torch") == torch.__version__
+        is_same_torch = self.manifest.versions.get("torch") == versions()["torch"]
         is_same_scheduler = saved["scheduler"] == current["scheduler"]
         is_used = not self._is_scheduler_overridden and trainer.lr_scheduler is not None
         yield from module_problems(self._module_states)

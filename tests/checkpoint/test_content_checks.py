@@ -332,6 +332,15 @@ def test_only_three_problems_are_shown(tmp_path, saved):
     assert str(caught.value).count("is missing") == 3
 
 
+def test_torch_of_another_device_build_is_the_same_torch(tmp_path, saved, monkeypatch):
+    # A build for CUDA is "2.13.0+cu130" itself, and "2.13.0" by the metadata of its package.
+    monkeypatch.setattr(torch, "__version__", f"{torch.__version__}.cu130")
+    change = setting_value(("_is_initial",), DELETED)
+    folder = edited(saved["StepLR"], tmp_path / "step_00000003", SCHEDULER, change)
+    with pytest.raises(ValueError, match="_is_initial is missing"):
+        ResumeCheckpoint(folder).attach(build())
+
+
 def test_scheduler_of_another_torch_may_lack_fields(tmp_path, saved):
     change = setting_value(("_is_initial",), DELETED)
     folder = edited(saved["StepLR"], tmp_path / "step_00000003", SCHEDULER, change)
