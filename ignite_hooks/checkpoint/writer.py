@@ -26,6 +26,7 @@ from datetime import datetime
 from datetime import timezone
 from pathlib import Path
 from threading import Thread
+from threading import main_thread
 from types import MappingProxyType
 from typing import Any
 
@@ -417,6 +418,7 @@ class BackgroundWriter:
     """
 
     def __init__(self) -> None:
+        self._has_call = False
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
@@ -430,13 +432,19 @@ class BackgroundWriter:
         thread = Thread(target=self._run, args=[call], name=_THREAD_NAME, daemon=False)
         # The thread is stored before it starts: if Ctrl-C comes just after the start, ``wait`` must
         # know the thread.
-        self._thread = thread
+        self._thread, self._has_call = thread, True
         try:
             thread.start()
-        except BaseException:
+        except BaseException as error:
             if thread.ident is None:
                 # The thread never ran, and join() raises for a thread that was not started.
                 self._thread = None
+                if isinstance(error, RuntimeError) and not main_thread().is_alive():
+                    # Since Python 3.12 no thread can start after the main thread has ended. So
+                    # the call is made here, and training waits for it.
+                    self._run(call)
+                    return
+                self._has_call = False
             raise
 
     def wait(self) -> bool:
@@ -445,11 +453,11 @@ class BackgroundWriter:
         Returns:
             True if there was a call to wait for, in progress or complete.
         """
-        thread = self._thread
-        if thread is None:
+        if not self._has_call:
             return False
-        thread.join()
-        self._thread = None
+        if self._thread is not None:
+            self._thread.join()
+        self._thread, self._has_call = None, False
         error, self._error = self._error, None
         if error is not None:
             raise error

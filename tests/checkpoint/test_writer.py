@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
+from ignite_hooks.checkpoint import writer as writer_module
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.checkpoint.store import find_problems
 from ignite_hooks.checkpoint.writer import BackgroundWriter
@@ -519,6 +520,27 @@ threading.Thread(target=run).start()
         text=True,
     )
     assert (tmp_path / "file").read_text() == "whole", done.stderr
+
+
+def test_call_is_made_at_once_if_no_thread_can_start_at_exit(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    ended = threading.Thread()
+    calls, writer = [], BackgroundWriter()
+    monkeypatch.setattr(threading.Thread, "start", refuse)  # as Python 3.12
+    with pytest.raises(RuntimeError, match="can't create"):  # the main thread has not ended
+        writer.start(lambda: calls.append("never"))
+    monkeypatch.setattr(writer_module, "main_thread", lambda: ended)
+    for _ in range(2):
+        writer.start(lambda: calls.append("made"))
+        assert not writer.is_busy
+        assert writer.wait()
+        assert not writer.wait()
+    assert calls == ["made"] * 2
+    writer.start(fail_with(KeyError))
+    with pytest.raises(KeyError):
+        writer.wait()
 
 
 def test_a_thread_that_cannot_start_leaves_nothing_to_wait_for(monkeypatch):
