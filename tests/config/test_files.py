@@ -254,7 +254,9 @@ def test_oversized_text_is_refused_unread(tmp_path, format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_text_too_deep_for_its_format_is_a_config_error(format):
-    with pytest.raises(ConfigError, match=r"^lists and mappings must be nested at most 32 deep"):
+    # Newer versions of libyaml have a limit of their own.
+    message = r"^lists and mappings must be nested at most 32 deep|exceeded maximum nesting depth$"
+    with pytest.raises(ConfigError, match=message):
         loads("x = " * (format == "toml") + "[" * 100_000, format)
 
 
