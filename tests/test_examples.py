@@ -17,6 +17,11 @@ import ignite_hooks.events
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+# README and the pages that its table lists, in this order.
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / name for name in re.findall(r"^\| \[.*\]\((docs/\w+\.md)\)", README, re.MULTILINE)),
+]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 # Arguments that make the examples short.
 SMALL = {
@@ -55,8 +60,9 @@ def output_of(process, limit=300):
     return output
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language, *pages):
+    text = "".join(page.read_text() for page in pages or [ROOT / "README.md"])
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def commands():
@@ -149,8 +155,8 @@ def test_a_settings_file_trains_like_the_command_line(tmp_path):
     assert "run.yaml: max_epoch: `run` has no field 'max_epoch'; did you mean" in errors
 
 
-def test_the_readme_shows_a_whole_run_in_fifteen_lines_of_yaml(tmp_path):
-    (text,) = blocks("yaml")
+def test_the_docs_show_a_whole_run_in_fifteen_lines_of_yaml(tmp_path):
+    (text,) = blocks("yaml", ROOT / "docs" / "settings_files.md")
     assert text == (ROOT / "examples" / "run.yaml").read_text()
     assert len(text.splitlines()) <= 15
     arguments = [ROOT / "examples" / "digits.py", "--cpu", *SMALL["digits.py"], "--config"]
@@ -180,10 +186,10 @@ def test_the_readme_example_prints_what_the_readme_shows(tmp_path):
     assert ours == pytest.approx(theirs, abs=2)
 
 
-def test_the_readme_code_runs(tmp_path):
+def test_the_code_of_readme_and_docs_runs(tmp_path):
     # Later blocks use names of earlier ones, so all of them are one script.
     script = tmp_path / "example.py"
-    script.write_text("\n".join(blocks("python")))
+    script.write_text("\n".join(blocks("python", *PAGES)))
     printed = python(script, folder=tmp_path).splitlines()
     assert "exact" in printed  # the stream with a state, resumed in the middle of a pass
 
@@ -198,24 +204,37 @@ def test_the_readme_commands_name_extras_and_files_that_exist():
     for command in commands():
         (extra,) = re.findall(r"\[(\w+)\]", command)
         assert extra in extras
-    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
-    for file in (".ci/constraints.txt", ".ci/run", "examples/digits.py", *links):
+    for file in (".ci/constraints.txt", ".ci/run", "examples/digits.py"):
         assert (ROOT / file).exists()
 
 
-def test_the_readme_links_to_sections_that_exist():
-    headings = re.findall(r"^#+ (.*)", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+def anchors(page):
+    """Returns the anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
 
 
-def test_the_readme_draws_the_loop_as_events_py_does():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_link_to_files_and_sections_that_exist(page):
+    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text())
+    targets = [((page.parent / file) if file else page, section) for file, section in links]
+    assert [str(file) for file, _ in targets if not file.exists()] == []
+    assert [each for each in targets if each[1] and each[1] not in anchors(each[0])] == []
+
+
+def test_the_readme_lists_every_page_of_the_docs():
+    assert sorted(PAGES[1:]) == sorted((ROOT / "docs").glob("*.md"))
+
+
+def test_the_docs_draw_the_loop_as_events_py_does():
     drawn = ignite_hooks.events.__doc__.split("::\n\n")[1].split("\nThree words")[0]
-    assert blocks("text")[1].strip() == textwrap.dedent(drawn).strip()
+    (shown,) = blocks("text", ROOT / "docs" / "loop.md")
+    assert shown.strip() == textwrap.dedent(drawn).strip()
 
 
-def test_the_readme_names_every_public_name():
-    missing = [name for name in ignite_hooks.__all__ if name not in README]
+def test_the_docs_name_every_public_name():
+    handlers = (ROOT / "docs" / "handlers.md").read_text()
+    missing = [name for name in ignite_hooks.__all__ if name not in handlers]
     assert missing == []
 
 

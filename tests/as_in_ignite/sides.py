@@ -84,7 +84,7 @@ DEPARTURES = {
     "the state counts steps": "state_dict() also holds optimizer_step.",
     "a batch is a pair": "A tensor is not a pair (x, y), even if its first dimension is 2.",
 }
-"""The differences from Ignite's engine, each with its reason. README repeats this table."""
+"""Each difference from Ignite's engine, with its reason, as in docs/differences_from_ignite.md."""
 
 
 @dataclass(frozen=True)

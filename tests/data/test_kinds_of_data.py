@@ -1,4 +1,4 @@
-"""The table in README of how exact a resume is for each type of data, with each row tested."""
+"""Each row of the table in docs/data.md: how exact a resume is for each kind of data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,7 +181,7 @@ class Kind:
     """A row of the table.
 
     Args:
-        name: what README calls the data.
+        name: what the table calls the data.
         make: makes them.
         between: the level of the report on a resume between two passes, and whether the weights
             are then those of the unbroken run, bit by bit.
@@ -199,7 +199,7 @@ class Kind:
 
     @property
     def row(self) -> str:
-        """The row as in README."""
+        """The row as in docs/data.md."""
         between, within = expected_level(*self.between), expected_level(*self.within)
         return f"| {self.name} | {between} | {within} | {self.why} |"
 
@@ -382,8 +382,8 @@ def test_unusable_data_is_an_error(make, message):
         make_trainer(make(), batch_processor=batch_loss).run(max_epochs=2)
 
 
-def test_readme_has_the_table():
+def test_the_docs_have_the_table():
     rows = [kind.row for kind in KINDS]
     rows += [f"| {name} | error | error | {message} |" for name, _, message in ERRORS]
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert "\n".join(rows) in readme
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert "\n".join(rows) in page

@@ -112,7 +112,8 @@ def counters(trainer):
     return state.epoch, state.iteration, state.optimizer_step
 
 
-# The table of README: what run() does, by what was done before. Four batches an epoch, two a step.
+# The table of docs/loop.md: what run() does, by what was done before. An epoch has four batches,
+# and a step two.
 
 ERROR, NULL_CONTEXT = "error", "nothing"
 TABLE = {  # the next call: in the same process, resumed in another, and after a stop at step 3
