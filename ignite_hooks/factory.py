@@ -327,7 +327,7 @@ def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
         got = "neither" if loss_fn is None else "both"
         raise ValueError(
             f"exactly one of `loss_fn` and `batch_processor` must be given, got {got}: for batches "
-            "(x, y) pass a loss function, say loss_fn=torch.nn.functional.cross_entropy; for other "
+            "(x, y) pass a loss function, loss_fn=torch.nn.functional.cross_entropy; for other "
             "batches pass a function (model, batch) -> (outputs, loss) as batch_processor"
         )
     if isinstance(loss_fn, type):

@@ -318,7 +318,7 @@ MISTAKES = {
     "parameters for the optimizer": (
         lambda s: s.trainer(s.model, s.model.parameters()),
         TypeError,
-        "got generator: pass torch.optim.SGD(model.parameters(), lr=0.1), say",
+        "got generator: pass torch.optim.SGD(model.parameters(), lr=0.1), for example",
     ),
     "metrics and model swapped": (
         lambda s: create_supervised_evaluator({"accuracy": Accuracy()}, s.model),
@@ -346,7 +346,8 @@ MISTAKES = {
     "list of metrics": (
         lambda s: s.evaluator([Accuracy()]),
         TypeError,
-        '`metrics` must map names to Ignite metrics, got list: pass {"accuracy": Accuracy()}, say',
+        "`metrics` must map names to Ignite metrics, got list: "
+        'write metrics={"accuracy": Accuracy()}',
     ),
     "metric among the handlers": (
         lambda s: s.trainer(handlers=[Accuracy()]),

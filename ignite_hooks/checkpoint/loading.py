@@ -271,7 +271,7 @@ class LoadedState:
             ):
                 # The end of the text below: only a scheduler can be overridden.
                 hint = '; override=("scheduler",) takes the new one' if part == "scheduler" else ""
-                found.append(f"the {part} was a {saved_class}, it is a {current_class}{hint}")
+                found.append(f"the {part} was {saved_class}, and is now {current_class}{hint}")
         for name in self._module_states.keys() - self._state.whole_modules.keys():
             found.append(f"the checkpoint has a {name} with a state, this run has none")
         for name, module in self._state.whole_modules.items():

@@ -263,10 +263,11 @@ class DataFeed:
         elif self.can_repeat:
             self.seek(position)
         elif lost > 0:
+            lost_batches = "batch" if lost == 1 else f"{lost} batches"
             warnings.warn(
-                f"`data` is an iterator, which cannot give the last {lost} batches again: they "
-                "were not trained on, and the run continues with the batches after them. A list "
-                "or a DataLoader can give batches again",
+                f"`data` is an iterator, which cannot give the last {lost_batches} again: the run "
+                "continues with the next batch, and does not train on what was lost. A list or a "
+                "DataLoader can give batches again",
                 stacklevel=2,
             )
 

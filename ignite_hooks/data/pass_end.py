@@ -149,9 +149,9 @@ class PassEnd:
         if accelerator is not None and batches > 0 and not self._warned_of_surplus:
             self._warned_of_surplus = True
             warnings.warn(
-                f"rank {accelerator.process_index} has more batches in a pass than another rank, "
-                f"{at_least}{batches}: these are left out, so that all ranks make the same steps. "
-                "Give every rank the same number of batches",
+                f"rank {accelerator.process_index} has more batches in a pass than another rank "
+                f"({at_least}{batches} more): the surplus is left out, so that all ranks make the "
+                "same steps. Give every rank the same number of batches",
                 stacklevel=2,
             )
 

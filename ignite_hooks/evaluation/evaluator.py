@@ -189,7 +189,7 @@ def create_supervised_evaluator(
     if not isinstance(metrics or {}, Mapping):
         raise TypeError(
             f"`metrics` must map names to Ignite metrics, got {shown_type(metrics)}: "
-            'pass {"accuracy": Accuracy()}, say'
+            'write metrics={"accuracy": Accuracy()}'
         )
     accelerator = accelerator_or_default(accelerator)
     if accelerator.device_placement and not is_prepared(model):

@@ -23,7 +23,7 @@ def check_optimizer(optimizer: Any) -> None:
         TypeError: ``optimizer`` is not a torch optimizer, or its ``step`` needs an argument.
     """
     if not isinstance(optimizer, Optimizer):
-        remedy = "pass torch.optim.SGD(model.parameters(), lr=0.1), say"
+        remedy = "pass torch.optim.SGD(model.parameters(), lr=0.1), for example"
         if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
             remedy = f"make one, {optimizer.__name__}(model.parameters(), …)"
         elif isinstance(getattr(optimizer, "optimizer", None), Optimizer):

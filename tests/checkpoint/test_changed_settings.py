@@ -457,7 +457,7 @@ def test_a_new_or_removed_scheduler_is_reported_once(tmp_path, then, now):
 
 def test_another_optimizer_is_an_error_despite_an_override(tmp_path):
     trained(tmp_path)
-    with pytest.raises(ValueError, match="the optimizer was a AdamW, it is a SGD"):
+    with pytest.raises(ValueError, match="the optimizer was AdamW, and is now SGD"):
         resumed(tmp_path, override=("lr", "scheduler"), kind=torch.optim.SGD)
 
 

@@ -219,7 +219,7 @@ MISFITS = {
         {},
         {"optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.1)},
         None,
-        "the optimizer was a Adam, it is a SGD",
+        "the optimizer was Adam, and is now SGD",
     ),
     "another number of groups": (
         {},
@@ -243,7 +243,7 @@ MISFITS = {
         {},
         {"scheduler": lambda o: ExponentialLR(o, 0.9)},
         None,
-        "the scheduler was a StepLR, it is a ExponentialLR",
+        "the scheduler was StepLR, and is now ExponentialLR",
     ),
     "a scheduler that refuses": (
         {"scheduler": SEQUENTIAL[3]},

@@ -59,7 +59,9 @@ def test_left_out_batches_are_reported_once(findings, kind, number):
     poorer, richer = findings.of("surplus")
     assert poorer[kind] == []
     (said,) = richer[kind]
-    assert f"rank 1 has more batches in a pass than another rank, {number}: these" in said
+    assert (
+        f"rank 1 has more batches in a pass than another rank ({number} more): the surplus" in said
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
