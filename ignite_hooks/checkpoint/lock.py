@@ -8,12 +8,13 @@ that holds the lock is called its owner. Two mechanisms decide which process is 
 - Between machines, a record in the file decides: on a network file system ``flock`` may be missing,
   or may work only among the processes of one machine. The record names the owner and has a
   heartbeat, a counter that a thread of the owner increments every ten seconds. If the record of an
-  owner on another machine does not change for a minute, the owner counts as dead. The waiting
-  process measures this minute with its own clock; clocks of two machines are never compared.
+  owner on another machine does not change for a minute, the owner counts as dead. The process that
+  wants the lock measures this minute with its own clock; clocks of two machines are never compared.
 
-A machine is identified by its host name together with the boot id of its kernel. The boot id alone
-is not enough, because several containers on one machine have different host names but share the
-boot id. The host name alone is not enough, because copies of a virtual machine share it.
+Two processes count as processes of one machine only if the host name and the boot id of the kernel
+are both the same. Copies of a virtual machine have the same host name, but different boot ids.
+Containers on one kernel have the same boot id, but different host names: they count as different
+machines, and the record decides between them.
 """
 
 import errno
@@ -58,11 +59,12 @@ LOCK_NAME = ".ignite_hooks.lock"
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-# Several processes may write the record at once. After this time all of them see the last write.
+# The time between writing a record and reading it back, if two processes may write at once. After
+# this time both processes read the same record, the one that was written last.
 _SETTLE_SECONDS = 1.0
 _RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # a new owner has 1 s to write its record
-# Every record is padded to this length and written in one call. So no process reads a record that
-# is only half written.
+# Every record is padded to this length and written in one call. So a process never reads half of a
+# record, or a record that ends with the rest of a longer one.
 _RECORD_LENGTH_BYTES = 512
 _FLOCK_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 
@@ -75,7 +77,8 @@ class Owner:
         token: a unique id. A process gets a new token each time it takes the lock.
         host: the host name of the owner's machine.
         boot: the boot id of the machine's kernel; empty if the kernel has none.
-        namespace: the namespace of the process id. A container usually has its own namespace.
+        namespace: the namespace in which the process id is valid. A container usually has its own
+            namespace of process ids.
         pid: the process id.
         started: the time at which the process started, in seconds. The time distinguishes the owner
             from a later process with the same process id.
@@ -158,8 +161,8 @@ class DirectoryLock:
         wait_seconds: the longest time to wait; None for no limit.
 
     Attributes:
-        has_waited: whether the last call of ``acquire`` had to wait. The value is valid on rank 0
-            only.
+        has_waited: whether the last call of ``acquire`` had to wait. Always False on ranks above 0,
+            because only rank 0 tries to take the lock.
     """
 
     def __init__(
@@ -199,7 +202,8 @@ class DirectoryLock:
             True if this run holds the lock; False if the wait was stopped.
 
         Raises:
-            RuntimeError: another run holds the lock, or this process was forked from the owner.
+            RuntimeError: another run holds the lock, and this run does not wait or has waited for
+                ``wait_seconds``. Or this process was forked from the owner.
         """
         self._raise_in_child()
         if self.is_held:
@@ -265,8 +269,8 @@ class DirectoryLock:
 
         Raises:
             RuntimeError: the lock is not free, and this run does not wait for it, for one of three
-                reasons: ``on_busy`` is "error", or ``wait_seconds`` have passed, or the owner runs
-                in this thread and so could never end during the wait.
+                reasons: ``on_busy`` is "error"; ``wait_seconds`` have passed; or the owner is
+                another trainer in this thread, which cannot end while this thread waits.
         """
         if self._file is None:
             self._file = _LockFile(self._directory / LOCK_NAME)
@@ -305,7 +309,7 @@ class DirectoryLock:
 
         Args:
             file: the lock file.
-            waited: the time that this run has waited in vain, in seconds; None if it did not wait.
+            waited: the seconds that this run has waited without success; None if it did not wait.
         """
         owner = _owner_text(file.owner)
         # The message at the end says "DIRECTORY, which {case}: ..., {remedy}".
@@ -330,7 +334,7 @@ class DirectoryLock:
 
         Args:
             owner: the owner of the lock, if it is known.
-            availability: BUSY if the owner is alive, UNKNOWN if this is not known yet.
+            availability: BUSY if the owner is alive, UNKNOWN if the owner may be alive or dead.
         """
         limit = self._wait_seconds
         duration = "without a time limit" if limit is None else f"for up to {limit:g} s"
@@ -365,7 +369,7 @@ class _Availability(Enum):
 
 
 class _LockFile:
-    """The lock file as one trainer uses it, from the first attempt to take the lock to its release.
+    """The lock file, as one trainer uses it from its first attempt to take the lock to the release.
 
     Attributes:
         path: the path of the file.
@@ -382,8 +386,8 @@ class _LockFile:
         # True if this process has the flock, False if it does not have the flock (yet), None if the
         # file system has no flock.
         self._has_flock: bool | None = False
-        # For an owner whose process cannot be seen: its record, and the time at which this process
-        # first read this record.
+        # For an owner whose process this process cannot see: the owner's latest record, and the
+        # time at which this process first read that record. Both serve to watch the heartbeat.
         self._watched_content: bytes | None = None
         self._watched_since = 0.0
         self._stop = threading.Event()
@@ -394,7 +398,7 @@ class _LockFile:
         """Returns whether this trainer still owns the lock.
 
         Returns False if the lock file was removed or replaced, or if its record names another
-        owner. An unreadable record names no other owner.
+        owner. If the record cannot be read, the trainer still owns the lock.
         """
         if self._own_record is None or not self._is_in_place:
             return False
@@ -408,7 +412,7 @@ class _LockFile:
 
     @property
     def is_owner_in_this_thread(self) -> bool:
-        """Returns whether the owner runs in this thread. Then a wait for it would never end."""
+        """Returns whether the owner runs in this thread, so that a wait for it would never end."""
         owner = self._lock_of_owner
         return owner is not None and owner._thread_id == threading.get_ident()
 
@@ -429,8 +433,8 @@ class _LockFile:
         self._open_and_lock()
         content, owner = self._read_record()
         if self._has_flock is False:
-            # Another process holds the flock, and is the owner. If the owner has not written its
-            # record yet, the file is empty, or still has the record of the previous owner. So the
+            # Another process or trainer holds the flock, and is the owner. Until this owner has
+            # written its record, the file is empty or has the record of the previous owner. So the
             # record is read again until it names an owner that has not released the lock.
             for _ in range(_RECORD_ATTEMPTS):
                 if owner is None or owner.is_released:
@@ -442,13 +446,13 @@ class _LockFile:
         if not content or (owner is not None and owner.is_released):
             return _Availability.FREE
         if owner is not None and owner.is_of_this_machine:
-            # If this process could get the flock, the owner of the record is dead: it would still
-            # hold the flock otherwise.
+            # A living owner holds the flock. So if this process has got the flock, the owner in the
+            # record is dead. If there is no flock, the process id shows whether the owner is alive.
             is_alive = False if self._has_flock else owner.is_alive
             if is_alive is not None:
                 return _Availability.BUSY if is_alive else _Availability.FREE
-        # This process cannot see the owner's process. Only a change of the record, which every
-        # heartbeat makes, shows that the owner is alive.
+        # This process cannot see the owner's process, so it watches the record. Each heartbeat
+        # changes the record, which shows that the owner is alive.
         if content != self._watched_content:
             is_first, self._watched_content = self._watched_content is None, content
             self._watched_since = monotonic()
@@ -477,9 +481,9 @@ class _LockFile:
         self._own_record = Owner.of_this_process()
         self._write(self._own_record)
         if self._has_flock is None or self._watched_content is not None:
-            # No flock protects the record here, so two processes may write their records at the
-            # same time. The later record stays in the file, and the process that has written the
-            # earlier record raises an error.
+            # There is no flock, or the flock may not exclude processes on other machines. So two
+            # processes may write their records at the same time. The later record stays in the
+            # file, and the process that has written the earlier record raises an error.
             sleep(_SETTLE_SECONDS)
             if not self.is_owned:
                 owner = Owner.loads(_read(self.path))

@@ -24,8 +24,8 @@ __all__ = ["SCHEMA", "FileRecord", "Manifest", "is_unrelated_json", "with_checks
 SCHEMA = 2
 """The version of the layout of a checkpoint.
 
-A resume accepts only this version. Loading the weights alone accepts older versions, too. New in
-version 2: random states are tensors, and the manifest has settings, command line and contents.
+A resume accepts only this version. A load of the weights alone also accepts older versions. Version
+2 added settings, command line and contents to the manifest, and has random states as tensors.
 """
 
 # The pattern matches bytes, because the checksum is computed from the bytes of the file.
@@ -70,10 +70,11 @@ class Manifest(BaseModel):
     Attributes:
         version: the version of the layout, ``SCHEMA``.
         number: the number of the checkpoint in its directory, counted from 1 in the order in which
-            saves were completed. The newest checkpoint has the largest number, but not always the
-            largest step: another run may have started from step 0.
-        training: the identifier of the run of training. A trainer that resumes keeps the identifier
-            of the checkpoint, or gets a new one if it begins a branch (``lineage.py``).
+            saves were completed. The newest checkpoint has the largest number. It may have a small
+            step, if another run has started from step 0 in the same directory.
+        training: the identifier of the run of training, which includes all its resumes. A trainer
+            that resumes keeps the identifier of the checkpoint, or gets a new identifier if it
+            begins a branch, a new run from the state of the checkpoint (``lineage.py``).
         saved_at: the time of the save, with its time zone.
         step: the number of committed optimizer steps: those that the gradient scaler did not skip.
         epoch: the number of complete epochs.
@@ -84,11 +85,12 @@ class Manifest(BaseModel):
         world_size: the number of processes that saved the checkpoint.
         metric: the name of the metric that decides which checkpoint is best; None if no metric
             decides.
-        metric_value: the value of the metric at the time of the save; None if it was not known.
+        metric_value: the value of the metric at the time of the save; None if there was no value,
+            or only a value that was measured with earlier weights.
         metric_mode: "max" if the largest value is best, "min" if the smallest; None without a
             metric.
-        ended_by: the name of the handler that finished the run before its limit; None if no handler
-            has finished the run.
+        ended_by: the name of the handler, such as "EarlyStopping", that finished the run before its
+            limit of epochs or steps; None if no handler has finished the run.
         global_batch: the number of samples in one batch of each process, added up over all
             processes; None if it is not known.
         settings: maps the name of a setting of the run to its value, converted to plain data.
@@ -96,7 +98,8 @@ class Manifest(BaseModel):
         command_line: the command line of the program; values that look like secrets are redacted.
         versions: maps the name of a package to its version.
         files: maps the path of a file within the folder, with ``/`` as separator, to its record.
-        manifest_checksum: the checksum of the manifest's JSON, computed while this field is empty.
+        manifest_checksum: the checksum of the manifest's JSON, computed with this field empty. Only
+            the JSON has the checksum: in a ``Manifest`` object the field is empty.
     """
 
     model_config = _model_config
@@ -112,8 +115,8 @@ class Manifest(BaseModel):
     batches: NonNegativeInt
     world_size: PositiveInt
     metric: str | None = None
-    # Without strict checks pydantic accepts a string here. JSON has no NaN, so a value of NaN is
-    # written as the string "NaN".
+    # JSON has no NaN, so a value of NaN is written as the string "NaN". With strict checks pydantic
+    # would not accept this string as a number.
     metric_value: Annotated[float, Field(strict=False)] | None = None
     metric_mode: Literal["max", "min"] | None = None
     ended_by: str | None = None
@@ -147,9 +150,9 @@ class Manifest(BaseModel):
 def is_unrelated_json(text: bytes) -> bool:
     """Returns whether a ``manifest.json`` was written by another program.
 
-    Returns False for the manifest of a checkpoint, damaged or not. Such a manifest is recognized by
-    the name of one of two fields; two, because damage may have changed one name. A file that is not
-    JSON counts as a damaged manifest.
+    Returns False for the manifest of a checkpoint, damaged or not. A file counts as such a manifest
+    if it has the name of at least one of two fields: damage may have changed the other name. A file
+    that is not JSON counts as a damaged manifest, too.
 
     Args:
         text: the content of the file.
@@ -164,7 +167,7 @@ def is_unrelated_json(text: bytes) -> bool:
 
 
 def with_checksum(text: bytes) -> bytes:
-    """Returns the JSON of a manifest after its checksum was put into ``manifest_checksum``."""
+    """Returns the JSON of a manifest with the right checksum in ``manifest_checksum``."""
     without = _CHECKSUM.sub(rb"\1\3", text)
     checksum = xxh3_128_hexdigest(without).encode()
     return _CHECKSUM.sub(lambda found: found[1] + checksum + found[3], without)

@@ -1,4 +1,4 @@
-"""The value of the metric that ranks checkpoints, if it was measured with the present weights."""
+"""The value of the metric that ranks checkpoints, unless the value belongs to earlier weights."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ class MetricValue:
       value is not stale.
 
     A handler may store the same object in each iteration, for example a literal ``1.0`` or a small
-    int. Such a value counts as stale, because it looks as if no handler had stored it. This is the
-    lesser harm: a checkpoint without a value is better than a checkpoint with a value that was
-    measured with other weights.
+    int. Such a value counts as stale, although it is new: ``MetricValue`` cannot see that a handler
+    has stored the object again. A checkpoint without a value does less harm than a checkpoint with
+    a value that was measured with other weights.
 
     Args:
         name: the name of the metric; None if checkpoints are not ranked.
@@ -52,7 +52,8 @@ class MetricValue:
 
         Raises:
             TypeError: the value is not a number.
-            ValueError: all validations have run, and none of them has computed the metric.
+            ValueError: there is no value, all validations have run, and no handler can be expected
+                to compute the metric later (``_report_missing``).
         """
         name = self._name
         if name is None:
@@ -84,10 +85,10 @@ class MetricValue:
 
 
 def _report_missing(name: str, trainer: TrainingEngine) -> None:
-    """Reports that the metric ``name`` is missing.
+    """Reports that ``state.metrics`` has no value of the metric ``name``.
 
-    Warns once if the trainer has no ``Validation``. Does nothing while a validation that has not
-    run yet may still compute the metric.
+    Warns once if the trainer has no ``Validation``. Does nothing as long as some validation has not
+    run yet, because it may still compute the metric.
 
     Raises:
         ValueError: all validations have run, and no handler can be expected to compute the metric.
@@ -100,8 +101,8 @@ def _report_missing(name: str, trainer: TrainingEngine) -> None:
             "metric, or save only after it has been computed"
         )
     # In the first epoch a missing metric is not an error, because a handler may still compute it at
-    # EPOCH_COMPLETED. A name with the prefix of a validation is an error even then: only the
-    # validation computes such a metric, and all validations have run.
+    # EPOCH_COMPLETED. But a metric whose name has the prefix of a validation is an error even in
+    # the first epoch: only a validation computes such a metric, and all validations have run.
     elif not to_come and (trainer.place.progress.epochs or _has_prefix(name, trainer)):
         raise ValueError(
             "`metric` must be one of state.metrics when the first checkpoint is saved, got "
@@ -122,12 +123,12 @@ def _version_of(value: Any) -> Any:
     """Returns a version of ``value``: an object that differs after ``value`` was changed in place.
 
     Returns None if the value has no version, for example a float. For most tensors the version is a
-    counter, so that reading it does not synchronize with the device.
+    counter that torch keeps on the host, so this function does not synchronize with the device.
     """
     if isinstance(value, torch.Tensor) and not value.is_inference():
         return value._version  # torch counts the changes in place of each tensor, for autograd
-    # Inference tensors and arrays have no such counter, so their version is a copy. Only single
-    # numbers are copied, because a larger copy would cost time.
+    # Inference tensors and numpy arrays have no such counter, so their version is a copy of the
+    # value. Only values with one element are copied, because a larger copy would cost time.
     if isinstance(value, torch.Tensor):
         return value.clone() if value.numel() == 1 else None
     return value.copy() if isinstance(value, np.ndarray) and value.size == 1 else None

@@ -1,15 +1,15 @@
-"""Captures the state of a module, reads it from a file, compares it with a module and loads it.
+"""Functions that capture the state of a module, read it from a file, compare it and load it.
 
 A ``state_dict`` does not say which parameters are frozen and which submodules are in eval mode.
-These facts, called flags, are saved and restored together with the ``state_dict``. The names of
-parameters, buffers and submodules in a file are plain names: the names in the model without
-wrappers such as ``DistributedDataParallel`` (``plain_names.py``). Actual names are those that the
-wrapped module has.
+These facts, called flags, are saved and restored together with the ``state_dict``. In a file,
+parameters, buffers and submodules have their plain names, such as ``weight``: the names in the
+model without wrappers such as ``DistributedDataParallel``. In a wrapped module they have their
+actual names, such as ``module.weight`` (``plain_names.py``).
 
-A module may customize its loading: its buffers may grow, a hook may rename keys, or the module may
-leave out a part of the state. In these cases names and shapes do not show whether a state fits the
-module. So the state is loaded on trial: it is loaded to see whether it fits, and this is undone
-(``module_trial.py``).
+A module may customize its loading. For example, a buffer may take the size of the saved value, a
+hook may rename keys, or the module may ignore a part of the state. In these cases names and shapes
+do not show whether a state fits the module. So the state is loaded on trial: it is loaded to see
+whether loading fails, and then the module is restored (``module_trial.py``).
 """
 
 from collections import OrderedDict
@@ -67,9 +67,9 @@ class ModuleFit(NamedTuple):
 
     Attributes:
         differences: the reasons why the state cannot be loaded, such as names and shapes that
-            differ.
-        renamed: maps the name of a parameter in the module to the name of the tensor in the state
-            that the parameter is loaded from. Only parameters whose two names differ are in it.
+            differ; empty if the state fits.
+        renamed: the parameters that are loaded from a tensor of another name. Maps the name of the
+            parameter in the module to the name of the tensor in the state.
     """
 
     differences: list[str]
@@ -81,10 +81,10 @@ class ModuleLoadResult(NamedTuple):
 
     Attributes:
         converted: the names of the tensors whose saved dtype differs from the module's dtype.
-        unlike: the names of the other tensors that the module's own loading code has changed or
-            left out.
-        unmatched: two tuples of names that were not loaded: those that only the module has, and
-            those that only the state has. Both are empty if loading is strict.
+        unlike: the names of the tensors, except those in ``converted``, that the module's own
+            loading code has changed or left out.
+        unmatched: two tuples of names that were not loaded: the names that only the module has, and
+            the names that only the state has. Both tuples are empty if loading is strict.
     """
 
     converted: set[str]
@@ -99,18 +99,21 @@ def module_file(
     safe_serialization: bool,
     names: PlainNames | None = None,
 ) -> tuple[str, Content, dict[str, Any]]:
-    """Returns the name of a module's file, its content, and the information to read it.
+    """Returns the name and the content of a module's file, and the information for a load.
 
     Args:
-        name: the name of the module.
+        name: the name of the module in the checkpoint, for example "model".
         module: the module.
         safe_serialization: whether the file is in the format of safetensors.
         names: the plain names of the module, if the caller has them; None to look them up.
 
     Returns:
-        A tuple of three. The caller saves the third value, the information, in ``trainer.pt``. It
-        has the versions of submodules, the flags and the names of lazy tensors. If the file is in
-        the format of safetensors, it also has the values that this format cannot hold.
+        The name of the file, the content of the file, and a dict with the information for a load.
+        The caller saves this dict in ``trainer.pt``. Its keys are "metadata" (maps the path of a
+        submodule to the version that torch notes in a ``state_dict``), "flags" (``flags_of``) and
+        "lazy" (maps the name of a lazy tensor to "parameter" or "buffer"). For a file in the format
+        of safetensors, the keys "aliases" and "extra" hold the second and the third result of
+        ``split_state``.
     """
     own_state: dict[str, Any] = module.state_dict()
     names = names or PlainNames(module)
@@ -140,9 +143,10 @@ def split_state(
     """Splits a state into the tensors that safetensors can hold, and the rest.
 
     Returns:
-        Three mappings. The first maps names to tensors; tensors that share memory are copied. The
-        second holds the aliases: it maps each further name of a tied weight to the first name of
-        this weight. The third maps names to all other values.
+        Three mappings. The first maps names to the tensors that safetensors can hold; tensors that
+        share memory are copied. The second holds the aliases: for a weight with several names (a
+        tied weight), it maps each further name to the first name. The third maps names to all
+        values that safetensors cannot hold.
     """
     tensors = {key: value for key, value in state.items() if _is_safetensors_value(value)}
     aliases = _aliases(tensors)
@@ -154,7 +158,7 @@ def split_state(
 def read_module(
     folder: Path, name: str, files: Collection[str], module_info: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Returns the state of a module, or None if the checkpoint has no file for it.
+    """Returns the saved state of a module; None if the checkpoint has no file for the module.
 
     The tensors are mapped from the file: their values are read on first use.
 
@@ -165,7 +169,7 @@ def read_module(
         module_info: the information that ``module_file`` has returned for this module.
 
     Raises:
-        ValueError: the file cannot be read, or loading it would run code.
+        ValueError: the file cannot be read, or to load the file would run code.
     """
     safe_file, pickle_file = module_files(name)
     lazy = {key: _LAZY_CLASSES[kind]() for key, kind in module_info.get("lazy", {}).items()}
@@ -200,13 +204,14 @@ def check_module_fit(
 
     Args:
         name: the name of the module, for messages.
-        saved: the state, or None if the checkpoint has no state of this module.
-        module_info: the information that ``module_file`` has returned for this module.
+        saved: the state, with plain names; None if the checkpoint has no state of this module.
+        module_info: the information that ``module_file`` has returned for this module. Only its
+            "metadata" is used.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether loading must keep the parameter objects of the module. If so,
-            loading code that puts a new object in the place of a parameter causes a difference,
-            because an optimizer would continue to update the old object.
+        keeps_parameters: whether it is a difference if loading replaces a parameter of the module
+            by a new object. An optimizer would continue to update the old object. Pass False only
+            if no optimizer holds the parameters.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
@@ -215,8 +220,8 @@ def check_module_fit(
     current = names.plain_state(own_state)
     submodules = list(_parts_with_own_loading(module))
     paths = [names.plain(path) for path, _ in submodules]
-    # A buffer that is still None is created before loading, so a state that has a value for the
-    # buffer fits the module.
+    # A buffer that is still None in the module is created before loading. So it is no difference if
+    # only the state has a value for the buffer.
     empty = {names.plain(key) for key in empty_buffers(module)} - current.keys()
     if any(isinstance(value, torch.Tensor) and value.is_meta for value in current.values()):
         return ModuleFit([f"the {name} is on the meta device: call its to_empty() first"], {})
@@ -249,8 +254,8 @@ def check_module_fit(
                 failure = error
             now = {id(each) for each in submodule.parameters()}
             trainable = {key: each for key, each in before.items() if each.requires_grad}
-            # The optimizer holds the trainable parameters. One that the trial has replaced by a new
-            # object would not be updated any more.
+            # The optimizer holds the objects that were the trainable parameters before the trial.
+            # If loading replaces such an object, the optimizer does not update the new object.
             replaced = [key for key, each in trainable.items() if id(each) not in now]
         if failure is not None:
             differences += _entry_differences(
@@ -281,13 +286,13 @@ def load_into_module(
 ) -> ModuleLoadResult:
     """Loads a state into a module, and returns which tensors are not as they were saved.
 
-    ``check_module_fit`` must have shown that the state fits the module.
+    Call ``check_module_fit`` first, and this function only if the state fits the module.
 
     Args:
         module: the module.
-        state: the state.
-        module_info: the information that ``module_file`` has returned for this module. If it has
-            flags, the flags are set.
+        state: the state, with plain names.
+        module_info: the information that ``module_file`` has returned for this module. Only its
+            "metadata" and, if there are any, its "flags" are used.
         strict: whether the module and the state must have the same names.
     """
     names = PlainNames(module)
@@ -312,7 +317,8 @@ def load_into_module(
     )
     unmatched = missing, unexpected
     # torch's own loading copies every value as it is. So only submodules that customize their
-    # loading are compared with the state.
+    # loading are compared with the state. If loading is not strict, nothing is compared, because
+    # the names may differ anyway.
     if not (paths and strict):
         return ModuleLoadResult(converted, set(), unmatched)
     now = names.plain_state(module.state_dict())
@@ -339,6 +345,7 @@ def left_out_of_state(module: torch.nn.Module, names: PlainNames | None = None) 
         names: the plain names of the module, if the caller has them; None to look them up.
     """
     names = names or PlainNames(module)
+    # Only modules that customize their loading or saving can leave a tensor out.
     if not [p for p, each in names.modules if has_custom_loading(each, is_root=each is module)]:
         return []
     state = module.state_dict()
@@ -416,12 +423,12 @@ def _load_part(
     *,
     strict: bool,
 ) -> Any:
-    """Loads a whole module, or only one of its submodules.
+    """Loads a state into a whole module, or into only one of its submodules.
 
     Args:
-        module: the module or the submodule.
+        module: the whole module or the submodule.
         path: the path of the submodule in the whole module; empty for the whole module.
-        state: the state of what is loaded. Its names begin at the whole module.
+        state: the state to load. Its names are those in the whole module: they begin with ``path``.
         metadata: maps the path of a submodule in the whole module to the version of the submodule.
         strict: whether the module and the state must have the same names.
 
@@ -438,8 +445,8 @@ def _load_part(
     # As in torch's own loading, an overridden `load_state_dict` of a submodule is not called.
     if path:
         return torch.nn.Module.load_state_dict(module, versioned, strict)
-    # A `load_state_dict` of the user may lack the parameter `strict`, so it is given only if the
-    # caller has changed it.
+    # A `load_state_dict` that the user has overridden may lack the parameter `strict`. So `strict`
+    # is passed only if it differs from the default.
     return module.load_state_dict(versioned) if strict else module.load_state_dict(versioned, False)
 
 
@@ -448,8 +455,8 @@ def _create_missing_buffers(
 ) -> None:
     """Creates each buffer that is still None in the module, if the state has a value for it.
 
-    A module may create such buffers only when it sees its first batch. torch does not load a value
-    into a buffer that is None.
+    For example, a module may create a buffer only when it sees its first batch. torch does not load
+    a value into a buffer that is None.
     """
     device = next((each.device for each in module.parameters()), torch.device("cpu"))
     for key, owner in empty_buffers(module).items():
@@ -463,7 +470,8 @@ def _parts_with_own_loading(module: torch.nn.Module) -> Iterator[tuple[str, torc
     """Yields the path and the module of each submodule that must be loaded on trial.
 
     Such a submodule customizes its loading, or has tensors that torch may refuse to copy into.
-    Submodules that lie in a yielded one are left out.
+    Submodules of a yielded submodule are left out, because both are loaded together. The whole
+    module can be yielded too, with an empty path.
     """
     above: list[str] = []
     for path, each in module.named_modules():
@@ -491,14 +499,14 @@ def _has_special_tensors(module: torch.nn.Module) -> bool:
 
 
 def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
-    """Returns whether a parameter is loaded from a tensor that belongs to another name.
+    """Returns whether a parameter is loaded from a tensor that only has another name.
 
     If the state has one tensor under both names (a tied weight), the result is False.
 
     Args:
         state: the saved state.
-        name: the name of the parameter.
-        source: the name of the tensor in the state that the parameter is loaded from.
+        name: the name of the parameter in the module.
+        source: the name, in the state, of the tensor that the parameter is loaded from.
     """
     return name != source and _memory_key(state.get(name)) != _memory_key(state[source])
 

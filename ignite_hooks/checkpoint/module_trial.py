@@ -1,8 +1,8 @@
-"""Tools for loading on trial: a state is loaded to see whether it fits, and then this is undone.
+"""Tools for loading on trial: a state is loaded to see if it fits, and the module is then restored.
 
-A trial copies the memory of the module's tensors. So a trial is made only for modules that
-customize their loading, or that have tensors of a special kind, such as sparse tensors. For all
-other modules names, shapes and dtypes show whether a state fits.
+A trial copies the memory of the module's tensors, which may be large. So a trial is made only for
+modules that customize their loading, or that have tensors of a special kind, such as sparse
+tensors. For all other modules names, shapes and dtypes show whether a state fits.
 """
 
 from collections import OrderedDict
@@ -24,8 +24,8 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 class SourceTracker(TorchFunctionMode):
     """Records which tensor of a state each parameter is loaded from.
 
-    Use the object in a ``with`` statement around the loading. A hook of the module may load a
-    parameter from a tensor that has another name than the parameter.
+    The names in the state do not show this: a hook of the module may rename the keys before the
+    parameters are loaded. Use the object in a ``with`` statement around the loading.
 
     Args:
         state: maps names to the tensors of the state.
@@ -54,8 +54,8 @@ class SourceTracker(TorchFunctionMode):
 def restored_on_exit(module: torch.nn.Module) -> Iterator[None]:
     """Restores a module and its submodules after the body, also if the body raises an exception.
 
-    Restored are the values, shapes, memory and classes of tensors, the attributes and classes of
-    modules, and the elements of attributes that are lists, dicts or sets.
+    The function restores the values, shapes, memory and classes of tensors, the attributes and
+    classes of modules, and the elements of attributes that are lists, dicts or sets.
     """
     undo: list[Callable[[], None]] = []
     storages: dict[int, Any] = {}
@@ -114,8 +114,9 @@ def _tensor_restorer(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable
 
     Args:
         tensor: the tensor.
-        storages: maps the address of a storage to a copy of the storage. This function adds the
-            storage of ``tensor`` if it is not there.
+        storages: maps the address of a storage to a copy of the storage, so that a storage that
+            several tensors share is copied once. If the mapping lacks the storage of ``tensor``,
+            this function adds a copy.
     """
     cls, requires_grad = type(tensor), tensor.requires_grad
     data: torch.Tensor = tensor.data

@@ -3,8 +3,9 @@
 For most objects ``state_dict`` and ``load_state_dict`` are called. Four types need more:
 
 - A module is saved with its flags: which parameters are frozen, and which submodules are in eval
-  mode. It is also saved with the names of the tensors that it shares with the trainer's modules.
-  For example, the averaged model of Ignite's ``EMAHandler`` can share the buffers of the model.
+  mode. It is also saved with the names of the tensors that it shares with the trainer's modules
+  (the model, and a loss function with a state). For example, the averaged model of Ignite's
+  ``EMAHandler`` can share the buffers of the model.
 - The states of torch's and Ignite's schedulers may hold functions. Functions are not saved: after
   a resume the scheduler has the functions that the present script has given to it.
 - Ignite's ``EpochOutputStore`` has a state, but lacks ``state_dict`` and ``load_state_dict``.
@@ -37,8 +38,8 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["StatefulObject", "has_module", "plain_state"]
 
-# Values of these types can be saved, so `_is_unsavable` does not try to save them. Dicts, lists and
-# tuples are an exception: `_drop_unsavable` searches them for values that cannot be saved.
+# For values of these types `_is_unsavable` returns False without a trial. Dicts, lists and tuples
+# can hold values that cannot be saved: `_drop_unsavable` searches them separately.
 _DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 
@@ -69,8 +70,9 @@ class StatefulObject:
     def is_module(self) -> bool:
         """True if the object is a module.
 
-        Before a state is loaded into a module, the two are compared. An object that is not a module
-        gets its previous state back if loading fails.
+        A caller loads modules and other objects differently. It compares a module with the state
+        before loading. It does not compare any other object, and gives the object its previous
+        state back if loading fails.
         """
         return isinstance(self._object, torch.nn.Module)
 
@@ -97,8 +99,8 @@ class StatefulObject:
         if isinstance(obj, torch.nn.Module):
             _load_module(obj, state, self._trainer)
             return
-        # The object is given a copy, because it may change its argument or keep a reference to it,
-        # and the caller may load the state once more.
+        # The object is given a copy of the state. The object may change its argument or keep a
+        # reference to it, and the caller may load the original state once more.
         state = copy.deepcopy(state)
         if isinstance(obj, EpochOutputStore):
             obj.data = state["data"]
@@ -143,8 +145,8 @@ def plain_state(obj: Any) -> Any:
 def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -> None:
     """Loads the state of a module that may share tensors with the trainer's modules.
 
-    After loading, the module shares those tensors that it shared when its state was saved, and no
-    others. A tensor that would have another shape now is not shared.
+    After loading, the module shares exactly the tensors that it shared when its state was saved.
+    The exception: if the shapes of the two tensors differ now, they are not shared.
 
     Args:
         module: the module.
@@ -214,11 +216,11 @@ def _is_unsavable(value: Any) -> bool:
 
 
 def _restore_dropped(state: Any, current: Any) -> Any:
-    """Adds to a saved state the values that ``_drop_unsavable`` has left out, and returns it.
+    """Returns a saved state with the values that ``_drop_unsavable`` has left out added again.
 
     Args:
-        state: the saved state, which is not changed itself.
-        current: the current state of the object. The values to add are taken from it.
+        state: the saved state. The result is a new object.
+        current: the current state of the object, which has the values to add.
     """
     if type(state) in (dict, OrderedDict) and isinstance(current, Mapping):
         merged = {key: _restore_dropped(value, current.get(key)) for key, value in state.items()}
@@ -234,9 +236,9 @@ def _restore_dropped(state: Any, current: Any) -> Any:
 def _forget_missing_files(handler: Checkpoint, state: Any) -> tuple[Any, str]:
     """Removes the names of missing files from the state of Ignite's ``Checkpoint``.
 
-    When the handler saves a new file, it removes its oldest file. This fails if the oldest file is
-    missing, for example because the run continues on another machine, or because the user has
-    deleted the file.
+    When the handler saves a new file, it deletes its oldest file. The deletion would raise an error
+    if the oldest file is missing. A file is missing, for example, if the run continues on another
+    machine, or if the user has deleted the file.
 
     Returns:
         The state without the missing files, and a message about these files. The message is empty
@@ -245,6 +247,7 @@ def _forget_missing_files(handler: Checkpoint, state: Any) -> tuple[Any, str]:
     if not isinstance(handler.save_handler, DiskSaver):
         return state, ""
     folder = Path(handler.save_handler.dirname)
+    # "_saved" is a list with a pair for each file: the priority, and the name of the file.
     existing = [each for each in state["_saved"] if (folder / each[1]).exists()]
     missing_count = len(state["_saved"]) - len(existing)
     if not missing_count:

@@ -1,11 +1,17 @@
 """Finds contexts that are open during a save and may change the saved state when they exit.
 
 A context is a generator with one ``yield`` that the user has attached to ``on_step`` or
-``on_epoch``: it is open during each step or each epoch. A checkpoint is saved while the contexts on
-``on_step`` are open. At the end of an epoch it is saved while the contexts on ``on_epoch`` are
-open. The code after the ``yield`` of an open context runs after the save, so the changes that this
-code makes are not in the checkpoint. A run that resumes from the checkpoint does not run this code
-again, so it lacks the changes.
+``on_epoch``: the context is open during each step or each epoch, and its code after the ``yield``
+runs at the end. A save comes before the end:
+
+- Within an epoch, a checkpoint is saved while the contexts on ``on_step`` are open. The resumed run
+  begins with the next step, so it never runs the code after the ``yield`` for the saved step. (The
+  contexts on ``on_epoch`` are open too, but the resumed run opens and ends them again.)
+- At the end of an epoch, a checkpoint is saved while the contexts on ``on_epoch`` are open. The
+  resumed run begins with the next epoch.
+
+So the changes that the code after the ``yield`` makes are neither in the checkpoint nor made by the
+resumed run.
 
 Such a context is reported if its code can reach a saved state: the trainer's model or optimizer, or
 an object whose state is in the checkpoint. A timer or the range of a profiler is not reported.
@@ -30,7 +36,7 @@ from ignite_hooks.hooks.event_channels import channels_of
 
 __all__ = ["late_changes"]
 
-_MAX_SEARCHED = 1000  # the number of objects that are searched per context
+_MAX_SEARCHED = 1000  # the largest number of objects that are searched for one context
 # Code that names one of these attributes may change the state of the trainer.
 _STATE_ATTRIBUTES = {"load_state_dict", "lr_scheduler", "model", "modules", "optimizer"}
 _STATEFUL_CLASSES = (torch.nn.Module, Optimizer, LRScheduler)
@@ -43,7 +49,7 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
 
     Args:
         trainer: the trainer.
-        carried: the objects besides the trainer whose states are in the checkpoint.
+        carried: the other objects whose states are in the checkpoint, such as handlers.
 
     Returns:
         The message; an empty string if there is no such context.
@@ -76,7 +82,7 @@ def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int])
     Args:
         context: the context.
         trainer: the trainer.
-        carried_ids: the ``id`` of each object besides the trainer whose state is saved.
+        carried_ids: the ``id`` of each other object whose state is saved, such as a handler.
     """
     for _, each in ObjectSearch({"context": context}, _MAX_SEARCHED, [trainer, trainer.state]):
         if id(each) in carried_ids or issubclass(type(each), _STATEFUL_CLASSES):
@@ -88,9 +94,9 @@ def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int])
 
 
 def _names_in_code(code: CodeType) -> set[str]:
-    """Returns the names of globals and attributes in the code of a function.
+    """Returns the names of globals and attributes that the code of a function uses.
 
-    The names in the code of functions that are defined within the function are included.
+    Functions that are defined within the function are included.
     """
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*map(_names_in_code, inner))

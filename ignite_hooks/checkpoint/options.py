@@ -55,7 +55,7 @@ class SaveOptions(Protocol):
 
     @property
     def background(self) -> bool:
-        """Returns whether a background thread writes the files while training continues."""
+        """Returns whether a thread writes the files in the background while training continues."""
 
     @property
     def on_busy(self) -> Literal["error", "wait"]:
@@ -78,4 +78,4 @@ class SaveOptions(Protocol):
 
     @property
     def grace_seconds(self) -> float:
-        """The time in seconds after a signal in which further signals are part of one request."""
+        """The seconds after a signal in which further signals belong to the same stop request."""

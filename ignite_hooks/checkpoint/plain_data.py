@@ -28,9 +28,9 @@ _MAX_EXACT = 2**63  # many readers of JSON have 64 bits for an integer
 def plain_data(value: Any) -> Any:
     """Converts a value to None, booleans, numbers, texts, lists, and dicts with texts as keys.
 
-    Numbers that JSON lacks become "NaN", "Infinity" and "-Infinity". An object becomes the name of
-    its class, because a ``repr`` can be long and may show an address, which differs in each run.
-    Values beyond the bounds are replaced by "...".
+    Numbers that JSON lacks become "NaN", "Infinity" and "-Infinity". An object of any other class
+    becomes the name of its class: a ``repr`` can be long, and may show an address that differs in
+    each run. Values beyond the bounds, such as ``MAX_ITEMS``, are replaced by "...".
     """
     copied = _copy_if_plain(value)
     return _Converter().convert(value, MAX_DEPTH) if copied is None else copied
@@ -50,12 +50,12 @@ def plain_text(value: object, length: int = MAX_TEXT) -> str:
 def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
     """Yields the values in nested mappings and lists, each with the path of names that leads to it.
 
-    A list that holds only numbers and texts is yielded as one value. An empty list or an empty
-    mapping is yielded as one value, too.
+    For example, ``{"a": {"b": 1}}`` yields ``("a.b", 1)``. A list that holds only numbers and texts
+    is yielded as one value, and so is an empty list or an empty mapping.
 
     Args:
         value: the value.
-        name: the path that all yielded paths begin with.
+        name: the path of ``value`` itself, with which all yielded paths begin.
         separator: the text between two names in a path.
     """
     entries: Any = None
@@ -107,7 +107,7 @@ def _copy_if_plain(value: Any) -> dict[str, Any] | None:
 
 
 class _Converter:
-    """Converts one value to plain data, and stops after ``MAX_VALUES`` values in its containers."""
+    """Converts one value to plain data, with at most ``MAX_VALUES`` values in all containers."""
 
     def __init__(self) -> None:
         self._remaining = MAX_VALUES

@@ -2,8 +2,8 @@
 
 ``torch.compile`` and ``DistributedDataParallel`` wrap a module. The wrapper makes the names of the
 module's parameters longer, for example ``_orig_mod.weight`` or ``layer.module.weight``. These long
-names are called actual names. The plain names, ``weight`` and ``layer.weight`` in this example, are
-the names in the model without wrappers. A checkpoint has the plain names, so that a checkpoint of a
+names are called actual names. The plain names, in this example ``weight`` and ``layer.weight``, are
+the names in the model without wrappers. A checkpoint has the plain names. So a checkpoint of a
 compiled model can be loaded into a model that is not compiled, and vice versa.
 """
 
@@ -26,9 +26,8 @@ ValueT = TypeVar("ValueT")
 class PlainNames:
     """The plain names of a module's parameters, buffers and submodules.
 
-    The module may be wrapped, or have wrapped children. This object looks up all parts of the
-    module only once, so it does not notice later changes of the module. Create a new object for
-    each use.
+    The module may be wrapped, or have wrapped submodules. The names are looked up once, so this
+    object does not notice later changes of the module. Create a new object for each use.
 
     Args:
         module: the module.
@@ -42,7 +41,8 @@ class PlainNames:
         if not self._has_wrappers:
             return
         wrapped_names: dict[str, str | None] = {}
-        # If two paths lead to the same module, the module has two plain names.
+        # Without `remove_duplicate`, a submodule that has two paths is visited on both paths, so
+        # that the names on each path can be translated.
         for path, each in module.named_modules(remove_duplicate=False):
             wrapped_names[path] = wrapped_child(each)
             parent, _, name = path.rpartition(".")
@@ -54,7 +54,7 @@ class PlainNames:
                 plain = _join_path(self._plain_paths[parent], name)
             self._plain_paths[path] = plain
             # A wrapper and the module in it have the same plain path. The module comes after its
-            # wrapper, so the plain path finally leads to the actual path of the module.
+            # wrapper and overwrites this entry. So the plain path leads to the module at the end.
             self._actual_paths[plain] = path
 
     @cached_property
@@ -90,9 +90,10 @@ class PlainNames:
 
         Args:
             state: the state, with plain names.
-            own_names: the names that the module's own ``state_dict`` has. A plain name that belongs
-                to none of them is translated to the actual name; the module may rename this name
-                while loading, or refuse it.
+            own_names: the names in the module's own ``state_dict``. Each name in ``state`` becomes
+                the own name with the same plain name. A name in ``state`` may match none of the own
+                names, for example because an older version of the module had it. Such a name is
+                translated with ``actual``: the module may rename it while loading, or refuse it.
         """
         if not self._has_wrappers:
             return dict(state)

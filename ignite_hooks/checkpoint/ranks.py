@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 class Ranks:
     """The rank of this process, with collectives over all ranks.
 
-    Each ``Ranks`` object has a gloo group of its own. Its collectives therefore do not mix with the
-    exchange of gradients, or with the collectives of another ``Ranks`` object in another thread.
-    Every rank must create the same number of ``Ranks`` objects, and call the same methods in the
-    same order. If there is only one process, no data are exchanged.
+    Each ``Ranks`` object has a gloo process group of its own. So its collectives do not mix with
+    the exchange of gradients, or with the collectives of another ``Ranks`` object in another
+    thread. Every rank must create the same number of ``Ranks`` objects, and call the same methods
+    in the same order. If there is only one process, no data are exchanged.
 
     Args:
         accelerator: the accelerator whose timeout applies to each collective; None for torch's
@@ -62,17 +62,17 @@ class Ranks:
         return gathered
 
     def call_on_all_ranks(self, callback: Callable[[], Result]) -> list[Result]:
-        """Calls ``callback`` on every rank. If it fails on any rank, all ranks raise.
+        """Calls ``callback`` on every rank. If ``callback`` fails on any rank, all ranks raise.
 
-        If only the rank with the failure raised an exception, the other ranks would continue. In
-        their next collective they would wait for the failed rank until the timeout.
+        Otherwise the ranks without a failure would continue, and in their next collective would
+        wait for the failed rank until the timeout.
 
         Returns:
             The results of all ranks, in the order of the ranks.
 
         Raises:
-            RuntimeError: the callback failed on another rank, but not on this rank. If it failed on
-                this rank, the exception of the callback is raised.
+            RuntimeError: the callback failed only on other ranks. If the callback failed on this
+                rank, its own exception is raised instead.
         """
         if self.size == 1:
             return [callback()]

@@ -1,7 +1,4 @@
-"""Opens regular files only. For a FIFO, a socket or a device an error is raised.
-
-Python's ``open`` may block for ever on such a path.
-"""
+"""Opens regular files only, and raises an error for a FIFO, a socket or a device."""
 
 import errno
 import io
@@ -22,8 +19,8 @@ class NotRegularFileError(OSError):
 def open_regular(path: Path) -> io.BufferedReader:
     """Opens a regular file to read its bytes.
 
-    Python's ``open`` would wait until another process writes to a FIFO, perhaps forever, and
-    reading from a device may never end.
+    At the path of a FIFO, Python's ``open`` would wait for a process that writes to the FIFO,
+    perhaps forever. At the path of a device, reading may never end.
 
     Raises:
         NotRegularFileError: the path does not lead to a regular file.

@@ -1,4 +1,4 @@
-"""Remote sources of checkpoints: places that fsspec reads, from which checkpoints are downloaded.
+"""Remote sources of checkpoints: URLs that fsspec reads, from which checkpoints are downloaded.
 
 A failure of the network must not be mistaken for a missing checkpoint, because the run would then
 begin from scratch without an error. Every exception of fsspec is therefore translated: to
@@ -101,8 +101,8 @@ class RemoteSource(Source):
         """Returns the URL of the checkpoint's folder."""
         if candidate.name == self._root:
             return self._url
-        # A URL may be a chain of links, such as zip://path::s3://bucket/file. The first link with a
-        # path leads to the folder of checkpoints.
+        # A URL may be a chain of links, such as zip://path::s3://bucket/file. A link such as
+        # "simplecache" has no path. The first link with a path leads to the folder of checkpoints.
         links = self._url.split("::")
         index = next(number for number, link in enumerate(links) if "://" in link)
         links[index] = f"{links[index].rstrip('/')}/{PurePosixPath(candidate.name).name}"
@@ -122,7 +122,8 @@ class RemoteSource(Source):
     def _list_once(self) -> Listing:
         """Lists the source once.
 
-        If another process saves checkpoints there, the listing may be inconsistent.
+        If another process saves checkpoints to the source meanwhile, the listing may be
+        inconsistent. So ``list_until_stable`` calls this method several times.
         """
         root = self._root
         self._fs.invalidate_cache()  # fsspec caches the listings of directories
@@ -140,6 +141,10 @@ class RemoteSource(Source):
                 unfinished[name] = "no manifest"
             else:
                 damaged[name] = "its manifest is damaged"
+        # If the result is bytes, the source itself has a manifest.json that is not a valid
+        # manifest. The source counts as a directory of checkpoints if it has checkpoints in it, or
+        # if another program has written the manifest.json. Otherwise the source counts as a damaged
+        # checkpoint.
         if isinstance(root_candidate, bytes) and not (
             found or damaged or unfinished or is_unrelated_json(root_candidate)
         ):
@@ -214,7 +219,7 @@ class RemoteSource(Source):
         except NotRegularFileError as error:
             raise ValueError(f"{name} cannot be read ({error.strerror})") from error
         if size != record.size:
-            # The size is not known if the file is too long, because only a part of it was read.
+            # If the file is too long, only a part of it was read, so its size is not known.
             has = f"more than {record.size:,}" if size > record.size else f"{size:,}"
             raise ValueError(f"{name} has {has} bytes and had {record.size:,}")
         if checksum.hexdigest() != record.checksum:
@@ -258,10 +263,10 @@ class RemoteSource(Source):
 def _is_absent(error: BaseException | None) -> bool:
     """Returns whether an error shows that a file is certainly absent.
 
-    Some protocols, such as HTTP, raise FileNotFoundError for every failure. So if such an error has
-    a cause, only the cause shows whether the file is absent. Causes that show this are a
-    LookupError, such as a missing key, the HTTP status 404 or 410, and an error that shows it in
-    turn.
+    Some protocols, such as HTTP, raise FileNotFoundError for every failure, with the actual failure
+    as its cause. So if a FileNotFoundError has a cause, the cause decides. The file is absent if
+    the cause is a LookupError, such as a missing key, or has the HTTP status 404 or 410, or is a
+    FileNotFoundError to which the same rules apply.
     """
     if _http_status(error) in _NOT_FOUND_STATUSES:
         return True

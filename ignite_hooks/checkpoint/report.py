@@ -28,8 +28,10 @@ class ResumedPart:
         level: one of "exact"; "approximate" (the part was restored, but the result may differ);
             "changed" (the script gives other settings than the saved run had); "unknown" (the part
             may have state that could not be saved); and "missing" (the part was not restored).
-        reason: why the part is not exact, or what the user must do to restore the part exactly.
-        names: the names of the restored objects, if the part consists of several objects.
+        reason: why the part is not exact; may also say how the user can restore the part exactly.
+            Empty for an exact part.
+        names: the names of the restored objects, if the part consists of named objects, as the part
+            "handlers" does.
     """
 
     level: str
@@ -39,7 +41,8 @@ class ResumedPart:
     def with_reason(self, level: str, reason: str) -> "ResumedPart":
         """Returns the part with one more reason why the part is not exact.
 
-        Only an exact part gets the new level. A reason that the part has already is not added.
+        If the part is exact, it gets the new level; otherwise it keeps its level. A reason that the
+        part has already is not added.
         """
         if self.level == "exact":
             return ResumedPart(level, reason, self.names)
@@ -60,8 +63,8 @@ def merge_reasons(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
             to the reason why the part may not be exact on that rank.
 
     Returns:
-        A mapping from the name of a part to the merged text. A rank above 0 is mentioned only for
-        a reason that rank 0 does not give for the same part.
+        A mapping from the name of a part to the merged text. A reason of a rank above 0 is left out
+        if rank 0 gives the same reason for the part.
     """
     reasons: dict[str, list[str]] = {}
     for rank, own_reasons in enumerate(rank_reasons):
@@ -128,10 +131,10 @@ def report_named_objects(
     """Returns the report on a part that consists of named objects, for example the handlers.
 
     Args:
-        targets: maps a name to the object of this trainer that has a state.
-        states: maps a name to the state in the checkpoint.
-        what: the owner of the objects. It completes the message "not in … any more", for example
-            as "the trainer" or "`also`".
+        targets: the objects of this trainer that have a state, by name.
+        states: the states in the checkpoint, by name.
+        what: the owner of the objects, for example "the trainer" or "`also`", which completes the
+            message "not in … any more".
 
     Returns:
         The report on the part; None if there are no objects and no states.
@@ -148,11 +151,11 @@ def report_named_objects(
 def report_generators(saved: Set[str], present: Set[str]) -> ResumedPart:
     """Returns the report on the random generators that the trainer's objects hold.
 
-    The global random generators are not included.
+    The global random generators, such as torch's default generator, are not included.
 
     Args:
-        saved: the names of these generators in the checkpoint.
-        present: the names of these generators in this trainer.
+        saved: the names of the generators in the checkpoint.
+        present: the names of the generators in this trainer.
     """
     reasons = [
         f"the random generator {name} was saved, but does not exist now"
@@ -168,7 +171,7 @@ def report_generators(saved: Set[str], present: Set[str]) -> ResumedPart:
 def summarize_names(names: Iterable[str]) -> str:
     """Returns names as text for a message.
 
-    Up to three names are listed. Of more names the text has the first one and the number of others.
+    Up to three names are listed. For more names the text is, for example, "a and 4 more".
     """
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if len(others) > 2 else ", ".join([first, *others])
