@@ -209,9 +209,8 @@ def check_module_fit(
             "metadata" is used.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether it is a difference if loading replaces a parameter of the module
-            by a new object. An optimizer would continue to update the old object. Pass False only
-            if no optimizer holds the parameters.
+        keeps_parameters: whether it counts as a difference if loading replaces a trainable
+            parameter by a new object. An optimizer would continue to update the old object.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})

@@ -1,4 +1,4 @@
-"""Checks before training: they find problems that would make the first save fail, hours later."""
+"""Checks before training. They find problems that would otherwise appear at the first save."""
 
 import shutil
 import tempfile

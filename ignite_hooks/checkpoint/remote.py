@@ -263,10 +263,10 @@ class RemoteSource(Source):
 def _is_absent(error: BaseException | None) -> bool:
     """Returns whether an error shows that a file is certainly absent.
 
-    Some protocols, such as HTTP, raise FileNotFoundError for every failure, with the actual failure
-    as its cause. So if a FileNotFoundError has a cause, the cause decides. The file is absent if
-    the cause is a LookupError, such as a missing key, or has the HTTP status 404 or 410, or is a
-    FileNotFoundError to which the same rules apply.
+    An error with the HTTP status 404 or 410 shows this. A FileNotFoundError or NotADirectoryError
+    shows this if it has no cause. But some protocols, such as HTTP, raise FileNotFoundError for
+    every failure, with the actual failure as the cause. So if there is a cause, the cause decides:
+    it must be a LookupError, such as a missing key, or itself show that the file is absent.
     """
     if _http_status(error) in _NOT_FOUND_STATUSES:
         return True

@@ -1,4 +1,4 @@
-"""Resumes a run from a checkpoint as if it had never been interrupted, or reports what differs."""
+"""Resumes a run from a checkpoint as if it had never stopped, and reports each difference."""
 
 import warnings
 from contextlib import closing
@@ -51,14 +51,14 @@ class ResumeCheckpoint(Handler):
     wrote the checkpoint. The next ``run`` continues with the next batch, in the same order, with
     the same random numbers. The result is the same, bit by bit, as without an interruption. If an
     exact resume is not possible, ``trainer.resume_report`` and a warning at the start of the run
-    name the parts that differ. A run that had reached its limit trains nothing, unless the limit is
-    raised. A run that a handler ended for good trains nothing either, and a warning names the
-    handler; see ``after_terminate``.
+    name the parts that differ. If the saved run had reached its limit, for example ``max_epochs``,
+    nothing is trained until the limit is raised. If a handler ended the saved run for good, nothing
+    is trained either, and a warning names the handler; see ``after_terminate``.
 
     Every file is verified before anything is loaded. A damaged checkpoint is skipped with a
-    warning, and the next older one is used. If a checkpoint has another model, another optimizer or
-    another number of processes, an error lists the differences, and the trainer stays unchanged. No
-    code from a checkpoint is run, unless ``trust_pickle`` allows it.
+    warning, and the next older checkpoint is used. If a checkpoint has another model, another
+    optimizer or another number of processes, an error lists the differences, and the trainer stays
+    unchanged. Code from a checkpoint is run only if ``trust_pickle`` is True.
 
     While this handler reads a checkpoint, a run that saves to the same directory may remove the
     checkpoint. A removed checkpoint does not count as damaged: the search begins again, and finds a
@@ -67,11 +67,11 @@ class ResumeCheckpoint(Handler):
 
     The model, the optimizer, the scheduler and the counters are loaded when this handler is
     attached. The trainer factory attaches this handler last. Random generators and the states of
-    handlers are restored when the run starts, so that handlers which are attached later are
-    restored too. This is done after all handlers of STARTED have returned. If the run resumes in
-    the middle of an epoch, it is done a second time after the handlers of EPOCH_STARTED, because
-    these handlers often reset a state. The objects in ``also`` of each attached ``SaveCheckpoint``
-    are restored at the same times.
+    handlers are restored only when the run starts, so that handlers which are attached after this
+    handler are restored too. They are restored after all handlers of STARTED have returned. If the
+    run resumes in the middle of an epoch, they are restored a second time after the handlers of
+    EPOCH_STARTED, because these handlers often reset a state. The objects in ``also`` of each
+    attached ``SaveCheckpoint`` are restored at the same times.
 
     If ``source`` is a directory, the trainer continues the run of the checkpoint, and a
     ``SaveCheckpoint`` to that directory removes old checkpoints of this run. If ``source`` is a
@@ -79,16 +79,17 @@ class ResumeCheckpoint(Handler):
     called a branch. A branch removes only its own checkpoints.
 
     Args:
-        source: a checkpoint; a directory of checkpoints, of which the newest undamaged one is used;
-            or the URL of either, read with fsspec. A relative path is made absolute when the
-            handler is created, and ``~`` is expanded.
+        source: the folder of a checkpoint; a directory of checkpoints, of which the newest
+            undamaged one is used; or a URL of such a folder or directory, read with fsspec. A
+            relative path is made absolute when the handler is created, and ``~`` is expanded.
         cache_dir: the folder that a URL is downloaded to.
         on_missing: what to do if the source has no checkpoint. "error" raises an error; "start"
             trains from scratch. Use "start" for a job that is always restarted with the same
             command.
         verify: whether to read every file and compare its checksum before anything is loaded.
         trust_pickle: also load objects registered with ``accelerator.register_for_checkpointing``,
-            and models that are split over processes. Both can run code from the checkpoint.
+            and models that are split over processes. Their files are unpickled, which can run code
+            from the checkpoint.
         after_terminate: what to do with a run that a handler, for example ``EarlyStopping``, ended
             before its limit. "finish" trains nothing more, so that a job which is restarted does
             not train another epoch each time. "continue" trains until the limit. A run that a
@@ -99,16 +100,16 @@ class ResumeCheckpoint(Handler):
             run continues with the next pass, and restarts the epoch. Data that have a state, or can
             be read from any batch on, always continue at the position of the checkpoint.
         override: the names of settings that the script may change. If the script and the checkpoint
-            differ in a named setting, the value of the script is used. A name is that of a setting
-            of the optimizer's groups ("lr", "weight_decay", "betas", "momentum", …), "scheduler",
-            or "requires_grad" for the choice of frozen parameters. "lr" is the rate that the
-            schedule starts from; the rate that the schedule has reached is scaled in proportion.
-            For "scheduler", the schedule of the script is moved from its beginning to the step of
-            the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
+            differ in a named setting, the value of the script is used. The possible names are the
+            settings of the optimizer's groups ("lr", "weight_decay", "betas", "momentum", …),
+            "scheduler", and "requires_grad" for the choice of frozen parameters. "lr" is the rate
+            that the schedule starts from; the rate that the schedule has reached is scaled in
+            proportion. For "scheduler", the schedule of the script is moved from its beginning to
+            the step of the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
 
     Raises:
-        FileNotFoundError: when attached: there is no checkpoint, or the only one was removed before
-            all of its files were read.
+        FileNotFoundError: when attached: there is no checkpoint, and ``on_missing`` is "error"; or
+            the only checkpoint was removed before all of its files were read.
         ImportError: when attached: the package for the protocol of a URL is not installed.
         OSError: when attached: the source cannot be read, or ``cache_dir`` cannot be written.
         RuntimeError: when attached: the trainer is running.
@@ -146,7 +147,7 @@ class ResumeCheckpoint(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Loads the checkpoint, and adds a callback that restores the rest when the run begins."""
+        """Loads the checkpoint; adds a callback that restores the handlers when the run begins."""
         trainer = attachment.engine
         assert is_trainer(trainer)  # check() has refused all others
         ranks = Ranks(trainer.accelerator)
@@ -189,12 +190,12 @@ class ResumeCheckpoint(Handler):
         """Reads the newest undamaged checkpoint, the same one on all ranks.
 
         While this method reads a checkpoint, a run that saves to the same directory may remove the
-        checkpoint. Then the directory has a newer checkpoint, and the search begins again.
+        checkpoint. In this case the directory has a newer checkpoint, and the search begins again.
 
         Returns:
-            The state that was read, and the number of the newest checkpoint in the source, whether
-            or not the files of the newest checkpoint are damaged. None if there is no checkpoint
-            and ``on_missing`` is "start".
+            The state that was read, and the number of the newest checkpoint in the source. The
+            newest checkpoint may be another one than the checkpoint that was read, if its files are
+            damaged. None if there is no checkpoint and ``on_missing`` is "start".
         """
         sources: list[Source] = []
         # Each rank makes its own source. The function must not return the source, because
@@ -255,8 +256,7 @@ class ResumeCheckpoint(Handler):
     ) -> LoadedState | None:
         """Reads a checkpoint. Returns None if the checkpoint was removed in the meantime.
 
-        If reading fails on a rank although the checkpoint still exists, the error is raised on all
-        ranks.
+        If reading fails on any rank although the checkpoint still exists, all ranks raise an error.
         """
         states: list[LoadedState] = []
         training_state = self._training_state(trainer)
@@ -325,8 +325,9 @@ def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
 def _check_contents(loaded: LoadedState) -> None:
     """Raises if the files have invalid contents, or do not fit the trainer.
 
-    The states of objects are checked last, because each state is compared with the matching object
-    of the trainer. Only the earlier checks show that the trainer has all of these objects.
+    The states of model, optimizer, scheduler and scaler are checked last (``state_problems``),
+    because these checks use the objects of the trainer. The checks before them show that the
+    trainer has these objects, and that their classes are those of the saved run.
     """
     _raise_for_problems(loaded, loaded.problems or [*loaded.object_problems()])
     differences = loaded.differences()

@@ -60,11 +60,11 @@ class SaveCheckpoint(Scheduled):
 
     A checkpoint is a folder, ``directory/step_00000500``. Checkpoints are taken at step boundaries,
     that is between two optimizer steps. The save comes after the validation and after all other
-    handlers of the present event. If several schedules are due at once, one checkpoint is taken.
-    First all files are written to the disk, then ``manifest.json`` makes the folder a checkpoint,
-    and then older checkpoints are removed. So a crash, a full disk or a kill costs at most the
-    steps since the last checkpoint. When a checkpoint is complete, ``last_checkpoint`` becomes its
-    folder, and CHECKPOINT_SAVED fires.
+    handlers of the same event, for example of EPOCH_COMPLETED. If several schedules are due at
+    once, one checkpoint is taken. First all files are written to the disk, then ``manifest.json``
+    makes the folder a checkpoint, and then older checkpoints are removed. So a crash, a full disk
+    or a kill costs at most the steps since the last checkpoint. When a checkpoint is complete,
+    ``last_checkpoint`` becomes its folder, and CHECKPOINT_SAVED fires.
 
     A checkpoint holds the model (and the parameters of a loss function), the optimizer, the
     scheduler, the scaler, the random generators, the position in the data, the counters, the
@@ -77,14 +77,17 @@ class SaveCheckpoint(Scheduled):
     same request. A signal that comes later, or after the save, calls the signal handler that was
     set before the run. Workers of a ``DataLoader`` ignore these signals during the run, so that a
     signal to all processes of a job does not end the workers. A signal breaks off a ``Validation``
-    in progress, and the resumed run makes this validation. If the run fails after the signal and
-    before the save, the state of the last step boundary is saved if this state is still known. A
-    note on the error says whether the state was saved. With several processes, the state is not
-    saved after a failure.
+    in progress, and the resumed run makes this validation.
+
+    The run may fail after the signal and before the save. In this case the state of the last step
+    boundary is saved, if the trainer can still return to this boundary. It cannot return, for
+    example, if the failure came while the optimizer was changing the parameters. A note on the
+    error says whether the state was saved. With several processes, no state is saved after a
+    failure.
 
     Only one run at a time writes to a directory. A run holds a lock on the directory until the run
-    ends. Until then another run raises an error or waits, see ``on_busy``. An interrupted run keeps
-    the lock.
+    ends. Until then another run raises an error or waits, see ``on_busy``. A run that was stopped
+    with ``interrupt()`` keeps the lock, because the next ``run()`` continues it.
 
     With several processes, all processes save to one directory, which all of them must see. The
     states of handlers and of ``also`` are saved and restored for each rank separately. The buffers
@@ -102,15 +105,16 @@ class SaveCheckpoint(Scheduled):
             if it has changed the parameters.
         every_epochs: save each time this many epochs were completed.
         every_seconds: save at the first step boundary at which this many seconds have passed since
-            the last save or, if there was none in this run, since the start of the run.
+            the last save. If the run has not saved yet, the seconds count from its start.
         at_end: save when a run ends, unless the run fails.
         keep_last: how many of the newest checkpoints of this run to keep, or "all". If an old
             checkpoint is a symbolic link, the link is removed, and its target is kept.
         keep_best: how many of the best checkpoints by ``metric`` to keep in addition. A checkpoint
             whose value is NaN is never among the best.
-        metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value that was
-            not measured by a ``Validation`` counts only in the iteration in which it was stored. If
-            the same object is stored again in a later iteration, it counts as the old value.
+        metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value from an
+            earlier iteration is ignored, because it was measured with earlier weights. If a handler
+            of your own stores the same object again in a later iteration, for example the literal
+            ``1.0``, this object counts as the earlier value.
         mode: "max" if the largest value is best, "min" if the smallest value is best.
         on_signals: names of the signals that ask for a save and the end of the run.
         safe_serialization: whether the model is written with safetensors. If False, the model is
@@ -121,21 +125,21 @@ class SaveCheckpoint(Scheduled):
         also: a dict that maps names to further objects to save. An object must either have
             ``state_dict`` and ``load_state_dict``, with a state of tensors and plain data, or be a
             random generator of torch, numpy or Python.
-        trust_pickle: also save objects registered with ``accelerator.register_for_checkpointing``,
-            which a resume has to unpickle.
+        trust_pickle: also save objects registered with ``accelerator.register_for_checkpointing``.
+            A resume has to unpickle these objects, which can run code.
         grace_seconds: the time after a signal in which further signals are part of the same
             request. A process may get several signals for one request, because a job scheduler
             signals every process of the job, and a launcher passes its own signal on.
         on_busy: what to do if another run writes to the directory. "error" raises an error before
-            the first batch. "wait" waits until the other run ends, for example for a requeued job
-            whose predecessor is about to end. The handler waits twice: when it is attached, so that
-            a ``ResumeCheckpoint`` then finds the last checkpoint of the other run; and when the run
-            begins.
+            the first batch. "wait" waits until the other run ends; use it, for example, for a
+            requeued job whose predecessor is about to end. The handler waits when it is attached,
+            so that a ``ResumeCheckpoint`` then finds the last checkpoint of the other run. It waits
+            again when the run begins.
         wait_seconds: the longest time to wait with ``on_busy="wait"``; None for no limit.
 
     Raises:
-        ValueError: an argument is out of its range. When attached: the engine is not a trainer; the
-            directory cannot be written to; objects are registered with the accelerator, and
+        ValueError: an argument is out of its range. When attached: the engine is not a trainer; or
+            the directory cannot be written to; or objects are registered with the accelerator, and
             ``trust_pickle`` is False. When the first checkpoint is saved: all validations have been
             run, and none has given ``metric``.
         RuntimeError: when a run begins: another run writes to the directory.
@@ -217,7 +221,7 @@ class SaveCheckpoint(Scheduled):
             )
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """Attaches the handler. An ``event`` adds a trigger to those of the arguments."""
+        """Attaches the handler. With ``event``, it also saves each time this event is fired."""
         has_other_trigger = self.every_seconds or self.at_end or self.on_signals
         if not (event or self.every_steps or self.every_epochs or has_other_trigger):
             raise ValueError(
@@ -230,8 +234,9 @@ class SaveCheckpoint(Scheduled):
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
         triggers = _triggers_of(self, engine)
-        # A trainer attaches a ResumeCheckpoint after this handler. The wait comes first, so that
-        # the resume finds the last checkpoint of the other run.
+        # With on_busy="wait", another run may be saving to the directory now. This handler waits
+        # for the end of that run here, because a trainer attaches a ResumeCheckpoint after this
+        # handler: the resume then finds the last checkpoint of the other run.
         triggers.wait_for_others()
         attachment.on_removal(triggers.release)
         attachment.on_removal(lambda: trainer.cancel(triggers.save))
@@ -254,10 +259,10 @@ class SaveCheckpoint(Scheduled):
         return attachment
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Saves on the schedules of the arguments.
+        """Saves on the schedules ``every_steps`` and ``every_epochs``.
 
-        At the end of an epoch, the turn ``NOTE`` marks the save as due before any other handler is
-        called. So the save stays due if another handler fails.
+        At the end of an epoch, this handler is called first (turn ``NOTE``), and only notes that a
+        save is due. So the save stays due if another handler fails.
         """
         self.on_schedule(attachment, self, turn_by_epoch=Turn.NOTE)
 
@@ -282,8 +287,8 @@ class SaveCheckpoint(Scheduled):
 def _triggers_of(handler: SaveCheckpoint, engine: Engine) -> CheckpointTriggers:
     """Returns the triggers of a handler on an engine; creates them on the first call.
 
-    The triggers decide when the handler saves on this engine. They are kept with the engine, since
-    one handler may be attached to several trainers.
+    The triggers decide when the handler saves the state of this engine. They are kept with the
+    engine, because one handler may be attached to several trainers.
     """
     found: dict[SaveCheckpoint, CheckpointTriggers] = engine_storage(engine).setdefault(
         "checkpoint_triggers", {}

@@ -33,9 +33,10 @@ _RATE_KEYS = ("initial_lr", "max_lr", "min_lr")
 class ScriptSchedule:
     """The learning rate schedule that the script of a resumed run gives.
 
-    ``state_after`` replaces the checkpoint's schedule by the script's schedule, and
-    ``rebased_state`` keeps the checkpoint's schedule with the learning rates of the script. Then
-    ``write_group`` writes the resulting values to the optimizer's groups.
+    If the user overrides "scheduler", call ``state_after``, which replaces the checkpoint's
+    schedule by the script's schedule. If the user overrides only "lr", call ``rebased_state``,
+    which keeps the checkpoint's schedule but starts it from the script's learning rates. Then call
+    ``write_group`` to write the resulting values to each group of the optimizer.
 
     Create a ``ScriptSchedule`` before anything is loaded into the trainer. The trainer's scheduler
     stays unchanged: ``state_after`` moves it, copies its state, and then restores the scheduler.
@@ -51,6 +52,8 @@ class ScriptSchedule:
         self._scheduler = unwrapped_scheduler(trainer.lr_scheduler)
         self._script = script
         self._bases = bases
+        # The values of each group after state_after() has moved the script's scheduler; empty if
+        # no scheduler was moved.
         self._moved_values: ParamGroups = []
         # Whether state_after() was called, whether rebased_state() was called, and whether the
         # checkpoint's schedule has changed the momentum too.
@@ -68,11 +71,10 @@ class ScriptSchedule:
 
         Args:
             state: the state of the checkpoint's scheduler, or None.
-            moves: the number of moves to make. The number is not used if ``is_counted`` is True and
-                ``state`` has a count of its moves.
-            is_counted: whether to make as many moves as ``state`` has counted. This is right only
-                if the script moves its schedule at the same events as the saved run, that is the
-                run that wrote the checkpoint.
+            moves: the number of moves to make, if the moves in ``state`` are not used.
+            is_counted: whether to make as many moves as ``state`` has counted, if it has a count.
+                Pass True only if the script moves its schedule at the same events as the saved run,
+                that is the run that wrote the checkpoint.
             keeps_rates: whether the schedule starts from the script's learning rates. If False, the
                 schedule starts from the rates that the checkpoint's schedule started from.
 
@@ -80,7 +82,8 @@ class ScriptSchedule:
             The state; None if the script has no scheduler.
 
         Raises:
-            ValueError: the scheduler has raised an error before the last of these moves.
+            ValueError: the scheduler has raised an error during the moves, for example because its
+                schedule is too short.
         """
         scheduler = self._scheduler
         self._is_replaced, self._had_momentum = True, _has_value_of(state, "cycle_momentum")
@@ -92,8 +95,9 @@ class ScriptSchedule:
         if is_counted and (reached := _move_count(state)) is not None:
             moves = reached - (_move_count(scheduler.state_dict()) or 0)
         with self._restored_afterwards():
-            # A cyclic schedule takes its rates from its arguments. Such a schedule cannot start
-            # from the rates of another schedule, and another one cannot start from its rates.
+            # A cyclic schedule takes its rates from its arguments. So a cyclic schedule cannot
+            # start from the rates of another schedule, and no other schedule can start from the
+            # rates of a cyclic schedule.
             if not (keeps_rates or self._owns_rates or _has_value_of(state, *_OWN_RATE_KEYS)):
                 self._start_from_bases()
             try:
@@ -120,8 +124,8 @@ class ScriptSchedule:
         """Returns the checkpoint's scheduler state, changed to start from the script's rates.
 
         The number of moves in the state does not change. ``write_group`` then scales the rate that
-        the schedule has reached: if the schedule has lowered 0.1 to 0.01 so far, and the script
-        gives 0.02, the reached rate becomes 0.002.
+        the schedule has reached. For example, if the schedule has lowered 0.1 to 0.01 so far, and
+        the script gives 0.02, the reached rate becomes 0.002.
         """
         self._is_rebased = True
         rebased = dict(copy.deepcopy(state))
@@ -136,8 +140,9 @@ class ScriptSchedule:
         Args:
             group: the settings of the group.
             index: the index of the group.
-            keeps_rate: whether the group keeps its learning rate. If ``state_after`` has moved the
-                script's scheduler, the group gets the rate of that scheduler in any case.
+            keeps_rate: whether the group keeps the learning rate of the checkpoint. The argument is
+                ignored if ``state_after`` has moved the script's scheduler: the group then gets the
+                rate of that scheduler.
         """
         script, saved_base = self._script[index], self._bases[index]
         if self._is_replaced:
@@ -150,8 +155,8 @@ class ScriptSchedule:
             group |= copy.deepcopy(self._moved_values[index])
         elif not keeps_rate:
             rate, base = plain(group["lr"]), _base_rate(script)
-            # If the schedule has not changed the rate so far, the script's rate is not scaled, so
-            # that it is not rounded either.
+            # If the schedule has not changed the rate so far, the script's rate is used as it is:
+            # the computation below could change its last digit.
             if self._is_rebased and saved_base is not None and plain(saved_base) not in (0, rate):
                 base = base * (rate / plain(saved_base))
             group |= {name: copy.deepcopy(script[name]) for name in _RATE_KEYS if name in script}
@@ -172,7 +177,7 @@ class ScriptSchedule:
         return is_cyclic or any("max_lr" in group for group in self._groups)
 
     def _start_from_bases(self) -> None:
-        """Makes the script's schedule start from the rates that the checkpoint's started from."""
+        """Makes the script's schedule start from the first rates of the checkpoint's schedule."""
         for group, base in zip(self._groups, self._bases, strict=False):
             script_base = _base_rate(group)
             if base is None or plain(base) == plain(script_base):
@@ -189,7 +194,7 @@ class ScriptSchedule:
     def _scheduled_values(
         self, group: Mapping[str, Any], script: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns the values of a group that belong to the schedule or were changed by its moves.
+        """Returns the values of a group that belong to the schedule, or that moves have changed.
 
         Args:
             group: the present settings of the group, after the moves.
@@ -231,7 +236,7 @@ def _base_rate(group: Mapping[str, Any]) -> Any:
 
 
 def _set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
-    """Writes a setting to a group. A tensor is filled in place, as torch's schedulers do it."""
+    """Writes a setting to a group. A tensor is filled in place, as torch's schedulers do."""
     present = group.get(name)
     if isinstance(present, torch.Tensor):
         present.copy_(torch.as_tensor(value))

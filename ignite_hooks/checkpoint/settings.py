@@ -2,8 +2,8 @@
 
 A checkpoint has the settings that the script of the saved run gave, that is the run that wrote the
 checkpoint. A resume compares these settings with those that the script of the resumed run gives.
-The values at the time of the save cannot be compared, because a schedule changes the learning rate
-during a run, and handlers freeze layers.
+The values at the time of the save cannot be compared, because they change during a run: for
+example, a schedule changes the learning rate, and handlers freeze layers.
 """
 
 import copy
@@ -65,7 +65,7 @@ A larger tensor is described by its shape.
 """
 
 SCHEDULE_KEYS = frozenset({"base_momentum", "max_lr", "max_momentum", "min_lr", "swa_lr"})
-"""The keys that schedulers keep in the optimizer's groups, besides ``initial_lr``."""
+"""The keys that schedulers add to the optimizer's groups, besides ``initial_lr``."""
 
 # Keys of an optimizer's group that settings_of() leaves out of the settings of the group: they are
 # not settings, or they belong to the schedule.
@@ -96,8 +96,8 @@ _EXCLUDED_ATTRIBUTES = {
 def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
     """Returns the present settings of ``trainer``.
 
-    Before any training, these are the settings that the script gives. The learning rate in the
-    result is always the rate that the schedule starts from. Functions, for example those of a
+    Before any training, the present settings are those that the script gives. The learning rate in
+    the result is always the rate that the schedule starts from. Functions, for example those of a
     ``LambdaLR``, are described by their code and the plain values that they use. Hyperparameters of
     modules, for example dropout, are not included, because a module has no list of them.
     """
@@ -123,7 +123,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
 
 
 def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
-    """Returns the settings that no saved state contains.
+    """Returns the settings that are not part of any saved state, for example gradient clipping.
 
     A resume cannot restore these settings. The resumed run has the values that its own script
     gives.
@@ -152,9 +152,10 @@ class SettingsRecord:
             before anything was trained. In a resumed run these are the settings in the checkpoint,
             except those that the script overrides.
         started: the settings after the handlers of STARTED; None if they were not recorded.
-        writes: maps "STARTED", and "EPOCH_STARTED" for the last epoch, to two values: the settings
-            of the optimizer's groups before the handlers of the event, and those after them. The
-            settings before STARTED are those at the call of ``record_settings``.
+        writes: shows what handlers of STARTED and EPOCH_STARTED have written to the optimizer's
+            groups. Maps the name of the event to a list of two: the settings of the groups before
+            the handlers of the event are called, and after. For STARTED, "before" is the call of
+            ``record_settings``. For EPOCH_STARTED, only the last epoch is kept.
     """
 
     given: dict[str, Any]
@@ -184,11 +185,12 @@ def settings_record(trainer: TrainingEngine) -> SettingsRecord:
 
 
 def record_settings(attachment: Attachment) -> None:
-    """Records the settings now, and before and after the handlers of STARTED and EPOCH_STARTED.
+    """Records the settings now, and adds callbacks that record them during a run.
 
-    Nothing is recorded at STARTED if the run is resumed, or at EPOCH_STARTED if the epoch is
-    resumed in its middle. In these cases the resume restores the settings after the handlers, and
-    so overwrites what the handlers have written.
+    The callbacks record the settings after the handlers of STARTED, and both before and after the
+    handlers of EPOCH_STARTED. They record nothing at STARTED if the run is resumed, or at
+    EPOCH_STARTED if the epoch is resumed in its middle. In these cases the resume restores the
+    settings after the handlers, and so overwrites what the handlers have written.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)
@@ -240,7 +242,7 @@ def _settings_of_group(trainer: TrainingEngine, group: Mapping[str, Any]) -> dic
 def _schedule_settings(scheduler: Any) -> dict[str, Any]:
     """Returns the constants of a scheduler, including those in the groups of its optimizer."""
     groups = scheduler.optimizer.param_groups
-    # OneCycleLR computes "min_lr" from its other constants.
+    # "min_lr" is left out, because OneCycleLR computes it from its other constants.
     kept = sorted(SCHEDULE_KEYS.intersection(*groups) - {"min_lr"})
     return _constants_of(scheduler) | {name: [plain(g[name]) for g in groups] for name in kept}
 
@@ -250,7 +252,7 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
     constants = {
         name.lstrip("_"): plain(value)
         for name, value in vars(scheduler).items()
-        # The two prefixes leave out attributes that are read below: one_cycle_constants() reads
+        # Attributes with these prefixes are read separately below: one_cycle_constants() reads
         # "_anneal…" and "_schedule…" of a OneCycleLR, and child_schedulers() reads "_schedulers".
         if name not in _EXCLUDED_ATTRIBUTES and not name.startswith(("_anneal", "_schedule"))
     }
@@ -263,9 +265,9 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
-    """Yields the gradient clippings of a trainer.
+    """Yields the ``GradientClipping`` handlers of a trainer.
 
-    A clipping may have been attached to the trainer or added with ``add_event_handler``.
+    The user may have attached them to the trainer, or added them with ``add_event_handler``.
     """
     own = attached_handlers(trainer, GradientClipping)
     yield from own
@@ -281,8 +283,8 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
 
     Args:
         value: the value of a setting.
-        depth: the levels of nested containers that are entered. A container below the last level
-            becomes the name of its class.
+        depth: the number of levels of nested containers to convert. A container that is nested
+            deeper becomes the name of its class.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -320,7 +322,7 @@ def _describe_callable(function: Any, within: Callable[[Any], Any]) -> Any:
 
     Args:
         function: the callable.
-        within: turns a value that the callable uses into plain data, one level deeper.
+        within: ``plain`` with the depth for values that the callable uses.
     """
     if isinstance(function, functools.partial):
         return {

@@ -59,7 +59,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self._names = {int(signal.Signals[name]): name for name in names}
         self._grace_seconds = grace_seconds
         self._clock = clock
-        # The time of the clock from which on a further signal is a new request.
+        # The end of the grace period, as a time of the clock. A signal after it is a new request.
         self._grace_ends_at = 0.0
         # Maps the number of a signal to two handlers: the one that was set before the scope, and
         # the one that this scope has set.
@@ -76,10 +76,10 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Notes signals in the body, and restores the handlers after the body.
+        """Notes signals in the body, and restores the signal handlers after the body.
 
-        If Ctrl-C breaks off this restoring, ``undo_on_exit`` repeats the restoring at the end of
-        the run.
+        Ctrl-C can arrive while the handlers are being restored. In this case ``undo_on_exit``
+        restores them again at the end of the run.
         """
         scope = object()
         with undo_on_exit(lambda: self._leave(scope), out_of_order=True):
@@ -112,7 +112,10 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self.received = None
 
     def mark_complete(self) -> None:
-        """Notes that the run has saved: further signals call the handlers from before the scope."""
+        """Notes that the run has saved, so that a further signal calls the previous handler.
+
+        The previous handler is the signal handler that was set before the scope.
+        """
         self._grace_ends_at = -math.inf
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -126,14 +129,15 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             if hasattr(signal, "SIGCHLD"):
                 self._silence_torch(signal.SIGCHLD)
             if isinstance(getattr(found, "__self__", None), StopSignals):
-                # The handler belongs to the trainer of an outer run. The outer run has to end too.
+                # The previous handler belongs to another trainer, within whose run this run was
+                # started. That run has to end too, so its handler is called.
                 found(number, frame)
         elif self._clock() >= self._grace_ends_at:
             if callable(found):
                 found(number, frame)
             elif found == signal.SIG_DFL:
-                # Python cannot call the default action. So the default is restored, and the signal
-                # is sent again.
+                # The signal had its default action, which Python cannot call. So the default is
+                # restored, and the signal is sent again.
                 replace_signal_handler(number, found)
                 signal.raise_signal(number)
 
@@ -142,7 +146,8 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
 
         The stop signal may have ended the worker. Torch's handler would raise in whatever line the
         main thread is executing, and so break off the step before the save. No error is lost: the
-        loader raises too when it waits for a batch of the dead worker, and that error is handled.
+        loader also raises an error when it waits for a batch of the dead worker. ``triggers.py``
+        handles the loader's error.
 
         Args:
             number: the number of SIGCHLD, which Windows does not have.

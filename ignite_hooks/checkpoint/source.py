@@ -92,8 +92,9 @@ class FolderSource(Source):
                     why = f"its manifest cannot be read ({type(error).__name__})"
                     return Listing([], {str(self._path): why}, {})
         store = CheckpointStore(self._path)
-        # The store reads the directory several times, and the directory may change in between.
-        # So list_until_stable() calls this method until its result can be trusted.
+        # The store reads the directory several times, and the directory may change in between, so
+        # the results may contradict each other. list_until_stable() calls this method until a
+        # result can be trusted.
         try:
             found = [
                 CheckpointCandidate(str(each.folder), each.manifest) for each in store.checkpoints()
@@ -138,8 +139,8 @@ class FolderSource(Source):
     def _find_unreachable(self, names: list[str]) -> dict[str, str]:
         """Finds the entries that have the name of a checkpoint, but cannot be entered.
 
-        Such an entry is a dangling link, or neither a folder nor a regular file. Regular files are
-        left out, because they are files of the user.
+        Such an entry is a dangling link, or a special file such as a FIFO. Regular files are left
+        out, because they are files of the user.
 
         Args:
             names: the names of the entries in the folder.
@@ -150,7 +151,7 @@ class FolderSource(Source):
         found = {}
         for path in (self._path / name for name in names if is_checkpoint_name(name)):
             if path.is_dir() or path.is_file() or not os.path.lexists(path):
-                # An entry for which lexists() is False has been removed since the listing.
+                # If lexists() returns False, the entry has been removed since the listing.
                 continue
             why = "not a folder"
             if path.is_symlink() and not path.exists():
