@@ -533,7 +533,7 @@ class _LockFile:
     def _open_and_lock(self) -> None:
         """Opens the file and tries to get its ``flock``.
 
-        If the file was removed or replaced in between, both are repeated.
+        If the file was removed or replaced after it was opened, both steps are repeated.
         """
         while True:
             if self._descriptor is None:

@@ -24,8 +24,9 @@ __all__ = ["SCHEMA", "FileRecord", "Manifest", "is_unrelated_json", "with_checks
 SCHEMA = 2
 """The version of the layout of a checkpoint.
 
-A resume accepts only this version. A load of the weights alone also accepts older versions. Version
-2 added settings, command line and contents to the manifest, and has random states as tensors.
+A resume accepts only this version. A load of the weights alone also accepts older versions. In
+version 2, settings, command line and contents were added to the manifest, and random states became
+tensors.
 """
 
 # The pattern matches bytes, because the checksum is computed from the bytes of the file.
@@ -97,7 +98,8 @@ class Manifest(BaseModel):
         contents: maps a kind, such as "modules" or "handlers", to the names of the saved objects.
         command_line: the command line of the program; values that look like secrets are redacted.
         versions: maps the name of a package to its version.
-        files: maps the path of a file within the folder, with ``/`` as separator, to its record.
+        files: maps the path of a file within the folder, with ``/`` as separator, to the size and
+            the checksum of the file.
         manifest_checksum: the checksum of the manifest's JSON, computed with this field empty. Only
             the JSON has the checksum: in a ``Manifest`` object the field is empty.
     """

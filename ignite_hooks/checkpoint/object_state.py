@@ -216,11 +216,11 @@ def _is_unsavable(value: Any) -> bool:
 
 
 def _restore_dropped(state: Any, current: Any) -> Any:
-    """Returns a saved state with the values that ``_drop_unsavable`` has left out added again.
+    """Returns a copy of a saved state, completed with the values that ``_drop_unsavable`` left out.
 
     Args:
-        state: the saved state. The result is a new object.
-        current: the current state of the object, which has the values to add.
+        state: the saved state.
+        current: the current state of the object. The values that were left out are taken from it.
     """
     if type(state) in (dict, OrderedDict) and isinstance(current, Mapping):
         merged = {key: _restore_dropped(value, current.get(key)) for key, value in state.items()}

@@ -58,8 +58,8 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
     if not scopes:
         return ""
     carried_ids = set(map(id, carried))
-    # Within an epoch, only contexts on `on_step` exit soon after the save. At the end of an epoch
-    # they have exited already, and the contexts on `on_epoch` are still open.
+    # A save within an epoch comes just before the contexts on `on_step` exit. At the end of an
+    # epoch, these contexts have exited already, and the contexts on `on_epoch` are still open.
     is_in_epoch = trainer.place.progress.batches > 0
     names = {
         f"{name_of(each.context)} on {each.channel}"

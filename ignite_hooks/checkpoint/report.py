@@ -28,8 +28,8 @@ class ResumedPart:
         level: one of "exact"; "approximate" (the part was restored, but the result may differ);
             "changed" (the script gives other settings than the saved run had); "unknown" (the part
             may have state that could not be saved); and "missing" (the part was not restored).
-        reason: why the part is not exact; may also say how the user can restore the part exactly.
-            Empty for an exact part.
+        reason: why the part is not exact, and what the user can do about it. An exact part may have
+            a note instead, for example that the data are read again up to the saved position.
         names: the names of the restored objects, if the part consists of named objects, as the part
             "handlers" does.
     """
@@ -100,7 +100,7 @@ class ResumeReport:
 
     @property
     def is_exact(self) -> bool:
-        """Returns whether the run has the same result as one that was never interrupted."""
+        """Returns whether all parts are exact: the run continues as if it had never stopped."""
         return all(part.level == "exact" for part in self.parts.values())
 
     def with_others(self, reports: Sequence["ResumeReport"]) -> "ResumeReport":

@@ -73,10 +73,11 @@ class ResumeCheckpoint(Handler):
     EPOCH_STARTED, because these handlers often reset a state. The objects in ``also`` of each
     attached ``SaveCheckpoint`` are restored at the same times.
 
-    If ``source`` is a directory, the trainer continues the run of the checkpoint, and a
-    ``SaveCheckpoint`` to that directory removes old checkpoints of this run. If ``source`` is a
-    single checkpoint, or the trainer saves to another directory, the trainer begins a new run,
-    called a branch. A branch removes only its own checkpoints.
+    If ``source`` is a directory, and the trainer saves to the same directory, the trainer continues
+    the run of the checkpoint: its ``SaveCheckpoint`` also removes old checkpoints that were saved
+    before the resume. If ``source`` is a single checkpoint, or the trainer saves to another
+    directory, the trainer begins a new run, called a branch. A branch removes only its own
+    checkpoints.
 
     Args:
         source: the folder of a checkpoint; a directory of checkpoints, of which the newest
@@ -128,7 +129,7 @@ class ResumeCheckpoint(Handler):
     override: SettingNames = ()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Checks that the engine is a trainer that is not running, and that no event was given."""
+        """Checks the engine, which must be a trainer that is not running, and the arguments."""
         if not is_trainer(engine):
             raise ValueError(
                 f"`engine` must be a trainer, got {type(engine).__name__}: make it with "
@@ -193,9 +194,9 @@ class ResumeCheckpoint(Handler):
         checkpoint. In this case the directory has a newer checkpoint, and the search begins again.
 
         Returns:
-            The state that was read, and the number of the newest checkpoint in the source. The
-            newest checkpoint may be another one than the checkpoint that was read, if its files are
-            damaged. None if there is no checkpoint and ``on_missing`` is "start".
+            The state that was read, and the number of the newest checkpoint in the source. If the
+            files of the newest checkpoint are damaged, the state is that of an older checkpoint.
+            None if there is no checkpoint and ``on_missing`` is "start".
         """
         sources: list[Source] = []
         # Each rank makes its own source. The function must not return the source, because
@@ -305,7 +306,7 @@ def _warn_of_skipped(problem: str) -> None:
 
 
 def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
-    """Raises if this version cannot read the layout, or the number of processes has changed."""
+    """Raises if a checkpoint has another layout, or was saved by another number of processes."""
     manifest = candidate.manifest
     if manifest.version != SCHEMA:
         raise ValueError(

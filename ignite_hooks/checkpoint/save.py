@@ -47,7 +47,7 @@ from ignite_hooks.events import TrainEvents
 
 __all__ = ["SaveCheckpoint"]
 
-# Ends the messages which say that nothing can be saved at EXCEPTION_RAISED.
+# The end of the messages which say that nothing can be saved at EXCEPTION_RAISED.
 _WHY_NOT_SAVED = (
     "after a failure a step may be half done: resume from the last checkpoint; "
     'on_signals=("SIGINT", "SIGTERM") saves a run that Ctrl-C stops'
@@ -77,7 +77,7 @@ class SaveCheckpoint(Scheduled):
     same request. A signal that comes later, or after the save, calls the signal handler that was
     set before the run. Workers of a ``DataLoader`` ignore these signals during the run, so that a
     signal to all processes of a job does not end the workers. A signal breaks off a ``Validation``
-    in progress, and the resumed run makes this validation.
+    in progress, and the resumed run repeats this validation.
 
     The run may fail after the signal and before the save. In this case the state of the last step
     boundary is saved, if the trainer can still return to this boundary. It cannot return, for

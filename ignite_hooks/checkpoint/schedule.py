@@ -70,11 +70,12 @@ class ScriptSchedule:
         history, because the metrics of the run so far are not known.
 
         Args:
-            state: the state of the checkpoint's scheduler, or None.
-            moves: the number of moves to make, if the moves in ``state`` are not used.
-            is_counted: whether to make as many moves as ``state`` has counted, if it has a count.
-                Pass True only if the script moves its schedule at the same events as the saved run,
-                that is the run that wrote the checkpoint.
+            state: the state of the checkpoint's scheduler; None if the checkpoint has no scheduler.
+            moves: the number of moves to make if ``is_counted`` is False, or if ``state`` has no
+                count of its moves.
+            is_counted: whether to make as many moves as ``state`` has counted. Pass True only if
+                the script moves its schedule at the same events as the saved run, that is the run
+                that wrote the checkpoint.
             keeps_rates: whether the schedule starts from the script's learning rates. If False, the
                 schedule starts from the rates that the checkpoint's schedule started from.
 
@@ -245,7 +246,7 @@ def _set_in_group(group: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _has_value_of(state: Any, *names: str) -> bool:
-    """Returns whether one of ``names`` has a true value in the state of a scheduler.
+    """Returns whether one of ``names`` has a truthy value in the state of a scheduler.
 
     The states of the schedulers within the scheduler are searched too.
     """

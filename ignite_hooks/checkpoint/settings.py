@@ -149,13 +149,14 @@ class SettingsRecord:
 
     Attributes:
         given: the settings when the first ``SaveCheckpoint`` or ``ResumeCheckpoint`` was attached,
-            before anything was trained. In a resumed run these are the settings in the checkpoint,
-            except those that the script overrides.
+            before anything was trained. In a resumed run these are the settings in the checkpoint.
+            If a setting is overridden, the record has the script's value of this setting.
         started: the settings after the handlers of STARTED; None if they were not recorded.
         writes: shows what handlers of STARTED and EPOCH_STARTED have written to the optimizer's
             groups. Maps the name of the event to a list of two: the settings of the groups before
-            the handlers of the event are called, and after. For STARTED, "before" is the call of
-            ``record_settings``. For EPOCH_STARTED, only the last epoch is kept.
+            the handlers of the event are called, and after. For STARTED, the settings "before" are
+            those at the call of ``record_settings``. For EPOCH_STARTED, only the settings of the
+            last epoch are kept.
     """
 
     given: dict[str, Any]
