@@ -46,7 +46,7 @@ class ResumedPart:
         """
         if self.level == "exact":
             return ResumedPart(level, reason, self.names)
-        if reason in self.reason:
+        if f"; {reason}; " in f"; {self.reason}; ":
             return self
         return ResumedPart(self.level, f"{self.reason}; {reason}", self.names)
 

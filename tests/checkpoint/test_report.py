@@ -344,6 +344,14 @@ def test_numbers_drawn_for_dropped_batches_are_reported(tmp_path, event, is_exac
     assert is_exact or "batches that no step has used" in part.reason
 
 
+def test_a_reason_is_added_once_and_not_taken_for_part_of_another():
+    part = EXACT.with_reason("unknown", "rank 10: a list changed").with_reason(
+        "x", "a list changed"
+    )
+    assert part == ResumedPart("unknown", "rank 10: a list changed; a list changed")
+    assert part.with_reason("x", "a list changed") == part
+
+
 def test_reasons_of_all_ranks_are_merged_with_their_rank():
     of_ranks = [{"data": "a"}, {"data": "a", "model": "b"}, {"data": "c"}]
     assert merge_reasons(of_ranks) == {
