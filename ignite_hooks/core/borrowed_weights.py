@@ -1,8 +1,9 @@
-"""A note that a trainer's modules have borrowed weights: the weights of another step, for a test.
+"""A note that the modules of a trainer have borrowed weights: the weights of another step.
 
-While the modules have borrowed weights, the counters, the optimizer and the scheduler keep the
-state of the trainer's present step. A checkpoint would mix the states of two steps, so no
-checkpoint is taken until training continues.
+``load_best`` loads such weights, for example for a test after the training. The counters, the
+optimizer and the scheduler keep the state of the trainer's present step. A checkpoint would mix the
+states of two steps, so saving raises an error as long as the note exists. The next run of the
+trainer removes the note with a warning. Loading a checkpoint removes it too.
 """
 
 from typing import Any
@@ -24,5 +25,5 @@ def step_of_borrowed_weights(trainer: Any) -> int | None:
 
 
 def forget_borrowed_weights(trainer: Any) -> None:
-    """Removes the note: from now on the modules have the weights of the trainer's present step."""
+    """Removes the note: the weights count as those of the trainer's present step again."""
     engine_storage(trainer).pop("borrowed_weights", None)

@@ -1,5 +1,7 @@
 """An engine that fires events quickly, and all uses of Ignite's private members.
 
+The private members of Ignite's engines, events and handlers that this module relies on:
+
 =============================  ====================================================================
 ``_event_handlers``            the table of handlers: it maps an event to a list of entries
                                (function, arguments, keywords)
@@ -15,6 +17,9 @@
 
 No other module uses these members. ``tests/core/test_engine.py`` fails when Ignite changes the
 meaning of a member.
+
+A handler can have a *turn*, which is its place among the handlers of an event (``Turn``). A
+``QuickEngine``, such as a trainer, calls the handlers of an event in the order of their turns.
 """
 
 import functools
@@ -64,12 +69,14 @@ __all__ = [
 def engine_storage(engine: AnyEngine) -> dict[str, Any]:
     """Returns the dictionary in which this package keeps its data about an engine.
 
-    The dictionary is an attribute of the engine. Many of the values, such as the closures of
-    handlers, refer back to the engine. The garbage collector frees such a cycle together with the
-    engine. A global dictionary with weak keys would keep the engine and the values for ever.
+    The dictionary is an attribute of the engine, and not a global dictionary with weak keys. Many
+    of the values, such as the closures of handlers, refer back to the engine. If a global
+    dictionary held such a value, the engine and the value would stay in memory for ever. As an
+    attribute, the dictionary is freed together with the engine.
     """
     # `vars(engine)` is avoided: after a call of `vars`, Python 3.11 reads the attributes of the
-    # object more slowly. An iteration of an engine that does nothing then took a fifth longer.
+    # object more slowly. On an engine whose process function does nothing, each iteration took a
+    # fifth longer.
     owner: Any = engine
     if not hasattr(owner, "_ignite_hooks"):
         owner._ignite_hooks = {}
@@ -94,8 +101,9 @@ def handlers_of(engine: AnyEngine) -> list[Callable[..., Any]]:
 def handlers_with_arguments(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
     """Returns (handler, other objects) for each attached handler, in the order of ``handlers_of``.
 
-    The handler is the function as the user gave it. The other objects take part in its calls: the
-    wrapper that applies a filter, if the event has a filter, and the arguments except the engine.
+    The handler is the function as the user gave it. The other objects are the arguments that were
+    given with the handler, except the engine. If the event has a filter, the wrapper that applies
+    the filter comes before these arguments.
     """
     calls: list[tuple[Callable[..., Any], list[Any]]] = []
     for function, args, kwargs in handler_entries(engine):
@@ -117,8 +125,8 @@ def handler_entries(engine: AnyEngine) -> list[tuple[Any, Any, Any]]:
     """
     owner: Any = engine
     calls: list[tuple[Any, Any, Any]] = []
-    # The events are sorted by name. Their order in the table only shows when each of them first had
-    # a handler.
+    # The events are sorted by name, because their order in the table depends on which event got a
+    # handler first.
     for _, entries in sorted(_entries_by_name(owner._event_handlers), key=itemgetter(0)):
         calls += entries
     return calls
@@ -162,8 +170,9 @@ def move_to_front(engine: Engine, event: Any) -> None:
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
         if engine._firing is not None:
-            # `add_event_handler` has just appended one entry per event to this list, whose handlers
-            # are called at the end of the present firing. These entries are removed.
+            # The handlers in `_added_while_firing` are called at the end of the present firing.
+            # `add_event_handler` has just appended the new handler, once for each event. It must
+            # not be called in this firing, so these entries are removed.
             del engine._added_while_firing[-len(events) :]
         engine._update_handlers()
 
@@ -171,9 +180,9 @@ def move_to_front(engine: Engine, event: Any) -> None:
 def fire_within(engine: AnyEngine, event: Any) -> None:
     """Fires ``event`` in a handler of another event, and then restores ``last_event_name``.
 
-    Ignite's ``global_step_from_engine`` and ``Checkpoint`` read ``last_event_name``. If a handler
-    of ITERATION_COMPLETED fired STEP_COMPLETED and the name were not restored, later handlers of
-    ITERATION_COMPLETED would read STEP_COMPLETED, and count steps instead of iterations.
+    Ignite's ``global_step_from_engine`` and ``Checkpoint`` read ``last_event_name`` to choose what
+    they count. For example, a handler of ITERATION_COMPLETED fires STEP_COMPLETED. If the name were
+    not restored, the next handlers of ITERATION_COMPLETED would count steps instead of iterations.
     """
     if isinstance(engine, QuickEngine):
         engine.fire_event(event)  # restores last_event_name itself
@@ -205,12 +214,12 @@ def is_running(engine: AnyEngine) -> bool:
 def forget_run(engine: Engine) -> None:
     """Makes the next ``engine.run`` start from scratch.
 
-    Without this call, Ignite continues the old run. If the old run has failed, its generator is
-    exhausted, and ``engine.run`` returns at once without doing anything.
+    Without this call, ``engine.run`` continues the old run. After a failure of the old run, its
+    generator is exhausted, and ``engine.run`` returns at once without doing anything.
     """
     engine._internal_run_generator = None
-    # If the state has limits, Ignite's `run` continues the old run up to these limits instead of
-    # starting a new run.
+    # The limits of the old run are removed too. With them, Ignite's `run` would go on from the
+    # counters of the old run, up to these limits.
     state = engine.state
     state.max_epochs = state.max_iters = state.epoch_length = None
 
@@ -246,15 +255,15 @@ class QuickEngine(EventCheckingEngine):
     """An Ignite engine on which an event without handlers costs next to nothing.
 
     Each time an event is fired, Ignite's own engine looks the event up in several tables, by
-    ``__hash__`` and ``__eq__`` in Python. This engine looks up the handlers of all events once,
-    whenever a handler is attached or removed.
+    ``__hash__`` and ``__eq__`` in Python. This engine looks up the handlers of all events in
+    advance, each time a handler is attached or removed.
     """
 
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
         self._callbacks: dict[Any, tuple[Callable[..., Any], ...]] = {}  # by the event's name
         self._firing: Any = None  # the innermost event whose handlers are being called
         self._added_while_firing: list[tuple[Any, Any]] = []  # (event, entry of the table)
-        self._due_lists: dict[Any, list[Any]] = {}  # by the name of the event that clears them
+        self._due_lists: dict[Any, list[Any]] = {}  # see `list_cleared_at`; by the event's name
         # Called last, because Ignite's constructor calls `register_events`, which uses these
         # attributes.
         super().__init__(process_function)
@@ -282,7 +291,7 @@ class QuickEngine(EventCheckingEngine):
         self._update_handlers()
 
     def fire_event(self, event_name: Any) -> None:
-        """Calls the handlers of an event, as Ignite does. Without handlers it costs little."""
+        """Calls the handlers of an event, as Ignite does. Events without handlers cost little."""
         is_event = isinstance(event_name, CallableEventWithFilter)
         handlers = self._callbacks.get(event_name._name_ if is_event else event_name)
         if handlers:
@@ -305,7 +314,9 @@ class QuickEngine(EventCheckingEngine):
         if counter is None:
             return wrapper  # this wrapper raises an error when called: the event has no counter
 
-        @functools.wraps(wrapper)  # copies `_parent` too, by which Ignite finds what to remove
+        # `wraps` copies the attribute `_parent` too, by which Ignite recognizes the wrapper of a
+        # handler that is to be removed.
+        @functools.wraps(wrapper)
         def call_if_due(*args: Any, **kwargs: Any) -> Any:
             if event_filter(self, getattr(self.state, counter)):
                 return handler(*args, **kwargs)
@@ -331,13 +342,15 @@ class QuickEngine(EventCheckingEngine):
             self._callbacks[name] = _clearing_when_called(due, self._callbacks[name])
 
     def list_cleared_at(self, event: Any) -> list[Any]:
-        """Returns a list that is cleared when the first handler of ``event`` is called.
+        """Returns a list that the engine clears when it calls the first handler of ``event``.
 
-        The caller puts an entry into the list when ``event`` becomes due, that is, when it has to
-        be fired. One line of code clears the list and calls the first handler. So wherever an
-        exception comes, either the event is still due or its handlers have begun. Handlers with
-        ``Turn.NOTE``, which only note that work is due, are called before the list is cleared. They
-        may therefore be called twice.
+        The caller puts an entry into the list when ``event`` has to be fired. If an exception then
+        ends the run, the list tells whether a handler of ``event`` was called. If not, the entry is
+        still there, and the next run fires ``event``. One line of code clears the list and calls
+        the first handler, so no exception can come between the two.
+
+        Handlers with ``Turn.NOTE`` are called before the list is cleared, and may therefore be
+        called twice. Such a handler only notes that work is due.
         """
         due: list[Any] = []
         self._due_lists[_key_of(event)] = due
@@ -347,7 +360,7 @@ class QuickEngine(EventCheckingEngine):
     def _reset_firing(self) -> None:
         """Resets the engine to the state in which no event is being fired.
 
-        An exception that breaks off ``_fire``, even in its ``finally``, may leave ``_firing`` set.
+        Ctrl-C may break off the ``finally`` of ``_fire``, and ``_firing`` then stays set.
         """
         self._firing = None
         self._added_while_firing.clear()
@@ -364,9 +377,11 @@ class QuickEngine(EventCheckingEngine):
     def _with_engine(
         self, function: Callable[..., Any], args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns a function that calls a handler with the engine and the arguments of the event.
+        """Returns a function that calls a handler when it is called with the engine.
 
-        Most handlers take the engine alone. Such a handler is returned unchanged.
+        The function passes on the arguments of the event, and adds the arguments ``args`` and
+        ``kwargs`` of the table. Most handlers take the engine alone. Such a handler is returned
+        unchanged.
         """
         # If the handler accepts the engine, its first argument in the table is a weak reference to
         # the engine.
@@ -383,10 +398,10 @@ class QuickEngine(EventCheckingEngine):
     def _fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Calls the handlers of a registered event; ``fire_event`` checks that it is registered.
 
-        A handler may add and remove handlers. No handler is skipped or called twice because of
-        this. A handler that is added to the event being fired is called after the others, as on
-        Ignite's engine, because Ignite's profilers rely on this order. If a handler of another
-        event fires this event, ``last_event_name`` names the other event again at the end.
+        A handler may add and remove handlers, and no handler is skipped or called twice as a
+        result. A handler that is added to the event being fired is called after the others, as on
+        Ignite's engine, because Ignite's profilers rely on this order. If a handler of an outer
+        event fires this event, ``last_event_name`` is the outer event again at the end.
         """
         is_event = isinstance(event_name, CallableEventWithFilter)
         name = event_name._name_ if is_event else event_name
@@ -431,7 +446,7 @@ class QuickEngine(EventCheckingEngine):
             event, entry = added[index]
             index += 1
             entries = self._event_handlers[event]
-            # A handler that was removed again before this line is not called.
+            # A handler that has been removed in the meantime is not called.
             if _key_of(event) == name and any(entry[0] is function for function, *_ in entries):
                 self._with_engine(*entry)(self, *args, **kwargs)
 
@@ -477,8 +492,8 @@ class QuickEngine(EventCheckingEngine):
             self._internal_run_generator = None
             return end.value  # type: ignore[no-any-return]
         except BaseException:
-            # A generator that has raised an exception is closed already. A generator that was not
-            # started yet when Ctrl-C came is still open, and is closed here.
+            # If the exception came from the generator, the generator is closed already. But Ctrl-C
+            # may come before the generator has started. Such a generator is still open.
             self._close_interrupted()
             raise
 
@@ -493,8 +508,8 @@ class QuickEngine(EventCheckingEngine):
 def _key_of(event: Any) -> Any:
     """Returns the name of an Ignite event, and any other event unchanged.
 
-    A string can be an event too. A member of an enum of strings is returned unchanged: as a key of
-    a dictionary it is equal to its string.
+    Other events are strings and members of other enums. A member of a string enum equals its
+    string, so both find the same entry of a dictionary.
     """
     return event._name_ if isinstance(event, CallableEventWithFilter) else event
 
@@ -502,10 +517,10 @@ def _key_of(event: Any) -> Any:
 def _clearing_when_called(
     due: list[Any], handlers: tuple[Callable[..., Any], ...]
 ) -> tuple[Callable[..., Any], ...]:
-    """Returns ``handlers``, with the first one without ``Turn.NOTE`` wrapped to clear ``due``.
+    """Returns ``handlers``, with one handler replaced by a wrapper that clears ``due`` first.
 
-    Handlers with ``Turn.NOTE`` come first. If there are no others, ``handlers`` is returned
-    unchanged.
+    The replaced handler is the first that does not have ``Turn.NOTE``. Handlers with ``Turn.NOTE``
+    come before all others. If all handlers have this turn, ``handlers`` is returned unchanged.
     """
     count = sum(1 for each in handlers if getattr(each, _TURN_ATTRIBUTE, None) is Turn.NOTE)
     if count == len(handlers):
@@ -513,7 +528,8 @@ def _clearing_when_called(
     first = handlers[count]
 
     def call_first(*args: Any, **kwargs: Any) -> None:
-        # On one line, because a signal handler can raise an exception only between two lines.
+        # One line clears the list and calls the handler, because a signal handler can raise an
+        # exception only between two lines.
         due.clear(), first(*args, **kwargs)  # type: ignore[func-returns-value]
 
     return (*handlers[:count], call_first, *handlers[count + 1 :])
@@ -521,7 +537,8 @@ def _clearing_when_called(
 
 def set_turn(handler: Callable[..., Any], turn: Turn) -> None:
     """Sets the turn of ``handler``, by which a trainer sorts the handlers of an event."""
-    setattr(handler, _TURN_ATTRIBUTE, turn)  # functools.wraps copies it to wrappers
+    # An attribute, because `functools.wraps` copies it to the wrappers that apply filters.
+    setattr(handler, _TURN_ATTRIBUTE, turn)
 
 
 _TURN_ATTRIBUTE = "_ignite_hooks_turn"
@@ -547,12 +564,12 @@ def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
 
 
 def bound_object(function: Any, owner_type: type) -> Any:
-    """Returns the object to which a method is bound, if it is an ``owner_type``; else None.
+    """Returns the object to which a method is bound, if the object is an ``owner_type``; else None.
 
-    ``function`` may be a wrapper of the method, so each function is checked, from the outermost
-    wrapper to the innermost function. A look at the innermost function alone is not enough: if a
-    method is decorated in its class, as ``Metric.iteration_completed`` is, the innermost function
-    is a plain function, which is bound to no object.
+    ``function`` may be a wrapper of the method. So each function is checked, from the outermost
+    wrapper to the innermost function. The innermost function alone is not enough. For example,
+    ``Metric.iteration_completed`` is decorated in its class, so its innermost function is a plain
+    function, which is bound to no object.
     """
     while function is not None:
         owner = getattr(function, "__self__", None)

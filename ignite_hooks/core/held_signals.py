@@ -1,10 +1,13 @@
 """Signals that are held back until an optimizer step is complete.
 
 A Python signal handler may run between any two lines of the main thread, lines of torch included.
-If the handler raises an exception, the exception can leave an optimizer step half done.
-``pthread_sigmask`` does not prevent this. In a process with a second thread, the operating system
-delivers the signal to the second thread. Python then runs the handler in the main thread, even if
-the mask of the main thread blocks the signal. So this module wraps the handlers themselves.
+If the handler raises an exception, the exception can leave an optimizer step half done. So this
+module wraps the signal handlers: during a step, the wrapper only notes the signal, and the handler
+is called after the step.
+
+Blocking the signals with ``pthread_sigmask`` would not be enough. In a process with a second
+thread, the operating system delivers the signal to the second thread. Python still runs the handler
+in the main thread, although the main thread blocks the signal.
 """
 
 import signal
@@ -15,8 +18,9 @@ from typing import Any
 
 __all__ = ["HeldSignals", "is_signal_held", "replace_signal_handler", "signal_handler"]
 
-# torch raises an error for dead loader workers in a handler of SIGCHLD; this package raises one
-# for a failure on another rank in a handler of SIGURG.
+# The signals whose handlers commonly raise exceptions. In a handler of SIGCHLD, torch raises an
+# error if a loader worker has died. In a handler of SIGURG, this package raises an error if another
+# rank has failed.
 _NAMES = ("SIGINT", "SIGALRM", "SIGTERM", "SIGCHLD", "SIGURG")
 # Windows lacks some of these signals.
 _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
@@ -25,28 +29,31 @@ _NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, nam
 class HeldSignals(AbstractContextManager["HeldSignals", None]):
     """A context manager within which Python signal handlers can be held back.
 
-    Entering the context manager only wraps the handlers, and holds no signal back. The code within
-    the ``with``, which is a run, sets ``is_holding`` to True to hold signals back. ``release`` sets
-    ``is_holding`` to False, and calls the handlers of the signals that were held back. While
-    ``is_holding`` is False, the wrappers call the handlers at once.
+    Entering the context manager only wraps the handlers: the wrappers call the handlers at once. To
+    hold signals back, the code within the ``with`` sets ``is_holding`` to True. Then the wrappers
+    only note the signals. ``release`` sets ``is_holding`` to False again, and calls the handlers of
+    the signals that were held back.
 
     In a thread other than the main thread the context manager does nothing, because Python runs
-    signal handlers in the main thread only. A handler that is installed within the ``with`` is not
-    held back before ``wrap_handlers`` is called again. A signal that arrives several times while it
-    is held back is handled once, as a blocked signal is. SIGINT is the exception: the handler of a
-    second SIGINT is called at once.
+    signal handlers in the main thread only. A handler that is installed within the ``with`` has no
+    wrapper until ``wrap_handlers`` is called again.
+
+    If the same signal arrives several times while it is held back, its handler is called once. The
+    operating system treats a blocked signal in the same way. SIGINT is the exception: the handler
+    is called at once for the second SIGINT, so a second Ctrl-C can end a step that hangs.
 
     Attributes:
-        is_holding: whether signals are held back now. The user of this object sets it; ``release``
-            resets it.
-        must_wrap_handlers: whether ``wrap_handlers`` must be called again, because handlers may
-            have been installed since its last call. The user of this object sets it;
-            ``wrap_handlers`` resets it.
-        was_interrupted: whether a handler of SIGINT has raised an exception while signals were held
-            back: that of a second SIGINT, which is called at once. The user of this object resets
-            it.
-        pending: maps the number of each signal that is held back to the wrapper to call and the
-            frame that the signal has interrupted.
+        is_holding: whether signals are held back now. The user of this object sets it to True;
+            ``release`` sets it to False.
+        must_wrap_handlers: whether handlers may have been installed since the last call of
+            ``wrap_handlers``, so that it must be called again. The user of this object sets it to
+            True; ``wrap_handlers`` sets it to False.
+        was_interrupted: whether the handler of a second SIGINT has raised an exception while
+            signals were held back, so that the step may be half done. The user of this object
+            sets it to False.
+        pending: the signals that are held back. The keys are the numbers of the signals. A value is
+            the wrapper, whose handler is still to be called, and the frame that the signal has
+            interrupted.
     """
 
     def __init__(self) -> None:
@@ -90,9 +97,9 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 
 
 class _HoldingHandler:
-    """A wrapper that calls the original signal handler.
+    """A wrapper around a signal handler, the "original" handler.
 
-    It makes the call at once, or in ``release`` if the signal is held back.
+    The wrapper calls the original handler at once, or notes the signal in ``HeldSignals.pending``.
     """
 
     def __init__(self, signals: HeldSignals, original: Any) -> None:
@@ -103,7 +110,7 @@ class _HoldingHandler:
         signals = self.signals
         if not signals.is_holding:
             self.handle(number, frame)
-        elif number == signal.SIGINT and number in signals.pending:
+        elif number == signal.SIGINT and number in signals.pending:  # a second Ctrl-C
             try:
                 self.handle(number, frame)
             except BaseException:
@@ -120,8 +127,8 @@ class _HoldingHandler:
 def signal_handler(number: int) -> Any:
     """Returns the original handler of a signal, without the wrappers that ``HeldSignals`` adds."""
     handler: Any = signal.getsignal(number)
-    # There is one wrapper for each run in progress, because a handler of a run may run another
-    # engine.
+    # There may be several wrappers around one another. A handler of a run may run another engine,
+    # and each of these runs has added a wrapper.
     while isinstance(handler, _HoldingHandler):
         handler = handler.original
     return handler
@@ -140,7 +147,8 @@ def is_signal_held(number: int | None) -> bool:
 def replace_signal_handler(number: int, handler: Any) -> None:
     """Replaces the original handler of a signal. Wrappers that ``HeldSignals`` has added stay."""
     wrapper: Any = signal.getsignal(number)
-    # A wrapper cannot call SIG_DFL and SIG_IGN, so they replace the wrapper as well.
+    # SIG_DFL and SIG_IGN are no functions that a wrapper could call. So they replace the wrapper
+    # too.
     if not (isinstance(wrapper, _HoldingHandler) and callable(handler)):
         signal.signal(number, handler)
         return

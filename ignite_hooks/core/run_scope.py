@@ -1,4 +1,4 @@
-"""Scopes (context managers) around ``engine.run``, which are left however the run ends."""
+"""Context managers ("scopes") around ``engine.run``, which are left even if the run fails."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,12 +24,12 @@ EngineT = TypeVar("EngineT", bound=AnyEngine)
 def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Callable[[], None]:
     """Enters ``scope(engine)`` around each later run, and around the rest of a run in progress.
 
-    Handlers of events cannot replace such a scope. Ignite fires no event reliably at the end of a
+    A pair of event handlers cannot replace a scope. Ignite fires no event reliably at the end of a
     run that fails, and does not fire STARTED when an interrupted run continues.
 
-    A trainer's ``run`` enters the scopes itself. When the first scope is added to a plain Ignite
-    engine, this function wraps the method ``run`` of the engine. If this happens within a run, the
-    wrapper takes effect with the next run, and the scope is not entered before.
+    The method ``run`` of a trainer enters the scopes itself. For a plain Ignite engine, the first
+    call of this function replaces the method ``run`` with a wrapper, which enters the scopes. If
+    this first call comes within a run, the scope is first entered in the next run.
 
     Returns:
         A function that removes the scope. If the scope is open, the function leaves it at once.
@@ -68,15 +68,16 @@ class _RunScope(AbstractContextManager[None, None]):
     def __enter__(self) -> None:
         engine = self.engine()
         if engine is not None:
-            # Assigned before the scope is entered. An exception, such as that of Ctrl-C, may break
-            # off the entry; the method `__exit__` below then leaves the scope.
+            # Assigned before the scope is entered. If an exception, such as that of Ctrl-C, breaks
+            # off the entry, the method `__exit__` below still leaves the scope.
             self._entered = self._scope(engine)
             self._entered.__enter__()
 
     def __exit__(self, *failure: Any) -> None:
         scope = self._entered
-        # The scope's own code may remove the scope. The generator of the scope is then running, and
-        # cannot be resumed to leave the scope.
+        # The code of the scope's own generator may remove the scope. In this case the generator is
+        # running, and Python cannot resume a running generator. So the scope is left later, at the
+        # end of the run.
         if scope is not None and not _is_executing(scope):
             scope.__exit__(*failure)
             self._entered = None  # reset last, so that an interrupted call can be repeated
@@ -89,7 +90,8 @@ class _RunScopes:
         self._scopes: list[_RunScope] = []
         self._running: ScopeStack | None = None  # the open scopes of the current run
         # A weak reference to the wrapper. If a user replaces `run` and drops the wrapper, the
-        # reference returns None, and the next scope wraps `run` again.
+        # reference returns None, and the next scope wraps `run` again. Before there is a wrapper, a
+        # function that returns None stands for the reference.
         self._wrapper: Callable[[], Any] = _return_none
 
     def add(self, scope: _RunScope, engine: AnyEngine) -> None:
@@ -106,8 +108,8 @@ class _RunScopes:
         owner: Any = engine  # untyped, to replace its method
         self._scopes = [each for each in self._scopes if each is not scope]
         wrapper = self._wrapper()
-        # If other code has wrapped `run` again since, this wrapper stays in place. Without scopes
-        # it only calls the original `run`.
+        # If other code has since wrapped this wrapper, the wrapper stays in place. Without scopes
+        # the wrapper only calls the original `run`.
         is_outermost = wrapper is not None and owner.run is wrapper
         if not self._scopes and is_outermost:
             del owner.run
@@ -119,8 +121,9 @@ class _RunScopes:
         """Replaces ``engine.run`` with a wrapper that calls the original within the scopes."""
         owner: Any = engine  # untyped, to replace its method
         run = owner.run
-        # If other code has replaced `run` on this object before, the replacement is remembered.
-        # Otherwise `run` is the method of the class, and deleting the wrapper brings it back.
+        # If other code has already replaced `run` on this object, `drop` must restore that
+        # replacement. Otherwise `run` is the method of the class: when `drop` deletes the wrapper,
+        # the method is found again.
         is_method_of_class = getattr(run, "__func__", None) is type(owner).run
         replaced_run = None if is_method_of_class else run
 
@@ -137,7 +140,8 @@ class _RunScopes:
     def call(self, run: Callable[[], ResultT], engine: AnyEngine | None) -> ResultT:
         """Calls ``run`` within the scopes.
 
-        If an interrupted exit of an earlier run has left scopes open, they are closed first.
+        Ctrl-C may have broken off the end of an earlier run. The scopes that are still open since
+        that run are closed first.
         """
         outer = self._running
         if outer is not None and engine is not None and not is_running(engine):
@@ -151,6 +155,7 @@ class _RunScopes:
                     stack.enter(scope)
                 return run()
         finally:
+            # If Ctrl-C has left scopes open, their stack is kept, so that the next call closes it.
             if not stack.open:
                 self._running = outer
 

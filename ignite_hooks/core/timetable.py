@@ -1,4 +1,4 @@
-"""Callbacks by step, at the cost of one comparison per step while none is due."""
+"""A table of callbacks by step. A step at which no callback is due costs one comparison."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,17 @@ Callback = Callable[[], None]
 
 
 class Timetable:
-    """A table of callbacks, each of which is called every so many steps.
+    """A table of callbacks. Each callback has an interval in steps, and is called at its multiples.
 
-    The callbacks of one step are called in the order in which they were added.
+    Callbacks that are due at the same step are called in the order in which they were added.
 
     Attributes:
-        next_due: the next step at which a callback is due. The owner compares the number of steps
-            with this number, and calls ``call_due`` when the number of steps has reached it.
+        next_due: the next step at which a callback is due; ``NEVER`` if the table is empty. After
+            each step, the owner of the table compares its number of steps with ``next_due``. When
+            the number reaches ``next_due``, the owner calls ``call_due``.
     """
 
-    NEVER = 2**63  # an integer, so that the comparison with `next_due` needs no special case
+    NEVER = 2**63  # a number and not None, so that the owner needs nothing but the comparison
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, Callback, bool]] = []  # (every, callback, is_note)
@@ -37,29 +38,31 @@ class Timetable:
         Args:
             every: the number of steps.
             callback: is called without arguments.
-            is_note: whether ``callback`` only notes that work is due. A callback that an exception
-                has broken off is called again only if this is True.
+            is_note: whether ``callback`` does no work, and only notes that work is due. If an
+                exception breaks off such a callback, the next ``call_due`` calls it again. Any
+                other callback is not called again, because it may have done a part of its work.
         """
         self._entries.append((every, callback, is_note))
         self._update_next_due()
 
     def drop(self, callback: Callback) -> None:
         """Removes ``callback``, if it is there."""
-        # By identity, because equal callbacks, such as bound methods of one object, are separate.
+        # Compared by identity. Two entries may have equal callbacks, such as the same bound method
+        # taken twice, and only one of these entries is to be removed.
         self._entries = [entry for entry in self._entries if entry[1] is not callback]
         self._update_next_due()
 
     def start_from(self, step: int) -> None:
-        """Sets the number of completed steps, and forgets callbacks that are still due."""
+        """Sets the number of completed steps, and drops the calls that are still due."""
         self._due = []
         self._step = step
         self._update_next_due()
 
     def call_due(self, step: int) -> None:
-        """Calls the callbacks that an earlier call has left over, and then those due at ``step``.
+        """Calls the callbacks that are due at ``step``.
 
-        If a callback fails, the callbacks after it are left over for the next call. The failed
-        callback is not called again, unless it only notes that work is due.
+        If a callback raises an exception, the next ``call_due`` first calls the callbacks that were
+        to follow. The failed callback itself is called again if it was added with ``is_note=True``.
         """
         if step > self._step:
             new = [(call, is_note) for every, call, is_note in self._entries if step % every == 0]
@@ -71,13 +74,15 @@ class Timetable:
                     callback()
                     del self._due[0]
                 else:
-                    # On one line. A signal handler can raise an exception only between two lines,
-                    # so the callback is then either still due or has begun.
+                    # One line removes the callback and calls it, because a signal handler can raise
+                    # an exception only between two lines. So wherever Ctrl-C comes, the callback
+                    # either is still due or has begun.
                     self._due.pop(0)[0]()
         finally:
             self._update_next_due()
 
     def _update_next_due(self) -> None:
         after = self._step + 1
-        multiples = (-(-after // every) * every for every, *_ in self._entries)  # rounded up
+        # The first multiple of each interval that is not below `after`.
+        multiples = (-(-after // every) * every for every, *_ in self._entries)
         self.next_due = self._step if self._due else min(multiples, default=self.NEVER)
