@@ -1,1 +1,1 @@
-"""The foundations: adapter to Ignite, handlers, scopes, checked fields, the trainer protocol."""
+"""The modules that all other packages use: engines, handlers, scopes, field types, checks."""

@@ -65,10 +65,11 @@ ITERATION_FLAGS = ("end_of_dataloader", "remainder", "iteration", "_stop_iterati
 
 
 class ShortWindow(dict[str, Any]):
-    """Accelerate's accumulation settings while a window with fewer batches than usual is open.
+    """Accumulation settings that Accelerate has while a short window is open.
 
-    A window is the batches whose gradients are accumulated for one optimizer step. With these
-    settings ``accelerator.backward`` divides the loss by the number of batches in the short window.
+    A window is the batches whose gradients are accumulated for one optimizer step. A short window
+    has fewer batches than a full one, for example because the data ends. With these settings
+    ``accelerator.backward`` divides the loss by the number of batches in the short window.
 
     Attributes:
         whole: the settings of a full window, which these settings replace.
@@ -82,7 +83,7 @@ class ShortWindow(dict[str, Any]):
 
 
 def full_window_settings(gradient_state: GradientState) -> dict[str, Any]:
-    """Returns the settings of a full window, also while a ``ShortWindow`` is in their place."""
+    """Returns the settings of a full window, even while a ``ShortWindow`` replaces them."""
     settings: dict[str, Any] = gradient_state.plugin_kwargs
     while isinstance(settings, ShortWindow):
         settings = settings.whole
@@ -90,12 +91,15 @@ def full_window_settings(gradient_state: GradientState) -> dict[str, Any]:
 
 
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
-    """Returns ``accelerator``; if it is None, a new one with the present accumulation settings.
+    """Returns ``accelerator``, or a new accelerator if it is None.
 
-    All accelerators of a process share one state, and creating a plain ``Accelerator()`` resets the
-    accumulation in this state to 1. If an evaluator created a plain ``Accelerator()``, the trainer
-    would stop accumulating gradients. With several processes, this function also synchronizes
-    ``ignite.distributed`` with the process group.
+    The new accelerator takes over the present accumulation settings. All accelerators of a process
+    share one state, and creating a plain ``Accelerator()`` resets the accumulation in this state to
+    1. If an evaluator created a plain ``Accelerator()``, the trainer would stop accumulating
+    gradients.
+
+    With several processes, this function also synchronizes ``ignite.distributed`` with the process
+    group.
 
     Raises:
         TypeError: ``accelerator`` is not an Accelerator.
@@ -112,9 +116,9 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
     _warn_about_ignored_settings(accelerator)
     if accelerator.num_processes > 1:
         # Without this call, Ignite would call `sync` when a process first uses
-        # `ignite.distributed`. `sync` is collective: if only one process had a logger that uses
-        # `ignite.distributed`, that process would wait for the others for ever. At this line all
-        # processes make the call.
+        # `ignite.distributed`. `sync` is collective. For example, if only rank 0 had a logger that
+        # uses `ignite.distributed`, rank 0 would wait for the other ranks for ever. Here all
+        # ranks make the call.
         idist.sync()
     return accelerator
 
@@ -184,14 +188,15 @@ def prepare_for_owner(
 ) -> Any:
     """Returns ``prepare(*things)``, and makes ``owner`` an owner of the prepared objects.
 
-    ``prepare`` adds the prepared objects to lists of the accelerator, where they would stay until
-    ``free_memory()``. The models of all trainers that have used the accelerator would then stay in
-    memory. With owners, an object leaves the lists when all its owners have been garbage-collected.
-    Objects that a user has prepared get no owner, and stay.
+    ``prepare`` adds the prepared objects to lists of the accelerator. Without owners, the objects
+    would stay on the lists until ``free_memory()``, and the models of all trainers that have used
+    the accelerator would stay in memory. An object with owners leaves the lists when all its owners
+    have been garbage-collected. Objects that a user has prepared get no owner, and stay.
 
     Args:
-        owner: the object that uses the prepared objects, for example an optimizer step. No object
-            on the lists may refer to ``owner``, because that reference would keep ``owner`` alive.
+        owner: the object that uses the prepared objects, for example an ``OptimizerStep``. No
+            object on the lists may refer to ``owner``: the reference would keep ``owner`` alive,
+            and the object would never leave the lists.
         accelerator: the accelerator that has the lists.
         prepare: ``accelerator.prepare``, or one of its parts.
         things: the arguments of ``prepare``.
@@ -200,7 +205,7 @@ def prepare_for_owner(
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
     for thing in _listed_objects(accelerator):
-        # A result that was on the lists before may have an owner already. It gets a second one.
+        # A result that was on the lists before may have an owner already. `owner` is added to it.
         if id(thing) in results or thing not in before:
             _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared
@@ -208,7 +213,7 @@ def prepare_for_owner(
 
 @contextmanager
 def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
-    """Removes from an accelerator's lists, after the body, the objects that the body has added."""
+    """Undoes, after the body, what the body has added to the lists of an accelerator."""
     before = _ListsSnapshot(accelerator)
     try:
         yield
@@ -220,7 +225,7 @@ def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
 def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
     """Adds an owner of a prepared loader, and puts the loader on the accelerator's list.
 
-    A loader that is on the list already is not put there a second time.
+    The loader is put on the list only if it is not there yet. See ``prepare_for_owner`` for owners.
     """
     is_new = loader not in _ListsSnapshot(accelerator)
     if is_new:
@@ -229,7 +234,7 @@ def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> No
 
 
 def remove_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Removes an owner of a loader. A loader without owners leaves the accelerator's list."""
+    """Removes an owner of a loader. After the last owner, the loader leaves the list too."""
     ownership = _ownership_of(accelerator, loader)
     if ownership is not None:
         ownership.owners = [each for each in ownership.owners if each() is not owner]
@@ -268,8 +273,8 @@ class _Ownership:
         return all(each() is None for each in self.owners)
 
 
-# The keys of an inner dictionary are the identities of objects, because a module may define its own
-# ``__eq__``.
+# The ownerships of each accelerator, by the identity of the object that is owned. The object itself
+# cannot be the key, because a module may define its own ``__eq__``.
 _ownerships: "weakref.WeakKeyDictionary[Accelerator, dict[int, _Ownership]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -286,10 +291,10 @@ def _ownership_of(accelerator: Accelerator, thing: Any) -> _Ownership | None:
 
 
 def _add_owner(owner: object, accelerator: Accelerator, thing: Any, *, is_new: bool) -> None:
-    """Adds an owner of an object on the lists, unless a user has put the object there.
+    """Adds an owner of an object on the lists. An object that a user has put there gets no owner.
 
-    ``is_new`` is True if this package has just put the object on the lists. An object that is not
-    new and has no owner was put there by a user.
+    ``is_new`` is True if this package has just put the object on the lists. If an object is not new
+    and has had no owner so far, a user has put it there.
     """
     ownership = _ownership_of(accelerator, thing)
     if ownership is None:
@@ -305,7 +310,8 @@ def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object
     """Removes the objects without owners from the lists of an accelerator.
 
     This function is the callback of weak references. So the garbage collector may call it at any
-    time, even in the middle of another call of this function.
+    time, even in the middle of another call of this function. Each line allows for entries that
+    such a call has already removed.
     """
     accelerator = accelerator_ref()
     if accelerator is None:

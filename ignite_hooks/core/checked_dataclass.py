@@ -1,4 +1,4 @@
-"""Dataclasses and functions whose arguments pydantic checks, with the messages of this package."""
+"""Dataclasses and functions that check their arguments with pydantic, and raise readable errors."""
 
 import inspect
 import types
@@ -69,8 +69,8 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
 
     Args:
         cls: the class.
-        kw_only: take all arguments by keyword only. If False, the fields above a
-            ``dataclasses.KW_ONLY`` can be given by position.
+        kw_only: whether all arguments can be given by keyword only. If False, the fields above a
+            ``dataclasses.KW_ONLY`` can be given by position too.
     """
 
     def decorate(cls: Any) -> Any:
@@ -86,9 +86,9 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
                 raise _readable_error(error, type(self).__name__, signature, args) from None
 
         # Pydantic sets `__signature__` on the class, where `inspect` finds it for instances too.
-        # Ignite inspects a handler, which is an instance, to decide how to call it. With this
-        # attribute, Ignite would take the arguments of the constructor for those of `__call__`. So
-        # the signature is moved to the constructor.
+        # Ignite inspects the signature of a handler, an instance, to decide how to call it. Ignite
+        # would take the arguments of the constructor for those of `__call__`. So the signature is
+        # moved from the class to the constructor.
         del made.__signature__
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         parameters = [self_parameter, *signature.parameters.values()]
@@ -147,8 +147,8 @@ def _readable_error(
 ) -> TypeError | ValueError:
     """Returns the error to raise in place of pydantic's error.
 
-    The error is a TypeError that lists the problems of the call itself, such as an unknown
-    argument. If there are none, the error is a ValueError that lists the wrong values.
+    If the call itself has problems, such as an unknown argument, the error is a TypeError that
+    lists these problems. Otherwise, the error is a ValueError that lists the wrong values.
 
     Args:
         error: the error of pydantic.
@@ -175,15 +175,15 @@ def _call_problems(
         extra = args[len(by_position)]
         by_keyword = [p.name for p in parameters.values() if p not in by_position]
         takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
-        # "also", because the extra argument was given in addition to those that may be positional.
+        # "got also", because the extra argument comes after arguments that may be positional.
         more = "also " if by_position else ""
         remedy = f"write {by_keyword[0]}={short_repr(extra)}" if by_keyword else "remove it"
         yield f"`{name}` takes {takes} by position, got {more}{short_repr(extra)}: {remedy}"
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):
-            # The problem lies inside a value, or concerns an extra positional argument, which the
-            # lines above have reported.
+            # The problem is not one of the call: it lies inside a value. Or it is an extra
+            # positional argument, which the lines above have reported.
             continue
         if each["type"] == "unexpected_keyword_argument":
             yield f"`{name}` has no argument `{argument}`: {did_you_mean(argument, parameters)}"
@@ -208,7 +208,8 @@ def error_message(error: Any) -> str:
 
     The message of a rule made by ``must_be`` begins with the name of the field, and is returned
     unchanged. The message about a missing argument begins with the name of the argument. Any other
-    message begins with a verb: "must be a valid number, got 'x'".
+    message begins with a verb, and the caller puts the name before it: "must be a valid number, got
+    'x'".
     """
     error_type, value = error["type"], error["input"]
     if error_type == "value_error":
@@ -217,8 +218,9 @@ def error_message(error: Any) -> str:
         return f"`{error['loc'][-1]}` must be given"
     if error_type == "unexpected_keyword_argument":
         return f"must not be given, there is no such argument, got {short_repr(value)}"
-    # Pydantic mentions conversions, which are cut off here: "a dictionary or an instance of Part",
-    # "a valid number, unable to parse string as a number".
+    # Pydantic's words about conversions are cut off. For example, "a dictionary or an instance of
+    # Part" becomes "an instance of Part", and "a valid number, unable to parse string as a number"
+    # becomes "a valid number".
     rule = error["msg"].removeprefix("Input should be ").removeprefix("a dictionary or ")
     rule = rule.partition(", unable to")[0]
     if isinstance(value, type) and error_type in ("is_instance_of", "dataclass_type"):

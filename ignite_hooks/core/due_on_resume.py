@@ -1,9 +1,10 @@
-"""Numbers that stand in a checkpoint for work that is due but not done yet, such as a validation.
+"""Saves, as numbers in a checkpoint, which work is due but not done yet, such as a validation.
 
-Due work is a callback, and a callback cannot be saved. So each attachment of a handler whose work
-can be due adds an entry to the engine. The entries of a kind are numbered in the order in which
-they were added, and a checkpoint saves the numbers of the entries whose work is due. On an engine
-that is built in the same way, the same entries have the same numbers.
+Due work is a callback, and a callback cannot be saved. So a handler whose work can be due adds an
+entry to the engine when it is attached. There are several kinds of work, and the entries of a kind
+are numbered in the order in which they were added. A checkpoint saves the numbers of the entries
+whose work is due, for example ``{"validations": [1]}`` if the work of the second validation is due.
+A resumed run is built in the same way, so the same numbers belong to the same handlers.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ __all__ = ["add_due_entry", "due_numbers", "make_due"]
 
 
 class _Entry(NamedTuple):
-    """The entry of an attachment whose work can be due: the arguments of ``add_due_entry``."""
+    """An entry for work that can be due: the arguments of ``add_due_entry``."""
 
     kind: str
     is_due: Callable[[], bool]
@@ -28,12 +29,12 @@ class _Entry(NamedTuple):
 def add_due_entry(
     engine: AnyEngine, kind: str, is_due: Callable[[], bool], make_due: Callable[[], None]
 ) -> Callable[[], None]:
-    """Adds an entry for an attachment whose work can be due on ``engine``.
+    """Adds an entry for work that can be due on ``engine``.
 
     Args:
         engine: the engine.
-        kind: the name under which checkpoints list such entries, for example "validations". The
-            entries of each kind are numbered separately.
+        kind: the key of the work in a checkpoint, for example "validations". The entries of each
+            kind are numbered separately.
         is_due: returns whether the work is due now.
         make_due: makes the work due at the present step boundary.
 
@@ -46,7 +47,7 @@ def add_due_entry(
 
 
 def due_numbers(engine: AnyEngine) -> dict[str, list[int]]:
-    """Returns a mapping from each kind to the numbers of its entries whose work is due now.
+    """Returns the numbers of the entries whose work is due now, by kind.
 
     Kinds without due work are left out.
     """
@@ -59,11 +60,11 @@ def due_numbers(engine: AnyEngine) -> dict[str, list[int]]:
 
 
 def make_due(engine: AnyEngine, due: Mapping[str, Sequence[int]]) -> None:
-    """Makes work due on ``engine`` again, after it was due on an engine built in the same way.
+    """Makes the work due on ``engine`` that was due when a checkpoint was saved.
 
     Args:
-        engine: the engine.
-        due: the result of ``due_numbers`` for that other engine. A number is ignored if ``engine``
+        engine: the engine, which is built in the same way as the engine that was saved.
+        due: the result of ``due_numbers`` from the checkpoint. A number is ignored if ``engine``
             has no entry with this number.
     """
     for kind, entries in _by_kind(engine).items():

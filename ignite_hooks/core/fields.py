@@ -1,7 +1,8 @@
-"""Types for the fields of handlers. Each type checks the values of the fields that have the type.
+"""Types for the fields of handlers. A type checks each value that is given to a field of the type.
 
-The error of a wrong value names the field, the rule, the value and the remedy. A field that may be
-left out is written as ``every_steps: Every | None = None``. True and False do not count as numbers.
+The error about a wrong value names the field, the rule, the value and the remedy. A field that may
+be left out is written as ``every_steps: Every | None = None``. True and False do not count as
+numbers.
 """
 
 import inspect
@@ -74,7 +75,7 @@ def must_be(
     Args:
         rule: the words that follow "must be" in the message.
         holds: returns whether a value obeys the rule. It is called before pydantic has checked the
-            type of the value.
+            type, so it must accept a value of any type.
         remedy: the words that tell what to do instead.
         may_be_none: whether None is accepted too, for fields whose annotation allows None.
     """
@@ -95,7 +96,8 @@ def _one_of(first: str, second: str, remedy: str) -> BeforeValidator:
     return must_be(f'"{first}" or "{second}"', lambda v: v in choices, remedy, may_be_none=False)
 
 
-# Pydantic cannot make JSON Schemas from validator functions, so the rules are repeated as schemas.
+# Pydantic cannot make JSON Schemas from validator functions, so most types below repeat their rule
+# as a schema.
 _COUNT = WithJsonSchema({"type": "integer", "minimum": 1})
 _POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]})
 
@@ -179,22 +181,22 @@ OnMissing = Annotated[
     Literal["error", "start"],
     _one_of("error", "start", '"start" begins from scratch when there is no checkpoint yet'),
 ]
-"""The behaviour if there is no checkpoint to resume from: "error", or "start" from scratch."""
+"""The behavior if there is no checkpoint to resume from: "error", or "start" from scratch."""
 
 AfterTerminate = Annotated[
     Literal["finish", "continue"],
     _one_of("finish", "continue", '"continue" resumes a run even if a handler has ended it'),
 ]
-"""The behaviour if the run to resume has not reached its limit, because a handler ended the run.
+"""The behavior if a handler, such as early stopping, had ended the run before its limit.
 
-Such a handler is early stopping, for example. "finish" leaves the run ended, "continue" trains on.
+"finish": the resumed run ends at once. "continue": the resumed run trains on to its limit.
 """
 
 OnBusy = Annotated[
     Literal["error", "wait"],
     _one_of("error", "wait", '"wait" starts a requeued job when the job before it has ended'),
 ]
-"""The behaviour if another run is writing to the directory: "error", or "wait" for its end."""
+"""The behavior if another run is writing to the directory: "error", or "wait" for its end."""
 
 Generation = Annotated[
     int,
@@ -307,7 +309,8 @@ SIGKILL and SIGSTOP are refused, as they cannot be handled.
 """
 
 
-# Parameters of optimizer constructors that are not settings of a parameter group.
+# A setting is an entry of an optimizer's parameter groups, such as "lr". These parameters of
+# optimizer constructors are not settings.
 _NOT_SETTINGS = {
     "defaults",
     "module",
@@ -316,7 +319,8 @@ _NOT_SETTINGS = {
     "params",
     "process_group",
 }
-# An optimizer with one of these parameters wraps another optimizer, and has no settings itself.
+# A class whose constructor has one of these parameters wraps another optimizer, and has no settings
+# itself.
 _WRAPPED_OPTIMIZER = {"optim", "optimizer", "optimizer_class"}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -373,7 +377,13 @@ def _is_path(value: Any) -> bool:
 def _make_absolute(
     field: str | None, value: str | Path, absolute: Callable[[str | Path], str | Path]
 ) -> str | Path:
-    """Returns the absolute path of ``value``, as a str if ``value`` is one, else as a Path."""
+    """Returns ``absolute(value)``, as a str if ``value`` is a str, else as a Path.
+
+    Args:
+        field: the name of the field, for the error.
+        value: the path or the URL.
+        absolute: returns the absolute form of ``value``, or raises a ValueError.
+    """
     try:
         found = absolute(value)
     except ValueError as error:  # its message begins with "got", and completes the one below
@@ -426,7 +436,4 @@ The value must not be empty. A path becomes absolute, with ``~`` expanded.
 """
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
-"""An object that can only be given in code: any value.
-
-In a configuration file the field is left out or None.
-"""
+"""Any object. Objects can only be given in code: in a file the field is None or left out."""

@@ -32,7 +32,7 @@ RunScope: TypeAlias = Callable[[Engine], Scope] | Callable[[TrainingEngine], Sco
 
 
 class Handler:
-    """A callable that acts at events of an engine's run. It can be used in three ways.
+    """A callable that acts at events of an engine. It can be attached in three ways.
 
     ::
 
@@ -40,9 +40,9 @@ class Handler:
         attachment = handler.attach(engine)                                  # on its own schedule
         handler.attach(engine, Events.ITERATION_COMPLETED(every=10))         # at any event
 
-    A subclass defines its action in ``__call__``. If it can be attached without an event, it also
-    defines its schedule in ``attach_to``. A handler keeps no reference to an engine, so that one
-    handler can serve several engines.
+    A subclass defines its action in ``__call__``. A subclass whose handlers can be attached without
+    an event also defines their schedule in ``attach_to``. A handler keeps no reference to an
+    engine, so that one handler can serve several engines.
     """
 
     def __call__(self, engine: Engine) -> None:
@@ -50,7 +50,7 @@ class Handler:
         raise TypeError(f"{type(self).__name__} acts on its own schedule: use attach(engine)")
 
     def attach(self, engine: Engine, event: Any = None) -> "Attachment":
-        """Attaches the handler on its own schedule, or to ``event`` if that is given.
+        """Attaches the handler to ``event``, or on its own schedule if ``event`` is None.
 
         Args:
             engine: the engine.
@@ -76,12 +76,15 @@ class Handler:
 
     @property
     def timetable(self) -> Timetable | None:
-        """The table of callbacks by step that this handler offers to other handlers, or None."""
+        """The table in which other handlers register callbacks by step; None if there is none.
+
+        ``OptimizerStep`` has such a table, because it counts the steps.
+        """
         return None
 
     @property
     def summary(self) -> str:
-        """The part of ``repr(trainer)`` that describes this handler; "" for none."""
+        """The part of ``repr(trainer)`` that describes this handler; "" if no part does."""
         return ""
 
     def check(self, engine: Engine, event: Any) -> None:
@@ -96,12 +99,15 @@ class Handler:
 
 
 class Attachment:
-    """The attachment of one handler to one engine, which is removed at the end of a ``with``."""
+    """The attachment of one handler to one engine.
+
+    The attachment can be a context manager. It is then removed at the end of the ``with``.
+    """
 
     def __init__(self, handler: Handler, engine: Engine) -> None:
         self.handler = handler
-        # A weak reference: code may keep an attachment to remove it later. This must not keep the
-        # engine alive.
+        # A weak reference, because code that keeps an attachment, to remove it later, must not keep
+        # the engine alive.
         self._engine = ref(engine)
         self._removal_callbacks: list[Callable[[], None]] = []
 
@@ -140,8 +146,8 @@ class Attachment:
         # a given one. If `callback` itself were the handler, removing one attachment would remove
         # the handlers of all attachments of the same callback. The function takes further
         # arguments, because Ignite passes some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. The
-        # function checks that the attachment still exists, because Ignite calls a handler once more
-        # if an earlier handler of the same event has removed it.
+        # function does nothing once the attachment is removed. Otherwise `callback` would still be
+        # called once if an earlier handler of the same event removes the attachment.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
             if self._removal_callbacks:
                 call(engine)
@@ -153,19 +159,20 @@ class Attachment:
             move_to_front(self.engine, event)
 
     def add(self, event: Any, handler: Callable[..., Any]) -> None:
-        """Adds a handler without a wrapper, for handlers on the hot path.
+        """Adds a handler without the wrapper that ``on`` makes, for handlers on the hot path.
 
-        A handler that takes the engine alone is called fastest. The handler must not be equal to
-        another handler of the event, and must do nothing once this attachment is removed.
+        The handler must fulfill what the wrapper ensures. It must not be equal to another handler
+        of the event, because Ignite removes equal handlers together. It must do nothing once this
+        attachment is removed. A handler that takes the engine alone is called fastest.
         """
         self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
     def during_run(self, scope: RunScope) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
-        Code that changes the process while a run lasts belongs in such a scope. A handler of an
-        event cannot undo the change reliably, because no event is certain to be fired at the end of
-        a run that fails.
+        Use a scope to change the process while a run lasts, for example to install a signal
+        handler. A handler of an event could not undo the change reliably, because no event is
+        certain to be fired at the end of a run that fails.
         """
         any_scope: Callable[[Any], Scope] = scope  # mypy refuses to pass on a union of callables
         self.on_removal(enter_at_each_run(self.engine, any_scope))
@@ -178,7 +185,7 @@ class Attachment:
         self._removal_callbacks.append(callback)
 
     def remove(self) -> None:
-        """Removes this attachment, also within a run. A second call does nothing."""
+        """Removes this attachment. It may be called within a run. A second call does nothing."""
         # The list is replaced first, so that the callbacks find `is_attached` False.
         engine, callbacks, self._removal_callbacks = self._engine(), self._removal_callbacks, []
         if engine is not None:
@@ -217,9 +224,10 @@ def _attachments(engine: AnyEngine) -> list[Attachment]:
 class Scheduled(Handler):
     """A handler with the schedules ``every_steps`` and ``every_epochs``.
 
-    On an engine that has an ``OptimizerStep``, as a trainer has, ``every_steps`` counts committed
-    optimizer steps: those that the loss scaler has not skipped. On other engines ``every_steps``
-    counts iterations. Whether steps or iterations are counted is decided when a run starts.
+    Every trainer has an ``OptimizerStep``. On an engine with this handler, ``every_steps`` counts
+    committed optimizer steps: those that the loss scaler has not skipped. On any other engine,
+    ``every_steps`` counts iterations. When a run starts, the engine is checked for an
+    ``OptimizerStep``.
     """
 
     every_steps: int | None
@@ -242,8 +250,8 @@ class Scheduled(Handler):
             attachment: the attachment.
             callback: is called with the engine.
             turn_by_epoch: the turn of ``callback``, by which a trainer sorts the handlers of
-                EPOCH_COMPLETED. ``Turn.NOTE`` says that ``callback`` only notes that work is due,
-                for both schedules.
+                EPOCH_COMPLETED. With ``Turn.NOTE``, ``callback`` must only note that work is due.
+                ``on_steps`` then gets ``is_note=True``.
         """
         if self.every_epochs is not None:
             event = Events.EPOCH_COMPLETED(every=self.every_epochs)
@@ -258,8 +266,9 @@ class Scheduled(Handler):
         Args:
             attachment: the attachment.
             callback: is called with the engine.
-            is_note: whether ``callback`` only notes that work is due. A callback that an exception
-                has broken off is called again only if this is True.
+            is_note: whether ``callback`` does no work, and only notes that work is due. If an
+                exception breaks off such a callback, it is called again. Any other callback is not
+                called again, because it may have done a part of its work.
         """
         if self.every_steps is not None:
             every = self.every_steps
@@ -278,14 +287,14 @@ class Scheduled(Handler):
 def _called_every_steps(
     engine: Engine, every: int, callback: Callable[[Engine], Any], name: str, is_note: bool
 ) -> Iterator[None]:
-    """Calls ``callback(engine)`` at each multiple of ``every`` steps during the body, a run.
+    """Calls ``callback(engine)`` at each multiple of ``every`` steps. The body is a run.
 
     Args:
         engine: the engine.
         every: the number of steps, or of iterations on an engine without an ``OptimizerStep``.
         callback: is called with the engine.
         name: the name that profilers show for the handler.
-        is_note: whether the callback only notes that work is due.
+        is_note: as in ``Scheduled.on_steps``.
     """
     timetables = (handler.timetable for handler in attached_handlers(engine, Handler))
     timetable = next((each for each in timetables if each is not None), None)

@@ -1,4 +1,4 @@
-"""Errors for arguments that only Ignite's factories have, which say what to write instead."""
+"""Errors for arguments that exist only in Ignite's factories. They say what to write instead."""
 
 import inspect
 from collections.abc import Callable
@@ -17,7 +17,7 @@ __all__ = ["check_data_is_not_a_device", "explain_ignite_arguments"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The ends of error messages: for each argument of Ignite's factories, what replaces the argument.
+# What replaces each argument that only Ignite's factories have. Error messages end with these texts.
 _REMEDIES = {
     "device": "the accelerator has the device, a GPU if there is one: pass "
     "accelerator=Accelerator(), or Accelerator(cpu=True) for the CPU",
@@ -38,14 +38,14 @@ _REMEDIES = {
 def explain_ignite_arguments(
     ignite_factory: Callable[..., Any],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a factory so that it explains arguments that only Ignite's factory has.
+    """Makes the errors of a factory explain what replaces arguments that only Ignite's factory has.
 
-    Python's own TypeError names the argument but no remedy. Type checkers and ``inspect.signature``
-    still see the signature of the factory.
+    Python's own TypeError would name the argument, but no remedy. Type checkers and
+    ``inspect.signature`` still see the signature of the decorated factory.
 
     Args:
-        ignite_factory: Ignite's factory of the same name. An error for too many positional
-            arguments names them in the order of this factory.
+        ignite_factory: Ignite's factory or method of the same name. If too many arguments are given
+            by position, the error names these arguments as this factory does.
     """
 
     def decorate(factory: Callable[P, R]) -> Callable[P, R]:
@@ -56,7 +56,7 @@ def explain_ignite_arguments(
         @wraps(factory)
         def explained(*args: P.args, **kwargs: P.kwargs) -> R:
             if len(args) > max_positional:
-                # The caller has most likely passed the arguments in the order of Ignite's factory.
+                # Most likely the caller has passed the arguments in the order of Ignite's factory.
                 ignite_names = list(inspect.signature(ignite_factory).parameters)[: len(args)]
                 given = [name for name in ignite_names if name not in names[:max_positional]]
                 raise TypeError(
@@ -78,10 +78,10 @@ def explain_ignite_arguments(
 
 
 def check_data_is_not_a_device(data: Any) -> None:
-    """Raises a TypeError if ``data`` is a device, the fourth argument of Ignite's factory.
+    """Raises a TypeError if ``data`` is a device.
 
-    ``data`` is the fourth argument here. A device may be given as a string, which is an iterable
-    and would otherwise be accepted as data.
+    The fourth positional argument is ``data`` here, but ``device`` in Ignite's factory. A device
+    such as "cuda" is a string, and strings would be accepted as data because they are iterable.
     """
     if isinstance(data, str | torch.device):
         raise TypeError(
@@ -91,6 +91,6 @@ def check_data_is_not_a_device(data: Any) -> None:
 
 
 def _explanation_of(names: Iterable[str]) -> str:
-    """Returns the end of a message: for each name, what to write instead of this argument."""
+    """Returns the end of a message, which says of each argument what to write instead."""
     parts = [f"`{name}`: {_REMEDIES.get(name, f'pass {name}=…')}" for name in names]
     return f". In Ignite's order they are {'; '.join(parts)}" if parts else ""

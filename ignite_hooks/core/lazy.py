@@ -15,8 +15,8 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Returns ``__getattr__`` and ``__dir__`` for a package that imports its names on first use.
 
-    See PEP 562. Type checkers run neither function. For them, the package also imports the names
-    under TYPE_CHECKING.
+    Python calls these functions of a module as PEP 562 describes. Type checkers do not run them, so
+    the package also imports the names under TYPE_CHECKING.
 
     Args:
         package: the name of the package.
@@ -26,20 +26,21 @@ def lazy_names(
     def get(name: str) -> Any:
         if name not in modules:
             message = f"module {package!r} has no attribute {name!r}"
-            # Two kinds of names need no remedy. Names with an underscore are asked for by Python
-            # itself and by tools. The name of a submodule is asked for by an import statement,
-            # which calls this function before it looks for the file of the submodule.
+            # For two kinds of names, nobody reads the message. Python itself and tools look up
+            # names with an underscore. An import statement looks up the name of a submodule with
+            # this function before it looks for the file of the submodule.
             if name.startswith("_") or find_spec(f"{package}.{name}") is not None:
                 raise AttributeError(message)
             message += f": {_remedy_for(name, modules)}"
-            # An import statement replaces the message of an AttributeError by its own, which has no
-            # remedy. It shows the message of an ImportError unchanged. Only import statements call
-            # this function from `importlib._bootstrap`.
+            # An import statement shows the message of an ImportError, but replaces the message of
+            # an AttributeError by its own, which has no remedy. If this function is called from
+            # `importlib._bootstrap`, the caller is an import statement.
             if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
                 raise ImportError(message, name=package)
             raise AttributeError(message)
         value = getattr(import_module(f"{package}.{modules[name]}"), name)
-        # Stored in the package, because Python calls `get` only for names that are not there.
+        # Stored in the package, so that Python finds the name there the next time, and does not
+        # call `get`.
         setattr(sys.modules[package], name, value)
         return value
 
@@ -60,7 +61,7 @@ _ELSEWHERE = (
     "ignite.handlers",
     "ignite.metrics",
 )
-"""The packages that are searched for a name that another package lacks, in this order."""
+"""If a package lacks a name, these packages are searched for the name, in this order."""
 
 
 def _remedy_for(name: str, modules: Mapping[str, str]) -> str:
@@ -68,7 +69,7 @@ def _remedy_for(name: str, modules: Mapping[str, str]) -> str:
         found = import_module(package)
         if name in getattr(found, "__all__", vars(found)):
             return f"write from {package} import {name}"
-    # Imported here, because it is needed for a wrong name only.
+    # Imported here, because the function is only needed for a wrong name.
     from ignite_hooks.core.rules import did_you_mean
 
     return did_you_mean(name, modules)

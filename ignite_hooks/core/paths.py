@@ -29,7 +29,7 @@ def absolute_path(path: str | Path) -> Path:
 
     Raises:
         ValueError: the home directory or the working directory is not known. The message begins
-            with "got", because callers put the argument and the rule before it.
+            with "got". Callers put the name of the argument and the rule before the message.
     """
     text = os.fspath(path)
     if text.startswith("~"):
@@ -51,9 +51,9 @@ def absolute_path(path: str | Path) -> Path:
 def absolute_source(path_or_url: str | Path) -> str | Path:
     """Returns a path as an absolute path, and a URL with its local path made absolute.
 
-    Two kinds of URL contain a local path: ``file://runs``, whose path is ``runs``, and a chain of
-    fsspec such as ``zip://checkpoints::runs.zip``, whose last link is the path. Other URLs are
-    returned unchanged.
+    Two kinds of URL contain a local path. In ``file://runs`` the path is ``runs``. In a chain of
+    fsspec such as ``zip://checkpoints::runs.zip``, the last link can be a path, here ``runs.zip``.
+    All other URLs are returned unchanged.
     """
     if not is_url(path_or_url):
         return absolute_path(path_or_url)
@@ -70,8 +70,8 @@ def absolute_source(path_or_url: str | Path) -> str | Path:
 def url_of_path(path: str | Path) -> str | None:
     """Returns the URL from which a ``Path`` was made; None if it was not made from a URL.
 
-    ``Path("s3://bucket")`` merges the slashes to ``s3:/bucket``. ``file:/runs`` counts as a URL
-    too: RFC 8089 allows this form.
+    ``Path("s3://bucket")`` merges the two slashes, and becomes ``s3:/bucket``. The function
+    restores them. ``file:/runs`` counts as a URL too, because RFC 8089 allows this form.
     """
     text = str(path)
     if _URL_AS_PATH.match(text) is None or os.path.exists(path):

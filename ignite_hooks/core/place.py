@@ -11,7 +11,7 @@ class FeedPosition(NamedTuple):
 
     Attributes:
         data_pass: the number of passes over the data before the current pass.
-        batches: the number of batches of the current pass that the engine has been given.
+        batches: the number of batches of the current pass that have been given to the engine.
     """
 
     data_pass: int
@@ -19,14 +19,14 @@ class FeedPosition(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The counters that control a run. The engine's state has copies, for handlers to read.
+    """The counters that control a run. ``engine.state`` has copies, which handlers read.
 
     Attributes:
         iteration: the total number of batches given to the engine.
         epochs: the number of complete epochs.
         batches: the number of batches given in the current epoch; 0 before the epoch begins.
-        is_full: whether all batches of the current epoch have been given, so that only the end of
-            the epoch is missing.
+        is_full: whether all batches of the current epoch have been given to the engine, so that
+            nothing is left of the epoch but EPOCH_COMPLETED.
     """
 
     iteration: int = 0
@@ -43,9 +43,9 @@ class Progress(NamedTuple):
         return Progress(self.iteration, self.epochs)
 
     def epochs_for(self, steps: int, window_size: int, epoch_length: int) -> int:
-        """Returns the total number of epochs that the run needs to make ``steps`` more steps.
+        """Returns the total number of epochs of a run that makes ``steps`` more steps.
 
-        Complete epochs and the current epoch are counted too.
+        The total includes the complete epochs and the current epoch.
 
         Args:
             steps: the number of optimizer steps still to be made.
@@ -53,7 +53,8 @@ class Progress(NamedTuple):
                 one step.
             epoch_length: the number of batches in an epoch.
         """
-        # Rounded up in each epoch, because the end of an epoch closes the last window early.
+        # The steps of each epoch are rounded up, because the end of an epoch closes its last window
+        # early.
         in_this_epoch = ceil((epoch_length - self.batches) / window_size)
         per_epoch = ceil(epoch_length / window_size)
         return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / per_epoch)
@@ -83,10 +84,10 @@ class Place(NamedTuple):
     Attributes:
         progress: the counters.
         position: the position in the data.
-        taken: the total number of batches that the accumulation windows will have had
-            (``Window.taken``) when the last batch given to the engine is processed. While
-            ``Window.taken`` is smaller than this number, a batch is being processed. The run is
-            then not at a step boundary, a point between two optimizer steps.
+        taken: the total number of batches that have entered an accumulation window, the last batch
+            given to the engine included. ``Window.taken`` counts the same batches, but counts a
+            batch only when it enters its window. While ``Window.taken`` is smaller than ``taken``,
+            the last batch is still on its way, so the run is not between two optimizer steps.
     """
 
     progress: Progress = Progress()

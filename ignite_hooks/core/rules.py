@@ -35,7 +35,7 @@ def is_count(value: Any) -> bool:
 
 
 def check_count(name: str, value: Any, remedy: str) -> None:
-    """Raises a ValueError unless ``value`` is an integer of at least 1.
+    """Raises a ValueError if ``value`` is not an integer of at least 1.
 
     Args:
         name: the name of the argument, for the message.

@@ -21,7 +21,8 @@ class _NullContext(AbstractContextManager[Any, Any]):
     A ``with`` statement takes 0.1 µs, instead of 0.3 µs with ``nullcontext``.
     """
 
-    # `"".format` is written in C, accepts any arguments, and returns a false value, "".
+    # `"".format` is written in C, and accepts any arguments. It returns "", a false value, so that
+    # `__exit__` swallows no exception.
     __enter__ = __exit__ = "".format
 
 
@@ -36,14 +37,14 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
     other scopes are still closed. The later exception gets the first one as its ``__context__``,
     and the first one gets a note about the later one.
 
-    A scope is put on the stack before it opens, and is removed after it has closed. So it is closed
-    wherever Ctrl-C arrives. The stack may therefore close a scope that failed to open, or close a
-    scope twice. Both must have no effect, as with scopes of ``contextlib.contextmanager``.
+    A scope is put on the stack before it opens, and is removed after it has closed. So the scope is
+    closed wherever Ctrl-C arrives. But the stack may also close a scope that failed to open, or
+    close a scope twice. Scopes must allow this, as those of ``contextlib.contextmanager`` do.
 
     Attributes:
         open: the scopes on the stack.
-        later_failure: the first exception that closing a scope raised while the stack was already
-            closing because of another exception; None if there was none.
+        later_failure: the first exception that closing a scope raised after a failure, that is,
+            while the stack was closing because of another exception; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
         them becomes ``later_failure``.
 
         Yields:
-            For each scope, whether it reports ``error`` as handled.
+            For each scope, whether its ``__exit__`` reported ``error`` as handled, by returning a
+            true value.
         """
         while len(self.open) > depth:
             scope, is_handled = self.open[-1], False
@@ -78,8 +80,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 if later is not error:
                     self.later_failure = self.later_failure or later
                     _note_later(error, later, scope)
-                # The exception may have been Ctrl-C, before the scope did anything. So the scope is
-                # closed once more, which does nothing if it is closed already.
+                # The exception may be a Ctrl-C that came before `__exit__` did anything. So the
+                # scope is closed once more. If it is closed already, this does nothing.
                 with suppress(BaseException):
                     scope.__exit__(type(error), error, error.__traceback__)
             self.open.pop()
@@ -108,8 +110,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 self._unwind_all(error)
                 raise
             if isinstance(error, GeneratorExit) and self.later_failure is not None:
-                # When a generator is closed, Python swallows the GeneratorExit together with its
-                # notes. So the later failure is raised, which would otherwise be lost.
+                # A GeneratorExit closes a generator, and Python then swallows it together with its
+                # notes. So that the later failure is not lost, it is raised instead.
                 raise self.later_failure
 
     def abandon(self) -> None:
@@ -134,7 +136,7 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
     """Notes on ``error`` that closing ``scope`` has raised ``later``, and chains the two."""
     with suppress(Exception):  # an exception may refuse to be printed, or to be changed
         _append_context(later, error)
-        # The default text of an object is its address, which helps nobody.
+        # Without a `__str__` of its own, the text of a scope is only its class and its address.
         name = scope if "__str__" in vars(type(scope)) else "a scope"
         where = extract_tb(later.__traceback__)[-1]
         text = (
@@ -145,11 +147,11 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
 
 
 def _append_context(later: BaseException, first: BaseException) -> None:
-    """Makes ``first`` a part of the chain of ``__context__`` exceptions of ``later``.
+    """Adds ``first`` to the chain of ``__context__`` exceptions of ``later``.
 
-    In the new chain ``first`` follows the exceptions that are only in the chain of ``later``. The
-    exceptions that are in both chains follow ``first``. In any other order the chain could get a
-    cycle, and printing the exception would never end.
+    The two chains may have a common end. In the new chain ``first`` stands before this end, and
+    after the exceptions that are only in the chain of ``later``. In any other order the chain could
+    get a cycle, and printing the exception would never end.
     """
     contexts_of_first = _context_chain(first)
     only_of_later = [

@@ -1,6 +1,7 @@
 """Notes about validations, by which stale values in ``state.metrics`` are recognized.
 
-A value is stale if it was measured with earlier weights.
+A value is stale if it was measured with earlier weights. The notes are kept with the engine. The
+first two functions return them to be read and changed.
 """
 
 from typing import Any
@@ -12,24 +13,25 @@ __all__ = ["completed_validations", "forget_validations", "measured_at"]
 
 
 def measured_at(engine: AnyEngine) -> dict[str, int]:
-    """Returns a mapping from the name of a metric to the iteration of its last measurement.
+    """Returns the iterations at which validations last measured the metrics, by name of the metric.
 
-    The mapping has the metrics that validations have measured.
+    Metrics that were not measured by a validation are not in the dictionary.
     """
     iterations: dict[str, int] = engine_storage(engine).setdefault("measured_at", {})
     return iterations
 
 
 def completed_validations(engine: AnyEngine) -> set[Any]:
-    """Returns the handlers that have completed a validation in this run."""
+    """Returns the ``Validation`` handlers that have completed a validation in this run."""
     completed: set[Any] = engine_storage(engine).setdefault("completed_validations", set())
     return completed
 
 
 def forget_validations(engine: AnyEngine) -> None:
-    """Removes all notes, and the metrics that validations have measured.
+    """Removes all notes, and removes the metrics that validations have measured.
 
-    This is called before a run starts from scratch, and when the state of a run is loaded.
+    The trainer calls this function before a run starts from scratch. A resume calls it before it
+    loads the saved metrics.
     """
     for name in measured_at(engine):
         engine.state.metrics.pop(name, None)

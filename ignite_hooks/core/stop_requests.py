@@ -1,4 +1,4 @@
-"""Requests to stop a run, which validations check between two batches to break off early."""
+"""Requests to stop a run. A validation checks for them between two batches, and breaks off."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +18,12 @@ class StopMonitor:
     """A source of requests to stop a run, such as a signal.
 
     Attributes:
-        is_asked: returns whether this process has a request. It is called after each batch of an
-            evaluator.
+        is_asked: returns whether this process has a request to stop. A validation calls this
+            function after each batch.
         any_of: takes flags, and returns for each flag whether any process has set it. The call is
             collective. The attribute is None if there is a single process.
-        obey: saves the state and ends the run. It is called after a validation was broken off.
+        obey: saves the state and ends the run. The trainer calls this function after it has broken
+            off a validation.
     """
 
     is_asked: Callable[[], bool]

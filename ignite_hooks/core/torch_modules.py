@@ -1,4 +1,4 @@
-"""Questions about torch modules: wrappers, custom loading and state, and tensors outside the state.
+"""Functions that inspect torch modules and optimizers: wrappers, tensors, and what a state omits.
 
 The private members of torch, with the meaning on which this module relies:
 
@@ -15,9 +15,10 @@ The private members of torch, with the meaning on which this module relies:
 - ``_buffers``: the buffers of a module by name. A name that is registered without a buffer has the
   value None.
 - ``_non_persistent_buffers_set``: the names of the buffers that are not part of the state.
-- ``_compiled_call_impl``, and the attributes of a new ``Module`` and of a new optimizer: torch's
-  own attributes.
-- ``weight_orig``, ``weight_g``: the parameters from which torch computes an attribute ``weight``.
+- ``_compiled_call_impl``, and the attributes that a new ``Module`` or a new optimizer has: torch's
+  own attributes. Any other attribute belongs to the user.
+- ``weight_orig``, ``weight_g``: the parameters from which ``spectral_norm`` and ``weight_norm``
+  compute an attribute ``weight``.
 
 ``tests/core/test_torch_modules.py`` fails when torch changes the meaning of a member.
 """
@@ -95,7 +96,7 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
 def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
     """Returns whether at least one of ``modules`` is a wrapper."""
     wrapper_types = (*_WRAPPERS, *_compiled_classes())
-    # A list is faster than `any`, which would need a generator and so one more call per module.
+    # A list is faster than `any`, because `any` would need a generator, with a call per module.
     found = [
         each
         for each in modules
@@ -105,9 +106,9 @@ def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
 
 
 def _compiled_classes() -> tuple[type, ...]:
-    """Returns the class of compiled modules, or nothing if no module can have been compiled."""
-    # `torch._dynamo.eval_frame` takes seconds to import, so this function only looks it up.
-    # `torch.compile` imports it: as long as it is not imported, there are no compiled modules.
+    """Returns the class of compiled modules; an empty tuple if no module has been compiled."""
+    # `torch._dynamo.eval_frame` takes seconds to import, so this function does not import it.
+    # `torch.compile` does: as long as it is not imported, there are no compiled modules.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return () if dynamo is None else (dynamo.OptimizedModule,)
 
@@ -122,13 +123,14 @@ def unwrap_module(module: torch.nn.Module) -> torch.nn.Module:
 def has_custom_loading(module: torch.nn.Module, *, is_root: bool = False) -> bool:
     """Returns whether a hook or an overridden method takes part in loading or saving ``module``.
 
-    If this is True, names and shapes do not tell whether the module accepts a state. The children
-    of the module are not considered.
+    Such a module may accept a state whose names and shapes differ from its own, or refuse a state
+    whose names and shapes are the same. The children of the module are not considered.
 
     Args:
         module: the module.
-        is_root: whether ``load_state_dict`` is called on the module itself. Torch does not call
-            ``load_state_dict`` of a child, so an override has no effect there.
+        is_root: whether ``load_state_dict`` is called on the module itself, and not on a parent.
+            Torch does not call ``load_state_dict`` of the children, so an override of this method
+            counts only if this is True.
     """
     if any(map(getattr, repeat(module), _STATE_HOOKS)):
         return True
@@ -183,8 +185,8 @@ def has_custom_state(module: torch.nn.Module) -> bool:
 
 def attributes_outside_state(module: torch.nn.Module) -> dict[str, Any]:
     """Returns the attributes of a module that are not in its state, except torch's own."""
-    # The names of attributes that spectral_norm and weight_norm compute from parameters at each
-    # forward pass.
+    # The names of the attributes that `spectral_norm` and `weight_norm` compute at each forward
+    # pass, such as "weight".
     computed = {
         name.removesuffix(end)
         for name in module._parameters
@@ -214,7 +216,7 @@ def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Returns a mapping from the names of the persistent buffers that are None to their modules.
+    """Maps the name of each persistent buffer that is None to the module that has the buffer.
 
     A state has no entry for such a buffer. The module may set the buffer later, for example on
     first use.
