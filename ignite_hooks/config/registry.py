@@ -1,6 +1,9 @@
-"""The table of tags, the names by which data refers to classes.
+"""The table of tags. A tag is the name of a class in configurations.
 
-A tag is looked up in this table and nowhere else. So data can never cause the import of a class.
+A configuration is plain data, for example the content of a YAML file. In
+``{"type": "clear_cache"}`` the tag "clear_cache" says that the mapping describes a ``ClearCache``.
+A tag is looked up in this table and nowhere else, so a configuration can never cause the import of
+a class.
 """
 
 import re
@@ -40,7 +43,7 @@ __all__ = [
 ]
 
 TAG = "type"
-"""A key of a mapping that describes a handler. Its value is the tag of the handler's class."""
+"""The key of the tag in a mapping that describes a handler."""
 
 # Files of users contain these tags, so a tag must not change.
 _classes: dict[str, type] = {
@@ -58,8 +61,8 @@ _classes: dict[str, type] = {
     "stream_max_ram": StreamMaxRAM,
 }
 
-# Maps a class whose instances cannot be written as data to the reason and the remedy, with which
-# the message of `not_data_message` ends.
+# The classes of this package whose instances cannot be written as data. The values are the ends of
+# the error messages: the reason and the remedy.
 _HOLD_OBJECTS: dict[type, str] = {
     HookContext: "`before` and `after` are functions: register the context in code, on "
     "`trainer.hooks`",
@@ -75,7 +78,7 @@ ClassT = TypeVar("ClassT", bound=type)
 
 
 def register(tag: str) -> Callable[[ClassT], ClassT]:
-    """Makes ``tag`` the name of the decorated class in data.
+    """Registers the decorated class under ``tag``, so that it can be used in configurations.
 
     ::
 
@@ -84,17 +87,19 @@ def register(tag: str) -> Callable[[ClassT], ClassT]:
         class MyHandler(Handler):
             every_steps: Every | None = None
 
+    With this class, a configuration can have ``{"type": "my_handler", "every_steps": 10}``.
     ``checked_dataclass`` is in ``ignite_hooks.handlers``. Any other pydantic dataclass can be
     registered too.
 
-    If a class of the same module and name is registered already, the new class replaces it. So a
-    cell of a notebook can be run again.
+    If a class of the same module and name is registered already, the new class replaces the old
+    one. So a cell of a notebook that registers a class can be run again.
 
     Raises:
         TypeError: the class is not a pydantic dataclass.
         ValueError: the tag is invalid, or belongs to another class; the class has another tag; a
-            field is called ``type``; a field admits None, but its default is not None. A TOML file
-            leaves out a field that is None, so None must be the default of such a field.
+            field is called ``type``; a field admits None, but its default is not None. TOML has no
+            None, so a TOML file leaves out a field that is None. The field then gets its default,
+            which must therefore be None.
     """
     if not isinstance(tag, str) or not re.fullmatch(r"[a-z][a-z0-9_.-]*", tag):
         raise ValueError(
@@ -111,7 +116,7 @@ def register(tag: str) -> Callable[[ClassT], ClassT]:
 
 
 def tag_of(cls: type) -> str | None:
-    """Returns the tag of exactly this class; a subclass does not inherit the tag."""
+    """Returns the tag of a class; None if it has none. A subclass does not inherit a tag."""
     return next((tag for tag, each in _classes.items() if each is cls), None)
 
 
@@ -121,14 +126,17 @@ def registered_classes() -> dict[str, type]:
 
 
 def registered_subclasses(annotation: Any) -> dict[str, type]:
-    """Returns a dict that maps tags to classes, for each class that ``annotation`` allows."""
+    """Returns the registered classes that a field with this annotation accepts, by tag.
+
+    If the annotation is ``object`` or not a class, the result is empty.
+    """
     if not is_class(annotation) or annotation is object:
         return {}
     return {tag: cls for tag, cls in registered_classes().items() if issubclass(cls, annotation)}
 
 
 def not_data_message(cls: type) -> str:
-    """Returns the message for an object that cannot be written, because its class has no tag."""
+    """Returns the error message for an object that cannot be written: its class has no tag."""
     for base, reason in _HOLD_OBJECTS.items():
         if issubclass(cls, base):
             return f"a {cls.__name__} cannot be written as data, {reason}"
@@ -146,7 +154,8 @@ def _check_class(tag: str, cls: Any) -> None:
             f"the class registered as {tag!r} must be a checked dataclass, {name} is not: put "
             "@checked_dataclass, of ignite_hooks.handlers, between @register and the class"
         )
-    # Names are compared, not classes: a cell of a notebook makes a new class each time it runs.
+    # The names of the classes are compared and not the classes, because a cell of a notebook makes
+    # a new class each time it runs.
     other = _classes.get(tag)
     if other is not None and _qualified_name(other) != _qualified_name(cls):
         raise ValueError(

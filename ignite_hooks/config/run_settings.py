@@ -1,4 +1,4 @@
-"""``RunSettings``: the plain data of a run, and the construction of its trainer."""
+"""``RunSettings``: the settings of a run as plain data, from which a trainer is built."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -80,7 +80,7 @@ AgreeEvery = Annotated[
     must_be("an integer >= 1", is_count, "with 1, requests are exchanged after each window"),
     _POSITIVE_INTEGER,
 ]
-"""The number of windows after which processes tell each other whether to stop: an integer >= 1.
+"""The interval, in windows, at which processes tell each other whether to stop: an integer >= 1.
 
 A window is the batches whose gradients are accumulated for one optimizer step.
 """
@@ -112,15 +112,16 @@ PeerFailure = Annotated[
         may_be_none=False,
     ),
 ]
-"""The behaviour of a process that waits for a failed process in a collective: "exit" or "wait"."""
+"""The behavior of a process that waits for a failed process in a collective: "exit" or "wait"."""
 
 
 @register("run")
 @checked_dataclass
 class RunSettings:
-    """The settings of a run that are plain data, and can be kept in a file.
+    """The settings of a run that are plain data, so that a file can contain them.
 
-    Objects that are not plain data are given in code: the model, the loaders, the functions::
+    Objects that are not plain data, such as the model, the loaders and functions, are given in
+    code::
 
         settings = load("run.yaml")
         accelerator = settings.set_up()
@@ -136,12 +137,14 @@ class RunSettings:
 
     Args:
         seed: the seed of the random generators of Python, numpy and torch. ``set_up`` seeds them
-            in the same way on all processes. From the first run of the trainer on, each process
-            draws different random numbers, for dropout and augmentation.
+            in the same way on all processes, so that all models get the same initial weights. From
+            the first run of the trainer on, the processes draw different random numbers, so that
+            dropout and augmentation differ.
         mixed_precision: "no", "fp16", "bf16" or "fp8", as for ``Accelerator``.
         gradient_accumulation_steps: the number of batches for one optimizer step, as for
             ``Accelerator``.
-        max_epochs: the total number of epochs, if ``trainer.run()`` is called without limits.
+        max_epochs: the total number of epochs. A limit that is given to ``trainer.run()`` replaces
+            ``max_epochs`` and ``max_steps``.
         max_steps: the total number of optimizer steps, without those that the loss scaler skips. If
             ``max_epochs`` is given too, the limit that is reached first ends the run.
         grad_clip: clips the gradient of each step.
@@ -152,11 +155,10 @@ class RunSettings:
         checkpoint: saves checkpoints on its schedule.
         resume_from: the checkpoint to resume from.
         handlers: further handlers, in the order in which they are attached.
-        agree_every: with several processes, the number of windows after which the processes tell
-            each other whether to stop the run. A window is the batches of one optimizer step.
-        on_peer_failure: the behaviour of a process that is blocked in a collective when another
-            process has failed. The blocked process ends ("exit"), or waits for the timeout of the
-            collective ("wait").
+        agree_every: with several processes, the interval at which the processes tell each other
+            whether to stop the run. The unit is a window, the batches of one optimizer step.
+        on_peer_failure: the behavior of a process that waits for a failed process in a collective.
+            The waiting process ends ("exit"), or waits for the timeout of the collective ("wait").
 
     Raises:
         ValueError: an argument is out of its range.
@@ -180,13 +182,13 @@ class RunSettings:
     def set_up(self, **options: Any) -> Accelerator:
         """Seeds the random generators, and makes the accelerator of these settings.
 
-        Call ``set_up`` before you make the model: its initial weights come from these generators.
+        Call ``set_up`` before you make the model, because the generators give its initial weights.
 
         Args:
             options: further arguments of ``Accelerator``, for example ``cpu=True``.
 
         Raises:
-            ValueError: an option is one of the settings; an accelerator with another mixed
+            ValueError: an option has the name of a setting; an accelerator with another mixed
                 precision was made before.
         """
         settings = {
@@ -243,8 +245,8 @@ class RunSettings:
                 settings.
             also: further objects that checkpoints save; used if the settings have a
                 ``checkpoint``.
-            functions: ``batch_processor``, ``prepare_batch``, ``model_transform``, ``model_fn``,
-                ``output_transform``.
+            functions: further arguments of ``create_supervised_trainer``: ``batch_processor``,
+                ``prepare_batch``, ``model_transform``, ``model_fn``, ``output_transform``.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -276,8 +278,8 @@ class RunSettings:
             on_peer_failure=self.on_peer_failure,
             **functions,
         )
-        # `set_up` has seeded all processes alike, because the initial weights of the model must be
-        # the same. From now on each process draws random numbers of its own.
+        # `set_up` has seeded all processes alike, so that they made the same initial weights. In
+        # the run each process draws random numbers of its own.
         if self.seed is not None:
             trainer.seed_ranks(self.seed)
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)

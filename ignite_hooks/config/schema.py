@@ -1,4 +1,8 @@
-"""JSON Schemas of configurations, with the descriptions of fields from the docstrings."""
+"""JSON Schemas of configurations, with the descriptions of fields from the docstrings.
+
+In a configuration, a mapping describes an instance of a class. The *tag* in the mapping, its entry
+"type", names the class.
+"""
 
 import re
 from inspect import getdoc
@@ -17,10 +21,10 @@ __all__ = ["json_schema"]
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    """Returns the JSON Schema, draft 2020-12, of a document that describes a ``cls`` instance."""
+    """Returns the JSON Schema (draft 2020-12) of a document that describes a ``cls`` instance."""
     schema = TypeAdapter(cls).json_schema(schema_generator=_Generator)
-    # A value in a field needs no tag if the field allows one class only. The document itself is in
-    # no field, so it needs the tag.
+    # `_Generator` does not require the tag of `cls`, because a field that accepts only one class
+    # needs no tag. A whole document needs it: nothing else tells its class.
     required = [*schema.get("required", []), TAG]
     return {"$schema": _Generator.schema_dialect, **schema, "required": required}
 
@@ -30,14 +34,15 @@ class _Generator(GenerateJsonSchema):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # The classes whose schemas have been begun. They may be unfinished.
+        # The classes whose schemas have been begun, and perhaps finished.
         self._begun: set[type] = set()
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         """Returns the schema of a dataclass: its fields, its tag, and its registered subclasses.
 
-        A field of this class accepts the subclasses too. The document itself has exactly one class,
-        so its schema is returned without subclasses.
+        The subclasses are included, because a field of this class accepts them too. The class of
+        the whole document, whose schema is generated first, is an exception: a document has exactly
+        this class.
         """
         cls = schema["cls"]
         is_document = not self._begun
@@ -71,8 +76,8 @@ class _Generator(GenerateJsonSchema):
         whole: Any = TypeAdapter(cls).core_schema
         schema = whole["schema"] if whole["type"] == "definitions" else whole
         _, reference = self.get_cache_defs_ref_schema(schema.get("ref") or schema["schema_ref"])
-        # If a class can contain itself, its schema has been begun already. Generating it once more
-        # would never end.
+        # A class that can contain itself is met again while its schema is generated. To generate
+        # the schema once more would never end.
         if cls not in self._begun:
             self.generate_inner(whole)
         return {**reference, "required": [TAG]}

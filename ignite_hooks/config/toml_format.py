@@ -1,4 +1,4 @@
-"""TOML, which has no None, with a limit on the number of parts of a key."""
+"""Reading and writing of TOML, which has no None, with a limit on the number of parts of a key."""
 
 import re
 import sys
@@ -21,16 +21,16 @@ else:
 __all__ = ["dumps", "loads"]
 
 MAX_PARTS = 32
-"""The largest number of parts of a dotted key.
+"""The largest number of parts of a dotted key; ``a.b.c`` has three.
 
 The memory that tomllib takes grows with the square of this number: 1.5 GB for a key of 39 KB.
 """
 
 _TOKEN = re.compile(r"""#[^\n]*|\"{3}|'{3}|["'.,=\n]|[][{}]""")
 
-# Maps the quotes that begin a string to a pattern, which matches the end of the string or an
-# escaped character. At the end of a multi-line string, up to two more quotes may belong to the
-# content.
+# The keys are the quotes that begin a string. A value matches the end of such a string, or an
+# escaped character within it. A multi-line string may end with up to five quotes: up to two quotes
+# of the content, and the three that end the string.
 _STRING_ENDS = {
     '"': re.compile(r'\\.|"|\n', re.DOTALL),
     '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),
@@ -43,7 +43,7 @@ def dumps(data: Any) -> str:
     """Returns data as TOML.
 
     Raises:
-        ConfigError: the data is a list, or has a None within the value of a field.
+        ConfigError: the data is a list, or contains a None.
     """
     if not isinstance(data, Mapping):
         raise config_error(
@@ -66,9 +66,9 @@ def loads(text: str) -> Any:
 def _check_keys_and_depth(text: str) -> None:
     """Raises an error for a key with too many parts, and for a text that is nested too deep.
 
-    Outside of strings and comments, dots are only in keys and numbers, and a number has at most one
-    dot. So if there are many dots without a ``,``, ``=``, bracket or line break between them, the
-    text there is a long key.
+    Outside of strings and comments, only keys and numbers contain dots, and a number has at most
+    one. So the dots are counted, and the count begins again at each ``,``, ``=``, bracket and line
+    break. A high count means that a key has too many parts.
     """
     position = dots = depth = 0
     while (match := _TOKEN.search(text, position)) is not None:

@@ -1,9 +1,9 @@
-"""YAML without its surprises: ``no`` and ``1:30`` are strings, ``1e-3`` is a number.
+"""Reading and writing of YAML: ``no`` and ``1:30`` are strings, ``1e-3`` is a number.
 
-PyYAML reads YAML 1.1. This module reads plain scalars (values without quotes) as the core schema of
-YAML 1.2 does, with decimal numbers only. Tags, anchors, aliases, merge keys and duplicate keys are
-refused. Strings are written with quotes where a reader of YAML 1.1 or 1.2 would take them for
-something else.
+PyYAML reads YAML 1.1, in which ``no`` is False and ``1:30`` is 90. This module reads plain scalars
+(values without quotes) as the core schema of YAML 1.2 does, with decimal numbers only. Tags,
+anchors, aliases, merge keys and duplicate keys are refused. If a reader of YAML 1.1 or 1.2 would
+take a string for another type, the string is written with quotes.
 """
 
 import re
@@ -28,9 +28,9 @@ _SCALARS = {
 _TAG_DIRECTIVE = re.compile(r"(?:\A|[\r\n\x85\u2028\u2029])\ufeff?%TAG")
 
 MAX_NODES = 100_000
-"""The largest number of scalars, lists and mappings.
+"""The largest number of scalars, lists and mappings in a text.
 
-A text of 1 MiB can have ten times as many. PyYAML takes 13 s to read such a text.
+A text of 1 MiB can have ten times as many, and PyYAML then takes 13 s to read the text.
 """
 
 
@@ -42,10 +42,10 @@ def _add_scalar_resolvers(loader_or_dumper: Any) -> None:
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """A dumper that quotes strings which YAML 1.1 or this module would read as another type.
+    """A dumper that quotes a string if YAML 1.1 or this module would read it as another type.
 
-    The dumper inherits the patterns of YAML 1.1, and the patterns of this module are added. PyYAML
-    quotes a string that matches any of these patterns.
+    PyYAML quotes a string that matches one of the dumper's patterns. The dumper inherits the
+    patterns of YAML 1.1, and the patterns of this module are added below.
     """
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
@@ -66,13 +66,13 @@ def make_loader(base: Any) -> Any:
     """Returns a subclass of ``base``, a safe loader of PyYAML in C (libyaml) or in Python."""
 
     class Loader(base):  # type: ignore[misc]
-        """Constructs data from a text whose events have been checked."""
+        """Constructs data from a text that ``_check_events`` has checked."""
 
-        # The new table hides the inherited table, which has the patterns of YAML 1.1.
+        # This empty table hides the inherited table, which has the patterns of YAML 1.1.
         yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            """Constructs a mapping, and refuses duplicate keys. PyYAML would keep the last one."""
+            """Constructs a mapping. Refuses duplicate keys, of which PyYAML would keep the last."""
             keys = set()
             for key_node, _ in node.value:
                 position = key_node.start_mark
@@ -122,10 +122,10 @@ def loads(text: str, loader: Any = _Loader) -> Any:
 
 
 def _check_events(text: str, loader: Any) -> None:
-    """Raises an error for a text that must not be loaded.
+    """Raises an error for a text that exceeds a limit or uses a feature that is refused.
 
-    The check reads only the events of the parser, before any data is constructed. PyYAML constructs
-    nested data recursively, so the depth must be checked before.
+    The check reads only the events of PyYAML's parser. PyYAML constructs nested data recursively,
+    so the depth must be checked before any data is constructed.
     """
     if _TAG_DIRECTIVE.search(text):
         # The time that libyaml takes for these directives grows with the square of their number:

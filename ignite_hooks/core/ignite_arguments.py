@@ -17,7 +17,7 @@ __all__ = ["check_data_is_not_a_device", "explain_ignite_arguments"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What replaces each argument that only Ignite's factories have. Error messages end with these texts.
+# Ends of error messages. They say what replaces each argument that only Ignite's factories have.
 _REMEDIES = {
     "device": "the accelerator has the device, a GPU if there is one: pass "
     "accelerator=Accelerator(), or Accelerator(cpu=True) for the CPU",

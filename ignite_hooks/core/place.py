@@ -87,7 +87,8 @@ class Place(NamedTuple):
         taken: the total number of batches that have entered an accumulation window, the last batch
             given to the engine included. ``Window.taken`` counts the same batches, but counts a
             batch only when it enters its window. While ``Window.taken`` is smaller than ``taken``,
-            the last batch is still on its way, so the run is not between two optimizer steps.
+            the last batch has not entered a window yet. The run is then not at a step boundary (a
+            point between two optimizer steps), although no window is open.
     """
 
     progress: Progress = Progress()
