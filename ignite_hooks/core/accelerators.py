@@ -213,7 +213,7 @@ def prepare_for_owner(
 
 @contextmanager
 def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
-    """Undoes, after the body, what the body has added to the lists of an accelerator."""
+    """Restores the lists of an accelerator after the body, by removing what the body has added."""
     before = _ListsSnapshot(accelerator)
     try:
         yield
@@ -234,7 +234,7 @@ def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> No
 
 
 def remove_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Removes an owner of a loader. After the last owner, the loader leaves the list too."""
+    """Removes an owner of a loader. Without owners, the loader leaves the accelerator's list."""
     ownership = _ownership_of(accelerator, loader)
     if ownership is not None:
         ownership.owners = [each for each in ownership.owners if each() is not owner]

@@ -171,8 +171,8 @@ def move_to_front(engine: Engine, event: Any) -> None:
     if isinstance(engine, QuickEngine):
         if engine._firing is not None:
             # The handlers in `_added_while_firing` are called at the end of the present firing.
-            # `add_event_handler` has just appended the new handler, once for each event. It must
-            # not be called in this firing, so these entries are removed.
+            # `add_event_handler` has just added entries with the moved handler, one for each event.
+            # The handler must not be called in this firing, so these entries are removed.
             del engine._added_while_firing[-len(events) :]
         engine._update_handlers()
 
@@ -377,11 +377,10 @@ class QuickEngine(EventCheckingEngine):
     def _with_engine(
         self, function: Callable[..., Any], args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns a function that calls a handler when it is called with the engine.
+        """Returns a function of the engine and the event's arguments, which calls a handler.
 
-        The function passes on the arguments of the event, and adds the arguments ``args`` and
-        ``kwargs`` of the table. Most handlers take the engine alone. Such a handler is returned
-        unchanged.
+        The function adds ``args`` and ``kwargs``, the arguments from Ignite's table of handlers.
+        Most handlers take the engine alone. Such a handler is returned unchanged.
         """
         # If the handler accepts the engine, its first argument in the table is a weak reference to
         # the engine.

@@ -106,7 +106,7 @@ class Attachment:
 
     def __init__(self, handler: Handler, engine: Engine) -> None:
         self.handler = handler
-        # A weak reference, because code that keeps an attachment, to remove it later, must not keep
+        # A weak reference: if somebody keeps the attachment, to remove it later, this must not keep
         # the engine alive.
         self._engine = ref(engine)
         self._removal_callbacks: list[Callable[[], None]] = []
@@ -136,7 +136,8 @@ class Attachment:
         Args:
             event: the event, with or without a filter.
             callback: is called with the engine.
-            first: whether ``callback`` is called before the handlers that are attached already.
+            first: whether ``callback`` is called before the handlers that are attached already; on
+                a trainer, before those of the same turn.
             turn: the turn of ``callback``, by which a trainer sorts the handlers of the event. A
                 plain Ignite engine ignores it.
         """
@@ -287,7 +288,7 @@ class Scheduled(Handler):
 def _called_every_steps(
     engine: Engine, every: int, callback: Callable[[Engine], Any], name: str, is_note: bool
 ) -> Iterator[None]:
-    """Calls ``callback(engine)`` at each multiple of ``every`` steps. The body is a run.
+    """Calls ``callback(engine)`` at each multiple of ``every`` steps, as long as the body runs.
 
     Args:
         engine: the engine.

@@ -97,9 +97,10 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 
 
 class _HoldingHandler:
-    """A wrapper around a signal handler, the "original" handler.
+    """A wrapper around a signal handler, which is called the original handler.
 
-    The wrapper calls the original handler at once, or notes the signal in ``HeldSignals.pending``.
+    The wrapper calls the original handler at once. While signals are held back, the wrapper only
+    notes the signal in ``HeldSignals.pending``.
     """
 
     def __init__(self, signals: HeldSignals, original: Any) -> None:
@@ -147,8 +148,8 @@ def is_signal_held(number: int | None) -> bool:
 def replace_signal_handler(number: int, handler: Any) -> None:
     """Replaces the original handler of a signal. Wrappers that ``HeldSignals`` has added stay."""
     wrapper: Any = signal.getsignal(number)
-    # SIG_DFL and SIG_IGN are no functions that a wrapper could call. So they replace the wrapper
-    # too.
+    # SIG_DFL and SIG_IGN are not functions, so a wrapper could not call them. They replace the
+    # wrapper too.
     if not (isinstance(wrapper, _HoldingHandler) and callable(handler)):
         signal.signal(number, handler)
         return

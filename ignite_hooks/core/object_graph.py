@@ -169,7 +169,7 @@ class ObjectSearch(ExcludedFromSearch):
         closed: objects that are neither yielded nor searched.
         parts_of: is called with an object, and selects what is searched of the object. It returns
             (name, part) for each part to search, or None to search all that the object holds. If it
-            returns an empty tuple, nothing is searched, and ``has_changed`` never asks again.
+            returns an empty tuple, ``has_changed`` does not look at what the object holds either.
 
     Attributes:
         is_complete: whether all objects were yielded; False if ``max_objects`` ended the search.
@@ -237,11 +237,13 @@ class ObjectSearch(ExcludedFromSearch):
     def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that the given objects hold.
 
-        ``has_changed`` compares these identities with those of an earlier snapshot. Instead of the
+        ``has_changed`` compares the identities with those of an earlier snapshot. Instead of the
         identity of a container, the result has the identities of its elements; for a long
-        container, it has a digest. The loops are those of the interpreter (``map``, ``compress``),
-        because each save of a checkpoint checks for changes. A Python loop over all objects that a
-        run holds would take too long.
+        container, it has a digest.
+
+        Each save of a checkpoint checks for changes, and a Python loop over all objects that a run
+        holds would take too long. So the loops are those of the interpreter (``map``,
+        ``compress``).
 
         Args:
             watched: objects of which all references are taken.

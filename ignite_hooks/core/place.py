@@ -25,8 +25,8 @@ class Progress(NamedTuple):
         iteration: the total number of batches given to the engine.
         epochs: the number of complete epochs.
         batches: the number of batches given in the current epoch; 0 before the epoch begins.
-        is_full: whether all batches of the current epoch have been given to the engine, so that
-            nothing is left of the epoch but EPOCH_COMPLETED.
+        is_full: whether all batches of the current epoch have been given to the engine. If so, the
+            epoch may not have ended yet, but it gets no further batch.
     """
 
     iteration: int = 0

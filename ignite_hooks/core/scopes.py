@@ -110,8 +110,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 self._unwind_all(error)
                 raise
             if isinstance(error, GeneratorExit) and self.later_failure is not None:
-                # A GeneratorExit closes a generator, and Python then swallows it together with its
-                # notes. So that the later failure is not lost, it is raised instead.
+                # Python closes a generator by a GeneratorExit, and swallows this exception together
+                # with its notes. The later failure is raised instead, so that it is not lost.
                 raise self.later_failure
 
     def abandon(self) -> None:

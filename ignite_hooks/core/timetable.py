@@ -18,7 +18,7 @@ class Timetable:
             the number reaches ``next_due``, the owner calls ``call_due``.
     """
 
-    NEVER = 2**63  # a number and not None, so that the owner needs nothing but the comparison
+    NEVER = 2**63  # a number and not None, so that the owner can always compare
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, Callback, bool]] = []  # (every, callback, is_note)
