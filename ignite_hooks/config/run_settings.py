@@ -137,9 +137,9 @@ class RunSettings:
 
     Args:
         seed: the seed of the random generators of Python, numpy and torch. ``set_up`` seeds them
-            in the same way on all processes, so that all models get the same initial weights. From
-            the first run of the trainer on, the processes draw different random numbers, so that
-            dropout and augmentation differ.
+            in the same way on all processes, so that the model gets the same initial weights on
+            each of them. From the first run of the trainer on, each process draws different random
+            numbers, for dropout and augmentation.
         mixed_precision: "no", "fp16", "bf16" or "fp8", as for ``Accelerator``.
         gradient_accumulation_steps: the number of batches for one optimizer step, as for
             ``Accelerator``.

@@ -117,8 +117,8 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
     if accelerator.num_processes > 1:
         # Without this call, Ignite would call `sync` when a process first uses
         # `ignite.distributed`. `sync` is collective. For example, if only rank 0 had a logger that
-        # uses `ignite.distributed`, rank 0 would wait for the other ranks for ever. Here all
-        # ranks make the call.
+        # uses `ignite.distributed`, rank 0 would wait for the other ranks for ever. The call below
+        # is made on all ranks.
         idist.sync()
     return accelerator
 
@@ -205,7 +205,7 @@ def prepare_for_owner(
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
     for thing in _listed_objects(accelerator):
-        # A result that was on the lists before may have an owner already. `owner` is added to it.
+        # A result that was on the lists before may have an owner already. It then gets a second.
         if id(thing) in results or thing not in before:
             _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared

@@ -69,7 +69,7 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
 
     Args:
         cls: the class.
-        kw_only: whether all arguments can be given by keyword only. If False, the fields above a
+        kw_only: whether all arguments must be given by keyword. If False, the fields above a
             ``dataclasses.KW_ONLY`` can be given by position too.
     """
 
@@ -86,9 +86,9 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
                 raise _readable_error(error, type(self).__name__, signature, args) from None
 
         # Pydantic sets `__signature__` on the class, where `inspect` finds it for instances too.
-        # Ignite inspects the signature of a handler, an instance, to decide how to call it. Ignite
-        # would take the arguments of the constructor for those of `__call__`. So the signature is
-        # moved from the class to the constructor.
+        # Ignite inspects the signature of a handler, an instance, to decide how to call it. With
+        # this attribute, Ignite would take the arguments of the constructor for those of
+        # `__call__`. So the signature is moved from the class to the constructor.
         del made.__signature__
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         parameters = [self_parameter, *signature.parameters.values()]

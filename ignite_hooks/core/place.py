@@ -88,7 +88,7 @@ class Place(NamedTuple):
             given to the engine included. ``Window.taken`` counts the same batches, but counts a
             batch only when it enters its window. While ``Window.taken`` is smaller than ``taken``,
             the last batch has not entered a window yet. The run is then not at a step boundary (a
-            point between two optimizer steps), although no window is open.
+            point between two optimizer steps), even if no window is open.
     """
 
     progress: Progress = Progress()

@@ -136,7 +136,7 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
     """Notes on ``error`` that closing ``scope`` has raised ``later``, and chains the two."""
     with suppress(Exception):  # an exception may refuse to be printed, or to be changed
         _append_context(later, error)
-        # Without a `__str__` of its own, the text of a scope is only its class and its address.
+        # If the class of the scope has no `__str__`, the text would show an address in memory.
         name = scope if "__str__" in vars(type(scope)) else "a scope"
         where = extract_tb(later.__traceback__)[-1]
         text = (

@@ -1,7 +1,7 @@
 """Notes about validations, by which stale values in ``state.metrics`` are recognized.
 
-A value is stale if it was measured with earlier weights. The notes are kept with the engine. The
-first two functions return them to be read and changed.
+A value is stale if it was measured with earlier weights. ``measured_at`` and
+``completed_validations`` return the notes themselves, which the callers read and change.
 """
 
 from typing import Any

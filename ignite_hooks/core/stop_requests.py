@@ -1,4 +1,4 @@
-"""Requests to stop a run. A validation checks for them between two batches, and breaks off."""
+"""Requests to stop a run. A validation checks for requests after each batch, to break off early."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
