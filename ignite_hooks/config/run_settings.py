@@ -279,7 +279,7 @@ class RunSettings:
             **functions,
         )
         # `set_up` has seeded all processes alike, so that they made the same initial weights. In
-        # the run each process draws random numbers of its own.
+        # the run, each process is to draw different random numbers.
         if self.seed is not None:
             trainer.seed_ranks(self.seed)
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)

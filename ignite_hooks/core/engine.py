@@ -218,8 +218,8 @@ def forget_run(engine: Engine) -> None:
     generator is exhausted, and ``engine.run`` returns at once without doing anything.
     """
     engine._internal_run_generator = None
-    # The limits of the old run are removed too. With them, Ignite's `run` would go on from the
-    # counters of the old run, up to these limits.
+    # The limits of the old run are removed too. With these limits, Ignite's `run` would continue
+    # from the counters of the old run.
     state = engine.state
     state.max_epochs = state.max_iters = state.epoch_length = None
 

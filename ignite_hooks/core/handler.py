@@ -76,7 +76,7 @@ class Handler:
 
     @property
     def timetable(self) -> Timetable | None:
-        """The table in which other handlers register callbacks by step; None if there is none.
+        """The table in which other handlers register callbacks by step, or None.
 
         ``OptimizerStep`` has such a table, because it counts the steps.
         """

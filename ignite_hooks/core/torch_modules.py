@@ -108,7 +108,7 @@ def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
 def _compiled_classes() -> tuple[type, ...]:
     """Returns the class of compiled modules; an empty tuple if no module has been compiled."""
     # `torch._dynamo.eval_frame` takes seconds to import, so this function does not import it.
-    # `torch.compile` does: as long as it is not imported, there are no compiled modules.
+    # `torch.compile` imports it. Before this import there are no compiled modules.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return () if dynamo is None else (dynamo.OptimizedModule,)
 
