@@ -1,8 +1,8 @@
-"""Feeds: iterate a loader pass by pass, and keep the position, so that a run can be resumed.
+"""Feeds, which iterate a loader pass by pass and keep the position, so that a run can be resumed.
 
 A pass is one iteration over the whole loader. A position is the number of a pass and the number of
-batches of that pass that the feed has given. A source is the adapter through which a feed reads its
-loader (see ``sources.py``).
+batches of that pass that the feed has given to the engine. A source is the adapter through which a
+feed reads its loader (see ``sources.py``).
 
 The saved run is the run that wrote a checkpoint. The resumed run is the present run, which
 continues from the checkpoint. A replay reaches a position by loading the earlier batches of the
@@ -47,25 +47,28 @@ __all__ = ["DataFeed", "Feeds", "load_between_passes"]
 class DataFeed:
     """Iterates a loader for an engine, pass by pass, and keeps the position in the data.
 
-    Ignite does not iterate a loader to its very end, but Accelerate relies on this. So without a
-    feed, Accelerate does not advance the loader's epoch (the number for ``set_epoch``). A finished
-    loader then remains Accelerate's active loader, which switches gradient accumulation off while
-    another loader is iterated. Also, a resumed run would begin at batch 0.
+    A feed does two things that Ignite does not do. It lets a resumed run continue in the middle of
+    a pass. And it ends each pass as Accelerate requires. An engine of Ignite that knows the number
+    of batches does not ask a loader for another batch after the last one. So the code at the end of
+    Accelerate's ``__iter__`` would not run. Then the loader's epoch, which is the argument of
+    ``set_epoch``, would not advance. And the finished loader would remain Accelerate's active
+    loader, the one that counts as being iterated. While the active loader is at its end, Accelerate
+    does not accumulate gradients, even if another iterable gives the batches.
 
-    ``iter(feed)`` begins at ``position``. When a stop or a failure ends the iteration in the middle
-    of a pass, the feed keeps the position. Calling ``iter`` again during an iteration abandons the
-    present pass and begins the next pass.
+    ``iter(feed)`` begins at ``position``. If a stop or a failure closes the iterator in the middle
+    of a pass, the next ``iter`` continues the pass. If the iterator is still open, the next
+    ``iter`` abandons the present pass and begins the next pass.
 
     The last batch of a pass closes the accumulation window (the batches whose gradients are
     accumulated for one optimizer step). So before the engine trains on the last batch, the feed
     must know that this batch is the last. If the number of batches is certain, the feed counts the
-    batches and fetches nothing ahead, so random numbers are drawn in the order of a plain PyTorch
-    loop. Otherwise the feed fetches one batch ahead.
+    batches and fetches nothing ahead. Then random numbers are drawn in the order of a plain PyTorch
+    loop. If the number is not certain, the feed fetches at least one batch ahead.
 
-    With several processes, every rank gives as many batches as the rank with the fewest. The ranks
-    exchange their numbers of batches at the start of each pass. If any rank does not know its
-    number, all ranks exchange how many batches they have fetched instead, once per
-    ``gradient_accumulation_steps`` batches.
+    With several processes, all ranks end a pass together: after as many batches as the rank with
+    the fewest batches has. The ranks exchange their numbers of batches at the start of each pass.
+    If the number of a rank is not certain, the ranks instead exchange how many batches they have
+    fetched, once per ``gradient_accumulation_steps`` batches.
 
     Attributes:
         holds_iterator: whether the feed keeps a reference to its iterator, so that only ``close``
@@ -81,8 +84,8 @@ class DataFeed:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
         accelerator: prepares a loader that is not prepared yet, and determines the device of the
             batches. Without an accelerator ``data`` is used unchanged.
-        even_batches: whether every process must see the same number of batches, as training
-            requires. If False, no sample is repeated to make batches even, as metrics require.
+        even_batches: whether every process gets the same number of batches, as training requires.
+            For this, samples may be repeated. If False, no sample is repeated, as metrics require.
 
     Raises:
         TypeError: ``data`` is not iterable.
@@ -142,13 +145,13 @@ class DataFeed:
     def can_repeat(self) -> bool:
         """Returns whether earlier batches can be given again.
 
-        False for an iterator, unless the iterator has a ``state_dict``.
+        False only for an iterator that has no ``state_dict``, for example a generator.
         """
         return self._source.can_repeat
 
     @property
     def reaches_all_ranks(self) -> bool:
-        """Returns whether every rank certainly has a batch in a pass.
+        """Returns whether it is certain that every rank has at least one batch in each pass.
 
         All ranks return the same value.
         """
@@ -225,10 +228,12 @@ class DataFeed:
         The number of batches may differ from pass to pass, because a data set grows or a sampler
         draws its number of samples.
 
-        At the start of a pass, this method calls ``set_epoch`` of the data. ``set_epoch`` may draw
-        random numbers, and is called again when the pass begins. So this method restores the random
-        generators afterwards. The ranks compare their numbers of batches when the pass begins.
-        Until then ``length`` is the number of this rank alone.
+        At the start of a pass, this method calls ``set_epoch`` of the data, because the number of
+        batches may depend on the epoch. ``set_epoch`` may draw random numbers, and is called again
+        when the pass begins. So this method restores the random generators after its own call.
+
+        The ranks compare their numbers of batches when the pass begins. Until then ``length`` is
+        the number of this rank alone.
         """
         with RandomState.preserved(generators=self.generators):
             if self.at_start:
@@ -240,14 +245,15 @@ class DataFeed:
         """Moves to ``position``, so that the next ``iter`` begins there.
 
         Data that cannot be repeated (see ``can_repeat``) is not moved. If the pass was begun
-        before, its samples keep their order, unless the sampler draws from a global generator while
-        it is iterated. If each process iterates a sampler itself, the batches before ``position``
-        are not loaded.
+        before, its samples keep their order. The only exception is a sampler that draws from a
+        global generator while it is iterated. A loader with a sampler does not load the batches
+        before ``position`` again. There are two exceptions: a loader whose batches rank 0 sends to
+        all ranks, and a loader whose class overrides the iteration.
         """
         if self.can_repeat:
             self._pass_end.ahead.clear()
             self._source.furthest_position = self.position
-            # In one statement, so that a Ctrl-C cannot leave half of the change.
+            # One statement changes both attributes, so that Ctrl-C cannot come between the changes.
             self.is_last, self.position = False, FeedPosition(*position)
         self.close()
 
@@ -272,18 +278,19 @@ class DataFeed:
             )
 
     def next_pass(self) -> None:
-        """Abandons the rest of the present pass, and moves to the next pass.
+        """Abandons the rest of the present pass, and moves to the start of the next pass.
 
-        A feed that is at the start of a pass already stays there.
+        If no batch of the present pass has been given, the position stays the same.
         """
         self.close()
         if self.position.batches:
             self._advance_to_next_pass()
 
     def finish(self) -> None:
-        """Iterates past the last batch, so that Accelerate and the workers end the pass, too.
+        """Asks the iterator for one more batch after the last one.
 
-        Does nothing if the last batch has not been given.
+        The iterator then reaches its end, so that Accelerate and the workers end the pass. If the
+        last batch has not been given yet, this method does nothing.
         """
         iterator = self._current_iterator()
         if self.is_last and iterator is not None:
@@ -305,7 +312,9 @@ class DataFeed:
     def deactivate(self) -> None:
         """Removes the loader from the active loaders.
 
-        ``close`` does the same. This method is for a loader that has been added again since then.
+        ``close`` also does this. But if the feed is closed while a run is interrupted, the end of
+        the interruption puts the loader back (see ``deactivated`` in ``active_loader.py``). Then
+        this method removes the loader again.
         """
         if hasattr(self.loader, "end"):
             self.loader.end()
@@ -317,8 +326,21 @@ class DataFeed:
         ``weights_only=True``. The states of the global random generators are not included. The
         checkpoint saves these states itself, because code outside the feed also draws from the
         global generators.
+
+        Returns:
+            A dict with these keys:
+
+            - ``position``: the position, as a list of two numbers.
+            - ``samples``: the number of samples of the pass before the position; None if not
+              certain.
+            - ``workers``: the states of the loader workers at the position; None if not known.
+            - ``order``: the state of a recorded sampler (see ``recorded_order.py``), or None.
+            - ``source``: the states of the random generators and of other objects of the data.
+            - ``facts``: see the property ``facts``.
+            - ``place``: the snapshot of the data at the position (see ``snapshots.py``), or None.
+            - ``draws_in_workers``: whether the snapshot includes the random states of the workers.
         """
-        # After the last batch of a pass a resumed run begins the next pass.
+        # If the last batch of a pass has been given, a resumed run begins the next pass.
         position = FeedPosition(self.position.data_pass + 1, 0) if self.is_last else self.position
         return {
             "position": list(position),
@@ -339,7 +361,8 @@ class DataFeed:
         """Returns whether a resume drops the saved pass and begins the next pass.
 
         True in two cases: the saved position is invalid in this data, or only a replay reaches the
-        position and ``state_dict["replay"]`` is False.
+        position and the user has turned replays off. In the second case ``state_dict["replay"]``,
+        which ``ResumeCheckpoint`` adds, is False.
         """
         return self.can_repeat and self._compare_data(state_dict).drops_pass
 
@@ -355,9 +378,9 @@ class DataFeed:
         return self._compare_data(state_dict).reasons() if self.can_repeat else []
 
     def replay_notes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns a note if a resume iterates a sampler up to the saved position.
+        """Returns a list with a note if a resume iterates a sampler again up to the saved position.
 
-        Such an iteration may take long.
+        Such an iteration may take long. If a resume needs no such iteration, the list is empty.
         """
         batches = state_dict["position"][1]
         sampler = self._source.replayed_sampler
@@ -372,8 +395,8 @@ class DataFeed:
     def _can_restore_here(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether this rank restores the saved position from a saved state of the data.
 
-        The saved state is the order state, which is the state of a recorded sampler (see
-        ``recorded_order.py``), or a snapshot (see ``snapshots.py``).
+        There are two kinds of such a state: the order state, which is the state of a recorded
+        sampler (see ``recorded_order.py``), and a snapshot (see ``snapshots.py``).
         """
         accepts_order = self._source.accepts_order_state(state_dict.get("order"))
         return accepts_order or self._source.snapshots.can_restore(
@@ -415,8 +438,9 @@ class DataFeed:
         snapshots, snapshot = self._source.snapshots, state_dict.get("place")
         order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
-        # A generator that exists only in the saved run or only in this run is not restored, unless
-        # the state of a sampler or of a stream includes the generator.
+        # A generator that exists in only one of the two runs is not restored, and is reported. A
+        # generator that the state of a sampler or of a stream includes is restored with that state,
+        # and is not reported.
         for name in sorted(generators ^ self._source.generators.keys()):
             is_included = snapshots.restores(self._source, snapshot, name)
             if not is_included and not self._source.order_state_includes(name, order):
@@ -510,7 +534,9 @@ class DataFeed:
     def restore_keeper_once(self, others: Iterable["DataFeed"]) -> None:
         """Makes only one feed restore the keeper that this feed and ``others`` share.
 
-        The feed that is iterated first restores the keeper, for all of these feeds.
+        Without this call, each feed would restore the keeper at its first iteration, and so undo
+        the progress of the feeds that were iterated earlier. After this call, only the feed that is
+        iterated first restores the keeper.
         """
         self._source.snapshots.restore_keeper_once(each._source.snapshots for each in others)
 
@@ -553,10 +579,10 @@ class DataFeed:
 
     @property
     def _draws_order_on_each_rank(self) -> bool:
-        """Returns whether each rank is about to draw the order of this pass itself.
+        """Returns whether each rank draws the order of the beginning pass from its own generators.
 
-        If so, the ranks compare their global generators, because generators in different states
-        give each rank another order.
+        If so, the ranks compare the states of their global generators. Ranks with different states
+        would draw different orders.
         """
         accelerator = self._accelerator
         if accelerator is None or accelerator.num_processes == 1 or not self.at_start:
@@ -592,7 +618,7 @@ class DataFeed:
 
 
 def _remedy_for(data: Any) -> str:
-    """Returns what to pass in place of ``data``, which is not iterable. Ends the error message."""
+    """Returns the end of the error message for ``data`` that cannot be iterated: the remedy."""
     if isinstance(data, Dataset):
         return "DataLoader(dataset, batch_size=32), or another size"
     if isinstance(data, type):
@@ -603,11 +629,11 @@ def _remedy_for(data: Any) -> str:
 class Feeds:
     """The feeds of one engine, one for each loader or other iterable of batches.
 
-    No loader is prepared twice. When data is used again, its feed continues at the position where
-    the feed was left. A loader has its feed as an attribute, so loader and feed live equally long.
-    This object itself refers only to the newest feed, which is the feed that was used last, and to
-    the feeds that ``feed_for`` was told to remember. Only the loader of the newest feed is on
-    Accelerate's list of prepared loaders.
+    Data that is used again keeps its feed. So no loader is prepared twice, and the feed continues
+    at the position where it was left. A loader has its feed as an attribute, so loader and feed
+    live equally long. This object itself refers only to two kinds of feeds: the newest feed, which
+    is the feed that was used last, and the feeds that ``feed_for`` was told to remember. Only the
+    loader of the newest feed is on Accelerate's list of prepared loaders.
 
     Args:
         accelerator: prepares the loaders.
@@ -685,12 +711,13 @@ def load_between_passes(
     for feed, state in states:
         snapshot, order = state.get("place"), state.get("order")
         if snapshot is not None:
-            # `state["source"]` has the states of the same objects and generators, and is restored
-            # at once.
+            # A snapshot is restored when the feed is first iterated. So the states of objects and
+            # generators are removed from the snapshot. `state["source"]` contains the same states,
+            # and `load_state_dict` restores them at once.
             snapshot = {**snapshot, "objects": {}, "generators": {}}
-            # Without a resume, a sampler that was left in the middle of a pass would begin from its
-            # start when it is iterated. Its saved state would make the sampler continue in the
-            # middle, so this state is not loaded.
+            # In the saved run, a sampler that was left in the middle of a pass begins from its
+            # start when it is iterated again. Its saved state would make the sampler continue in
+            # the middle, so this state is not loaded.
             if snapshot["is_cut"] and "sampler" in snapshot["of"].partition(" ")[0]:
                 snapshot = None
         # The same applies to a recorded sampler that was left in the middle of a pass.
@@ -723,8 +750,8 @@ class _LoaderFeeds(ExcludedFromSearch):
 
 
 def _loader_feeds(loader: Any) -> "WeakKeyDictionary[Feeds, DataFeed]":
-    # `copy.copy` of a loader copies the attribute, too. The copied attribute names the original
-    # loader, and is not used.
+    # `copy.copy` of a loader copies the attribute, too. The copied attribute refers to the original
+    # loader, so it is replaced here.
     known = vars(loader).get("_ignite_hooks_feeds")
     if known is None or known.loader() is not loader:
         known = loader._ignite_hooks_feeds = _LoaderFeeds(loader)

@@ -1,12 +1,13 @@
 """Makes a fork server ignore the signals that are sent to the whole process group.
 
 A fork server is the process from which ``multiprocessing`` forks new processes, if the start method
-is "forkserver". The server imports this module when it starts. If a signal ended the server, its
-loader workers would conclude that their main process is dead, and would end too.
+is "forkserver". The server imports this module when it starts. The server is the parent of the
+loader workers that it forks. If a signal ended the server, these workers would conclude that the
+main process is dead, and would end too.
 
-In each process that the server forks, the former signal handlers are restored. Not all of these
-processes are loader workers, and the code that started a process may end the process by SIGTERM.
-Loader workers set their own handlers afterwards, see ``workers.py``.
+The server restores the former signal handlers in each process that it forks, because not all of
+these processes are loader workers. For example, a ``multiprocessing.Pool`` ends its processes by
+SIGTERM. Loader workers set their own handlers afterwards, see ``workers.py``.
 """
 
 import os

@@ -1,11 +1,17 @@
-"""The source for a loader with a sampler: a pass is entered without loading earlier batches.
+"""The source for a loader with a sampler. It begins at any batch without loading earlier batches.
 
-A pass is one iteration over the whole data. "To enter a pass" means to begin the iteration at a
-given batch. The batch sampler of the loader (or the sampler, if the loader makes no batches) is
-called the order. An index batch is the list of the indices of one batch.
-
-A ``RecordedOrder`` may wrap a sampler with a state, to record what this sampler yields. An element
-is one thing that a recorded sampler yields: an index or an index batch.
+- A *source* is the adapter through which a feed reads a loader. A *feed* iterates the data for an
+  engine.
+- A *pass* is one iteration over the whole data. To *enter* a pass means to begin its iteration at a
+  given batch.
+- The *order* of a loader is its batch sampler. If the loader makes no batches, the order is its
+  sampler.
+- An *index batch* is the list of the indices of one batch.
+- A *recorder* is a ``RecordedOrder`` around a sampler that has a ``state_dict``. The recorder keeps
+  what the sampler has yielded last.
+- An *element* is one thing that a recorded sampler yields: an index or an index batch.
+- The *keeper* is the object of the data whose state contains the position. Here the sampler is the
+  keeper, if it has a ``state_dict``.
 """
 
 from collections import deque
@@ -59,9 +65,9 @@ class IndexedLoader(TorchLoader):
     """A loader with a sampler. Its length is certain if the length of the sampler is certain.
 
     A pass can be entered at any position without loading earlier batches. With torch's
-    ``BatchSampler`` a position is counted in samples of all processes, so the rest of a pass can
-    have another batch size. Samples that are repeated to make the last batches even are not
-    counted.
+    ``BatchSampler`` a position is counted in samples of all processes. So a resumed run may
+    continue a pass with another batch size. Samples that are repeated to make the last batches even
+    are not counted.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
@@ -78,13 +84,17 @@ class IndexedLoader(TorchLoader):
         self._own_iterator: Callable[[], Any] = lambda: None
         self._recorded_order = self._make_recorded_order()
         # `_recorded_order` is for loaders with workers, `_watched_order` for loaders without
-        # workers. Without workers, `Snapshots` saves the state of the sampler, and `_watched_order`
-        # records only the draws of the sampler from the global generators.
+        # workers. Without workers, the snapshots (see `snapshots.py`) contain the state of the
+        # sampler. Then `_watched_order` only notes the states of the global generators before the
+        # sampler draws its order from them.
         keeper = None if self._is_torchdata else self.keeper
         self._watched_order = None if keeper is None else RecordedOrder(keeper)
 
     def _make_recorded_order(self) -> RecordedOrder | None:
-        """Returns a recorder of the sampler if there are workers and the sampler has a state."""
+        """Returns a recorder of the sampler if there are workers and the sampler has a state.
+
+        Otherwise returns None.
+        """
         order = self._order
         keeper = keeper_for_recording(self.base) if self._can_track_workers else None
         if keeper is None:
@@ -99,7 +109,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def objects_outside_keeper(self) -> Objects:
-        """The objects whose states the state of a sampler does not include, by name."""
+        """The objects of the data by name, without those that the keeper's state includes."""
         found, recorded = super().objects_outside_keeper, self._recorded_order
         if recorded is None or not recorded.has_usable_state:
             return found
@@ -107,9 +117,10 @@ class IndexedLoader(TorchLoader):
 
     @property
     def length(self) -> int | None:
-        """The number of index batches of this process in a pass; None if it is not certain.
+        """The number of index batches of this process in a pass; None if the number is not certain.
 
-        Takes into account that the batch size may have changed within the present pass.
+        If the batch size has changed within the present pass, the number includes the batches
+        before and after the change.
         """
         with self._even_batches_applied():
             known = self._known_samples
@@ -133,27 +144,28 @@ class IndexedLoader(TorchLoader):
         order = self._order
         if type(order) is not BatchSamplerShard or samples_per_pass(order) is None:
             return False
-        # With split batches, each rank gets a part of every batch. A single batch may have fewer
-        # samples than there are ranks. If there are two batches, the first one is full.
+        # With split batches, each rank gets a part of every full batch. A single batch may have
+        # fewer samples than there are ranks. If there are two batches, the first one is full.
         needed = 2 if order.split_batches else order.num_processes
         return len(order.batch_sampler) >= needed
 
     @property
     def is_entered_exactly(self) -> bool:
-        """Returns whether the length is certain.
+        """Returns whether entering a pass in its middle draws no random number a second time.
 
-        Then earlier batches are not loaded, and no batch is fetched ahead to find the end.
+        Earlier batches are never loaded again. But if the length is not certain, the feed has
+        fetched one batch ahead to find the end. A resumed run loads this batch a second time.
         """
         return self.length is not None
 
     @property
     def is_replayed(self) -> bool:
-        """Returns False, because indices are drawn again, but no batch is loaded again."""
+        """Returns False: to enter a pass, indices are drawn again, but no batch is loaded again."""
         return False
 
     @property
     def is_in_order(self) -> bool:
-        """Returns whether batches arrive in the order of their indices."""
+        """Returns whether batches arrive in the order in which the sampler yields their indices."""
         return self.base.num_workers == 0 or self.base.in_order
 
     @property
@@ -183,8 +195,12 @@ class IndexedLoader(TorchLoader):
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the base class, and the random state that the order depends on.
 
-        The seeds of Accelerate's seedable samplers are included, because such a sampler uses the
-        seed that torch had when the loader was prepared.
+        This random state has two keys:
+
+        - ``seeds``: the seeds of Accelerate's seedable samplers. Such a sampler keeps the seed that
+          torch had when the loader was prepared, and a resumed run may start with another seed.
+        - ``opening``: the states of the global generators before the sampler drew the order of the
+          pass from them; None if the sampler did not (see ``RecordedOrder.opening``).
         """
         return {
             **super().state_dict(),
@@ -195,14 +211,17 @@ class IndexedLoader(TorchLoader):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores a return value of ``state_dict``, the seeds of samplers included."""
         super().load_state_dict(state_dict)
-        seeds = state_dict.get("seeds", ())  # the saved feed may have had another type of data
+        seeds = state_dict.get("seeds", ())  # missing if the saved data was not such a loader
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
         if self._watched_order is not None:
             self._watched_order.load_opening(state_dict.get("opening"))
 
     def facts(self) -> dict[str, int | str | None]:
-        """Returns the facts of the base class, the samples in a pass and the name of the order."""
+        """Returns the facts of the base class, the samples in a pass and the name of the order.
+
+        Facts are properties that must be equal for a resume to give the same batches.
+        """
         with self._even_batches_applied():
             sample_facts = {
                 "samples a pass": samples_per_pass(self._order),
@@ -225,7 +244,11 @@ class IndexedLoader(TorchLoader):
 
     @property
     def replayed_sampler(self) -> Any:
-        """The sampler that must be iterated to enter a pass; None for torch's own samplers."""
+        """The sampler that must be iterated from its start to enter a pass in its middle.
+
+        None for the samplers of torch and Accelerate, which need no such iteration (see
+        ``sample_order.py``).
+        """
         return replayed_sampler(self._order)
 
     def batches_after(self, samples: int) -> int | None:
@@ -241,10 +264,10 @@ class IndexedLoader(TorchLoader):
             self._known_samples = position, samples
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Iterates the samplers to the end of the pass.
+        """Iterates the samplers to the end of the pass, if they have not reached it.
 
-        Some samplers draw random numbers at their end. Nothing is done if the elements of the
-        sampler were recorded up to here: such elements are drawn ahead of the batches.
+        Some samplers draw random numbers at their end. A recorded sampler has already reached its
+        end, because workers prefetch: its last element is drawn before the last batch arrives.
         """
         is_drawn = self._is_recorded_after(data_pass, given)
         if not is_drawn and self._started_pass is not None and self._started_pass[0] == data_pass:
@@ -253,9 +276,12 @@ class IndexedLoader(TorchLoader):
             deque(rest, maxlen=0)
 
     def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a position.
+        """Returns the states from which new workers continue the pass at a position.
 
-        None if there are no workers, or if the states are not known.
+        Returns:
+            A dict with two keys. ``first`` is the number of the batch that worker 0 loads first.
+            ``states`` are the states of the workers before this batch. None if there are no
+            workers, or if the states are not known.
         """
         if not self._can_track_workers or not (position.batches or self._has_persistent_workers):
             return None
@@ -267,7 +293,7 @@ class IndexedLoader(TorchLoader):
         return {"first": found[0], "states": [worker_state_to_plain(each) for each in found[1]]}
 
     def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether workers can continue from saved states."""
+        """Returns whether workers can continue from saved states: one state for each worker."""
         if state_dict is None or not self._can_track_workers:
             return False
         return len(state_dict["states"]) == self.base.num_workers
@@ -300,7 +326,10 @@ class IndexedLoader(TorchLoader):
         )
 
     def accepts_order_state(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether the recorded sampler can continue from a saved state."""
+        """Returns whether the recorded sampler can continue from a saved state.
+
+        The path and the class of the sampler must be the same as at the save.
+        """
         if self._recorded_order is None or state_dict is None:
             return False
         return bool(state_dict["of"] == self._recorded_order.keeper.name)
@@ -350,13 +379,16 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _order_to_draw(self) -> Any:
-        """The order to iterate in a pass, with the recorder in place of the sampler, if any."""
+        """The order to iterate in a pass. If there is a recorder, it replaces the sampler."""
         order, recorded = self._order, self._recorded_order
         return order if recorded is None else with_recorded_sampler(order, recorded)
 
     @contextmanager
     def _recording_pass(self, data_pass: int) -> Iterator[None]:
-        """Records the sampler while the body begins a pass. Does nothing without a recorder."""
+        """Makes the iteration of the sampler that starts in the body a recorded pass.
+
+        Does nothing if there is no recorder.
+        """
         recorded = self._recorded_order
         if recorded is None:
             yield
@@ -372,8 +404,9 @@ class IndexedLoader(TorchLoader):
         prefetched = base.num_workers * (base.prefetch_factor or 0)
         # New workers begin with a batch of worker 0, up to `aligned` batches before the position.
         aligned = base.num_workers - 1
-        # The run may roll back by one accumulation window, and the feed may fetch one window ahead
-        # to find the end. For each of these two windows, the elements of one more batch are kept.
+        # An accumulation window is the batches of one optimizer step. The run may roll back by one
+        # window, and the feed may fetch one window ahead to find the end. For each of these two
+        # windows, the elements of one more batch are kept.
         given = 2 * (self.snapshots.window_size + 1)
         recorded.capacity = (prefetched + aligned + given) * elements_per_batch(self._order)
 
@@ -429,7 +462,7 @@ class IndexedLoader(TorchLoader):
         return super().batches_after_load(skip)
 
     def _loader_to_start(self) -> DataLoader[Any]:
-        """Returns the loader to iterate for a whole pass, with a recorder if there is one."""
+        """Returns the loader to iterate for a whole pass. It draws from the recorder, if any."""
         base = self.base
         if self._watched_order is not None:
             return _loader_over(
@@ -475,8 +508,9 @@ class IndexedLoader(TorchLoader):
         return known or (skip, [None] * self.base.num_workers)
 
     def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
-        # The generator that seeds the workers is copied before the order is drawn. So the workers
-        # get the same seeds as when the pass began.
+        # The generator that seeds the workers is copied before the order is drawn, because drawing
+        # the order may change the generator. So the workers get the same seeds as when the pass
+        # began.
         seeds, loader_generator = torch.Generator(), self.base.generator
         seeds.set_state(
             (torch.default_generator if loader_generator is None else loader_generator).get_state()
@@ -524,16 +558,17 @@ class IndexedLoader(TorchLoader):
             return self._index_batches_after(data_pass, skip)
 
     def _index_batches_after(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Draws the order for ``_draw_rest``, which records the sampler during the call."""
+        """Does the work of ``_draw_rest``, which calls this method within ``_recording_pass``."""
         base, order = self.base, self._order_to_draw
         is_custom = replayed_sampler(self._order) is self._order
-        # torch calls __iter__ of the order before it draws the seed for workers, and so does this
-        # method, because an order of a user's class may draw random numbers in __iter__.
+        # This method makes the same draws in the same sequence as torch. torch calls __iter__ of
+        # the order before it draws the seed for workers, and an order of a user's class may draw
+        # random numbers in __iter__.
         whole = iter(order) if is_custom else order
         if self._drew_seed:
             torch.empty((), dtype=torch.int64).random_(generator=base.generator)
         if is_custom and base.num_workers:
-            # With workers, torch calls __iter__ twice, and each call may draw random numbers.
+            # With workers, torch calls __iter__ a second time, after it has drawn the seed.
             whole = iter(order)
         samples = self.samples_before(FeedPosition(data_pass, skip))
         if samples is None:
@@ -543,16 +578,19 @@ class IndexedLoader(TorchLoader):
         return chain([*islice(rest, self._count_drawn_ahead(data_pass, skip))], rest)
 
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
-        """Returns how many index batches after a position were drawn in the first iteration.
+        """Returns how many index batches after a position are drawn when the pass is entered there.
 
-        In the first iteration, these index batches were drawn ahead. If they are drawn at once now,
-        all later index batches are drawn at the same times as in the first iteration.
+        When the pass was iterated up to this position before, the same index batches had been
+        drawn: workers prefetch, and a run that rolls back has already been further. So all later
+        index batches are drawn at the same points of the run as without the interruption.
         """
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
             drawn += 1  # the feed fetches one batch ahead to find the end
         if self.furthest_position.data_pass == data_pass:
             drawn += max(0, self.furthest_position.batches - skip)
+        # Many samplers draw the whole order with the first index. At the start of a pass, this must
+        # happen now, while the generators have their states from the start of the pass.
         return drawn if skip else max(drawn, 1)
 
     def doubts(self) -> list[str]:
@@ -579,6 +617,8 @@ class IndexedLoader(TorchLoader):
             # the first index batch is requested.
             return []
         if base.num_workers == 1 and not base.persistent_workers:
+            # A single worker continues a pass from its saved state, so its seed does not matter. If
+            # there are several workers, some may have no state yet, and begin from their seeds.
             return []
         return [
             f"{recorded.keeper.name} draws from the global random generators when it is asked for "
@@ -590,8 +630,8 @@ class IndexedLoader(TorchLoader):
         """Sets the generators to their states at the start of a pass, during the body.
 
         After the body, the generators get back the states that they had before the body. The only
-        exceptions are generators from which only the order is drawn: these keep the states that
-        they have at the end of the body.
+        exceptions are generators from which only the order is drawn. They keep the states that they
+        have at the end of the body, because the rest of the order is drawn from them lazily.
         """
         own = {id(each) for each in self._order_generators()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}
@@ -611,7 +651,7 @@ class IndexedLoader(TorchLoader):
     def _even_batches_applied(self) -> Iterator[None]:
         """Turns off the padding of Accelerate's batch samplers during the body.
 
-        Does nothing if batches must be even.
+        Does nothing if all processes must get the same number of batches (``even_batches``).
         """
         shards = [
             sampler
