@@ -101,7 +101,8 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
         if path.rpartition(".")[0] in closed:
             closed.add(path)
         elif issubclass(cls, SeedableRandomSampler):
-            # The search yields the class of an object as well, at the second of these paths.
+            # Both paths are closed: the search yields the sampler at the first path, and the class
+            # of the sampler at the second path.
             closed |= {path, f"{path}.{cls.__name__}"}
             left_out.add(id(vars(thing).get("generator")))
         elif not issubclass(cls, GENERATOR_CLASSES):
@@ -130,8 +131,8 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
 class GeneratorSearch(ExcludedFromSearch):
     """Searches objects for random generators, and searches again only if the objects have changed.
 
-    So each call also finds the generators that were made since the previous call. There is one
-    exception: not all changes in long containers are noticed (see ``ObjectSearch.has_changed``).
+    If the objects are the same as in the previous call, a call returns the previous result. Some
+    changes in long containers are not noticed (see ``ObjectSearch.has_changed``).
 
     Args:
         parts_of: as in ``ObjectSearch``.
@@ -154,8 +155,8 @@ class GeneratorSearch(ExcludedFromSearch):
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
-            # The search may be stored in an engine. If the search kept the objects of `closed`, a
-            # former loader of the engine among them could not be freed.
+            # The search may be stored in an engine for long. If the search kept the objects in
+            # `closed`, a loader that the engine no longer uses could not be freed.
             self._search.release_excluded()
         return self._found
 
@@ -194,8 +195,8 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
 def generator_state(generator: RandomGenerator) -> Any:
     """Returns the state of a generator as tensors, numbers, strings, and lists and dicts of these.
 
-    The 624 words of a Mersenne Twister are one tensor. If they were a list of Python integers, each
-    save would visit every integer.
+    The 624 words of a Mersenne Twister are one tensor. A list of Python integers would be slower,
+    because each save of a checkpoint would visit every integer.
     """
     if isinstance(generator, torch.Generator):
         return generator.get_state()
@@ -227,8 +228,9 @@ def set_generator_state(generator: RandomGenerator, state: Any) -> None:
         seeds = _seeds_of(bits)
         missing = state.get(_SPAWNED, 0) - getattr(seeds, "n_children_spawned", 0)
         if missing > 0:
-            # The seeds of the next children depend on the number of children so far. numpy has no
-            # setter for this number, so the missing children are spawned and dropped.
+            # A numpy generator can spawn further generators, its children. The seed of the next
+            # child depends on the number of children so far. numpy has no setter for this number,
+            # so the missing children are spawned and dropped.
             seeds.spawn(missing)
 
 
@@ -460,7 +462,7 @@ class RandomState:
         """
         device_state, states = state_dict["device"], state_dict["generators"]
         if device is None or device.type in ("cpu", "meta"):
-            device_state = None  # this process does not use a device like the one of the state
+            device_state = None  # this process runs on the CPU, and restores no device generator
         return cls(
             python=_to_python(state_dict["python"]),
             numpy=_to_numpy(state_dict["numpy"]),

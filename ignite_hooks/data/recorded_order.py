@@ -1,7 +1,8 @@
 """Records what a sampler with a state yields, so that a run can resume although workers prefetch.
 
-An *element* is one index or index batch that the sampler yields. A *pass* is one iteration over the
-whole data.
+A sampler has a state if it has ``state_dict`` and ``load_state_dict``. An *element* is one index,
+or one index batch (the list of the indices of a batch), that the sampler yields. A *pass* is one
+iteration over the whole data.
 
 The main process sends index batches to workers before earlier batches have arrived. So the state of
 the sampler is ahead of the position of the run. The elements between the position and the state are
@@ -9,8 +10,8 @@ kept, and saved with the state. A process that resumes takes these elements firs
 continues the sampler from the saved state. No element is drawn twice, and the sampler draws each
 new element at the same point of the pass as in an unbroken run.
 
-A checkpoint needs a *keeper* of the position, an object whose state determines the batches that
-follow. Here the sampler is the keeper.
+The object whose state determines the batches that follow is called the *keeper* of the position.
+Here the sampler is the keeper.
 """
 
 import copy
@@ -37,9 +38,9 @@ from ignite_hooks.data.snapshots import is_same_state
 __all__ = ["RecordedOrder", "pack_elements", "unpack_elements"]
 
 _END = object()
-# The number of elements, from the start of a pass, for which the sampler is checked for draws from
-# the global generators. If the sampler draws for the first element and not for the second, it draws
-# the whole order with the first element.
+# At the first two elements of a pass, this module checks whether the sampler draws from the global
+# generators. If the sampler draws for the first element but not for the second, it has drawn the
+# whole order with the first element.
 _CHECKED_ELEMENTS = 2
 
 
@@ -50,17 +51,20 @@ class RecordedOrder(ExcludedFromSearch):
     of a pass.
 
     Attributes:
-        keeper: the sampler as the keeper of the position, with the sampler's paths in the loader.
+        keeper: the keeper that wraps the sampler. It also has the paths of the sampler in the
+            loader.
         capacity: the number of most recent elements that are kept.
         head_size: the number of elements from the start of a pass that are kept in addition.
-        size: the required length of every element but the last; None if lengths may differ. If an
-            element has another length, a run cannot continue in the middle of the pass.
+            Accelerate pads the last batches of the pass with these elements.
+        size: the length that every index batch but the last must have, because Accelerate leaves
+            out batches of another length; None if lengths may differ. If an element has another
+            length, a run cannot resume in the middle of the pass.
         is_beginning: whether the body of ``beginning`` is running, in which a new pass starts.
 
     Args:
-        keeper: see above.
-        head_size: see above.
-        size: see above.
+        keeper: see the attribute.
+        head_size: see the attribute.
+        size: see the attribute.
     """
 
     def __init__(self, keeper: PositionKeeper, head_size: int = 0, size: int | None = None) -> None:
@@ -79,22 +83,27 @@ class RecordedOrder(ExcludedFromSearch):
         # The state before the second element of the present pass, until this element is drawn.
         self._second_state: Any = None
         self.is_beginning = False
-        self._continues_pass = False
+        self._continues_pass = False  # whether the next iteration continues a pass
+        # The generators from which the sampler may draw. They are set during the body of
+        # `beginning`.
         self._generators: Mapping[str, RandomGenerator] = {}
         self._reset()
 
     def _reset(self, data_pass: int | None = None) -> None:
-        # The pass that the recorded elements belong to; None for an iteration without a number.
+        # The pass that the recorded elements belong to; None for the user's own iteration.
         self._data_pass = data_pass
         self._elements = deque[Any]()  # the most recent elements
         self._head: list[Any] = []  # the elements from the start of the pass
-        self._drawn_count = 0
-        self._iterator: Iterator[Any] | None = None
+        self._drawn_count = 0  # the number of elements of the pass that were drawn
+        self._iterator: Iterator[Any] | None = None  # the iterator whose elements are recorded
+        # Whether the iterator has reached its end, and whether an index batch other than the last
+        # has not the length `size`.
         self._is_over, self._is_irregular = True, False
-        # The states of the global generators before the order of the whole pass was drawn from
-        # them. The first is the state before iter(), if iter() drew from them. The second is the
-        # state before the first element, if the sampler drew for this element and not for the
-        # second. With the generators in this state, the sampler draws the same order again.
+        # If the sampler draws the order of the whole pass from the global generators, these are the
+        # states of the generators before the draw. From these states the sampler draws the same
+        # order again. The first attribute is for a draw in iter(), and None if iter() does not
+        # draw. The second attribute is for a draw with the first element, and None if there is no
+        # such draw.
         self._before_iterator: RandomState | None = None
         self._before_first: RandomState | None = None
 
@@ -110,9 +119,9 @@ class RecordedOrder(ExcludedFromSearch):
 
     @property
     def has_usable_state(self) -> bool:
-        """Returns whether the state contains the position and can be saved.
+        """Returns whether the state of the sampler contains the position and can be saved.
 
-        Returns True until the record has found that one of these conditions is not met.
+        Returns True as long as the elements that were drawn have not shown the contrary.
         """
         return self._state_advances is not False and not self._is_unsavable
 
@@ -134,11 +143,12 @@ class RecordedOrder(ExcludedFromSearch):
             self._continues_pass, self._is_over = False, False
             self._iterator = self._resumed_iterator()
             return self._record_elements(self._iterator)
-        # Outside of the body of ``beginning`` it is the user who iterates, over a loader with
-        # persistent workers. Such a pass has no number.
+        # An iteration outside of the body of ``beginning`` is the user's own iteration of a loader
+        # with persistent workers. Such a pass has no number.
         self._reset(self._data_pass if self.is_beginning else None)
-        # The sampler's iter() is called here, and not lazily with the first element. For a loader
-        # with workers, torch calls iter() twice, and the sampler may draw in each of the two calls.
+        # The sampler's iter() is called here, as without this wrapper, and not lazily with the
+        # first element. The sampler may draw random numbers in iter(). torch calls iter() even
+        # twice if there are workers.
         random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
@@ -149,8 +159,9 @@ class RecordedOrder(ExcludedFromSearch):
     def _elements_past_end(self, iterator: Iterator[Any], random: RandomState) -> Iterator[Any]:
         """Yields the elements of a new pass after a state was loaded.
 
-        The state may be of the end of a pass. Some samplers continue from such a state, and so
-        yield nothing. In this case the generators are restored, and a second iteration is begun.
+        The loaded state may be from the end of a pass. Some samplers continue this pass, so their
+        next iteration yields nothing. In this case the generators are restored, and a second
+        iteration begins the new pass.
 
         Args:
             iterator: an iterator of the sampler.
@@ -168,10 +179,10 @@ class RecordedOrder(ExcludedFromSearch):
     def beginning(
         self, data_pass: int, generators: Mapping[str, RandomGenerator]
     ) -> Iterator[None]:
-        """Makes an iteration that starts in the body a new pass with a number.
+        """Makes an iteration that starts in the body count as a new pass.
 
         Args:
-            data_pass: the number of the pass.
+            data_pass: the number of the pass, from 0.
             generators: the random generators of the data, from which the sampler may draw.
         """
         self._reset(data_pass)
@@ -186,6 +197,7 @@ class RecordedOrder(ExcludedFromSearch):
 
         The sampler then continues from the state that was loaded into it.
         """
+        # The next elements must not be taken for the first two elements of a pass.
         self._continues_pass, self._drawn_count = True, max(self._drawn_count, _CHECKED_ELEMENTS)
 
     def rewind(self, data_pass: int) -> None:
@@ -240,16 +252,25 @@ class RecordedOrder(ExcludedFromSearch):
         return chain(kept, self._record_elements(self._iterator))
 
     def _resumed_iterator(self) -> Iterator[Any]:
-        """Returns the elements that follow a state which was loaded in the middle of a pass."""
+        """Returns an iterator over the elements after a position in the middle of a pass.
+
+        The state of this position was loaded into the sampler before.
+        """
         holder = self.holder
         if isinstance(holder, Iterator):
-            # The state has set the iterator to its position. iter() might make it begin again.
+            # The sampler is itself an iterator, and the loaded state has set its position. iter()
+            # might make it begin again.
             return holder
         opening = self._before_iterator or self._before_first
         return iter(holder) if opening is None else self._redraw_order(opening)
 
     def _redraw_order(self, opening: RandomState) -> Iterator[Any]:
-        """Makes the sampler draw its order again, from the same states of the generators."""
+        """Yields the remaining elements of the sampler, which must first draw its order again.
+
+        Args:
+            opening: the states of the global generators from which the sampler draws the same order
+                as before.
+        """
         with RandomState.preserved():
             opening.restore_global()
             iterator = iter(self.holder)
@@ -277,7 +298,8 @@ class RecordedOrder(ExcludedFromSearch):
                 break
             if iterator is self._iterator:
                 if before is not None and before.has_moved():
-                    # If the second element draws too, the first did not draw the whole order.
+                    # If the sampler draws for the second element too, it has not drawn the whole
+                    # order with the first.
                     self._before_first = None if self._drawn_count else before
                 self._note_element(element)
             yield element
@@ -339,8 +361,18 @@ class RecordedOrder(ExcludedFromSearch):
             is_begun: whether the pass has begun. If not, the state from before the pass is saved.
 
         Returns:
-            The state and the elements as plain data. None if elements are unknown, or if the state
-            or an element is not plain data.
+            None if some of the elements are not recorded, or if the state or an element is not
+            plain data. Otherwise a dict of plain data with these keys:
+
+            - ``of``: the name of the keeper.
+            - ``state``: the state of the sampler.
+            - ``start``: the argument ``start``.
+            - ``elements``: the elements between the position and the state.
+            - ``head``: the first elements of the pass (see ``head_size``).
+            - ``is_within``: whether the position is in a pass that has begun. If not, there are no
+              elements.
+            - ``is_over``: whether the sampler was between two iterations, not in the middle of one.
+            - ``opening``: see the property ``opening``; None if ``is_within`` is False.
         """
         is_within = is_begun and self.can_enter_at(data_pass, start)
         if is_within:
@@ -394,7 +426,7 @@ class RecordedOrder(ExcludedFromSearch):
         return {name: each and each.state_dict() for name, each in opening.items()}
 
     def load_opening(self, opening: Mapping[str, Any] | None) -> None:
-        """Takes over a saved value of ``opening``, so that the same order can be drawn again."""
+        """Restores a saved value of ``opening``, so that the same order can be drawn again."""
         states = opening or {"iterator": None, "first": None}
         self._before_iterator, self._before_first = (
             states[each] and RandomState.from_state_dict(states[each])
@@ -402,12 +434,12 @@ class RecordedOrder(ExcludedFromSearch):
         )
 
     def load_state_dict(self, data_pass: int, state_dict: Mapping[str, Any] | None) -> None:
-        """Loads a saved state into the sampler, and the saved elements into the record.
+        """Loads a saved state into the sampler, and records the saved elements again.
 
         Args:
             data_pass: the number of the pass.
-            state_dict: a result of the method ``state_dict``, for a sampler of the same name; None
-                to forget the present pass.
+            state_dict: a result of the method ``state_dict``, saved by a keeper of the same name.
+                None to forget the present pass.
         """
         self._reset()
         self._loaded_state = self._start_state = self._start_pass = None
@@ -482,9 +514,12 @@ def _copy_element(element: Any) -> Any:
 
 
 def pack_elements(elements: Iterable[Any]) -> dict[str, Any] | None:
-    """Returns elements as plain data, or None if this is not possible.
+    """Returns elements as plain data, which contains no pickled objects; None if not possible.
 
-    If the elements are integers or lists of integers, all integers are put into one tensor.
+    If the elements are integers or lists of integers, all integers are put into one tensor. The
+    result then has the keys ``indices`` (this tensor), ``sizes`` (the lengths of the lists; None
+    for integers) and ``is_numpy`` (whether the integers were ``np.int64``). Otherwise the only key
+    is ``values``.
     """
     elements = [*elements]
     is_nested = bool(elements) and all(type(each) is list for each in elements)

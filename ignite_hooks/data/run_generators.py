@@ -21,8 +21,8 @@ __all__ = ["generators_of_run"]
 
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 _WRAPPER_MODULES = ("ignite_hooks.", "ignite.engine.")
-# The handlers of this subpackage are not searched. They hold the objects that the user gave as the
-# argument `also`, and a checkpoint saves the states of these objects anyway.
+# The handlers of this subpackage are not searched. They hold the objects that the user wants to
+# save in addition (the argument `also`), and a checkpoint saves the states of these objects anyway.
 _CHECKPOINT_MODULES = "ignite_hooks.checkpoint."
 
 
@@ -31,8 +31,8 @@ def generators_of_run(
 ) -> FoundGenerators:
     """Returns the generators from which a run may draw, except those of its data.
 
-    The search covers the process function, the functions that it calls, all handlers and their
-    arguments, and further objects.
+    The search covers the process function of the engine, the functions that it calls, all handlers
+    and their arguments, and the objects in ``others``.
 
     Args:
         engine: the engine of the run.
@@ -54,8 +54,8 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
     """Returns the handlers and their arguments, by name.
 
     The name of a handler is the result of ``_name_of``. If several handlers have the same name,
-    they are numbered in the order in which they were attached. So each handler has the same name in
-    the process that saves a checkpoint and in the process that resumes from it.
+    they are numbered in the order in which they were attached. So a process that resumes from a
+    checkpoint gives each handler the same name as the process that saved the checkpoint.
     """
     named: dict[str, Any] = {}
 
@@ -73,7 +73,7 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
     for handler in attached_handlers(engine, Handler):
         if not type(handler).__module__.startswith(_CHECKPOINT_MODULES):
             add(handler)
-        if handler.timetable is not None:
+        if handler.timetable is not None:  # it has the callbacks that are called by step
             for callback in handler.timetable.callbacks:
                 for each in _unwrapped(callback):
                     add(each)
@@ -84,11 +84,11 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
 
 
 def _unwrapped(function: Any) -> Iterator[Any]:
-    """Yields the functions of users within a callback.
+    """Yields the functions of users within a callback, or the callback itself if it is a user's.
 
-    This package and Ignite wrap the functions that a user attaches, and the closures of the
-    wrappers hold these functions. Methods of this package's handlers are left out, because the
-    handlers themselves are searched.
+    This package and Ignite wrap the functions that a user attaches. The closures of the wrappers
+    hold these functions. Methods of this package's handlers are left out, because the handlers
+    themselves are searched.
     """
     owner = getattr(function, "__self__", function)
     defined = function if isinstance(function, types.FunctionType) else type(owner)
@@ -102,10 +102,10 @@ def _unwrapped(function: Any) -> Iterator[Any]:
 
 
 def _name_of(function: Any) -> str:
-    """Returns the word "handler" and a name.
+    """Returns a name such as "handler my_function" or "handler MyHandler".
 
-    The name of a function is its qualified name. The name of a bound method is the class of its
-    object, and the name of any other callable is its class.
+    The word "handler" is followed by the qualified name of a function. For a bound method, the
+    class of its object follows instead. For any other callable, the class of the callable follows.
     """
     if isinstance(function, functools.partial):
         return _name_of(function.func)

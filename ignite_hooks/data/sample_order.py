@@ -1,15 +1,16 @@
-"""Enters the order of the samples at any position of a pass, about as fast as at its start.
+"""Enters an order of samples at any position of a pass, about as fast as at the start of the pass.
 
 An *order* is a sampler, a batch sampler or another iterable. Its *elements* are indices or lists of
-indices. To *enter* an order at a position is to make an iterator that continues there.
+indices. To *enter* an order at a position means to make an iterator over the elements after this
+position. A *pass* is one iteration over the whole data.
 
 A sampler yields its indices one by one, so in general position ``n`` is reached by iterating over
 ``n`` indices. But the samplers of torch and Accelerate draw in a known way: one permutation of all
 samples, 32 indices at a time, or all indices at once. This module makes the same draws. So it gets
-the same indices, leaves the generator in the same state, and needs no more memory than a pass from
-its start. Indices that a sampler draws 32 at a time are drawn here in a few large calls. This is
-possible because ``torch.randint`` gives the same numbers in one call as in many.
-``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
+the same indices, and leaves the generator in the same state. It needs no more memory than an
+iteration from the start of the pass. Indices that a sampler draws 32 at a time are drawn here in a
+few large calls. This is possible because ``torch.randint`` gives the same numbers in one call as in
+many. ``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
 
 Only orders of exactly these sampler classes are entered in this way, not orders of subclasses.
 Lists, tuples and ranges are entered by moving the index of their iterator. Any other order is
@@ -57,8 +58,8 @@ __all__ = [
 _HeadAndRest: TypeAlias = tuple[list[Any], Iterator[Any]]
 
 _BLOCK_SIZE = 32  # the number of indices that a RandomSampler with replacement draws in one call
-# The number of indices that are drawn here in one call, which bounds the memory. It must be a
-# multiple of the block size.
+# The largest number of indices that this module draws in one call. It bounds the memory, and must
+# be a multiple of the block size.
 _MAX_REDRAWN_AT_ONCE = 10**6
 # The iterators of these orders are iterators of a list, a tuple or a range. Such an iterator can be
 # moved to any index.
@@ -69,8 +70,8 @@ _INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), rang
 def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
     """Enters an order after its first ``start`` elements.
 
-    This function draws the random numbers of these first elements, so the generators must be in the
-    state in which the pass began. The random numbers of later elements are drawn lazily, as the
+    This function draws the random numbers of these first elements. So the generators must have the
+    states from the start of the pass. The random numbers of later elements are drawn lazily, as the
     sampler draws them.
 
     Args:
@@ -144,7 +145,9 @@ def samples_per_pass(order: Any) -> int | None:
 
 
 def enter_at_sample(order: Any, samples: int) -> Iterator[Any]:
-    """Enters an order of batches after its first ``samples`` samples, where a batch begins.
+    """Enters an order of batches after its first ``samples`` samples.
+
+    The sample after these is the first one of the next batch, even if the batch size has changed.
 
     Args:
         order: an order for which ``samples_per_batch`` returns a number.
@@ -181,12 +184,21 @@ def _enter_with_head(
 ) -> tuple[bool, Iterator[Any]]:
     """Enters the elements that a shard divides over the processes.
 
-    A shard pads the last batches of a pass with the samples that it saw first. So the first batch
-    of each process is put before the elements after the position, and skipped by ``_take_share``.
-    The first batches are left out if nothing is padded, or if the position lies within them.
+    A shard pads the last batches of a pass with the first samples that it has seen. These must be
+    the first samples of the pass, not the first ones after the position. So the result begins with
+    the first batch of each process, followed by the elements after the position. Later
+    ``_take_share`` skips the first batch. If nothing is padded, or if the position lies within the
+    first batches, the result begins at the position.
+
+    Args:
+        shard: a ``BatchSamplerShard`` of Accelerate, which iterates over the batches of all
+            processes and yields those of this process.
+        elements: the order from which the shard takes its elements.
+        start: the number of elements before the position.
 
     Returns:
-        Whether the first batches are put before the others, and an iterator over all elements.
+        Whether the result begins with the first batch of each process, and an iterator over the
+        elements.
     """
     a_batch = elements_per_batch(shard)
     is_filled = shard.even_batches and not shard.drop_last and start >= a_batch
@@ -240,8 +252,8 @@ def batches_after(order: Any, samples: int) -> int:
     if whole is order:
         return len(left)
     if order.split_batches and not order.even_batches and not order.drop_last:
-        # If this process has no part of the last batch, the len() of the shard counts the last
-        # batch nevertheless.
+        # The len() of the shard would be wrong here. It counts the last batch even if this process
+        # has no part of this batch.
         part: int = whole.batch_size // order.num_processes
         has_part: bool = count % whole.batch_size > part * order.process_index
         return count // int(whole.batch_size) + has_part
@@ -288,9 +300,9 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
         return list(sequence[:head_size]), iterator
-    # If there are elements before the position, the first of them is taken before the state is
-    # captured. So there is no warning about a sampler that draws its whole order with the first
-    # element. Such a sampler draws the same order again, and needs no warning.
+    # If there are elements before the position, the first of them is taken before the random state
+    # is captured. So a sampler that draws its whole order with the first element causes no warning.
+    # It needs none, because it draws the same order again.
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)
@@ -306,7 +318,10 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
 
 
 def _enter_recorded(order: RecordedOrder, start: int, head_size: int) -> _HeadAndRest:
-    """Enters a recorded order: by iterating while a pass is being started, later by its record."""
+    """Enters a recorded order. It is iterated if a pass is starting, and its record is used later.
+
+    At the start of a pass, there is no record of the pass yet.
+    """
     if order.is_beginning:
         return _enter_by_iterating(order, start, head_size)
     return order.head(head_size), order.rest(start)
@@ -335,9 +350,10 @@ def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAn
         draw, block, at_once = with_replacement, _BLOCK_SIZE, _MAX_REDRAWN_AT_ONCE
     else:
         draw, block, at_once = without_replacement, population, population
-    # All draws before the position are made, because they move the generator. The whole blocks
-    # before the position are drawn in large calls, and the other blocks as the sampler draws them.
-    whole = count - count % block
+    # A block is the indices that the sampler draws in one call. All blocks before the position are
+    # drawn, because the draws move the generator. The full blocks before the position are drawn in
+    # large calls, and the other blocks as the sampler draws them.
+    whole = count - count % block  # the number of indices in full blocks
     redrawn = min(start - start % block, whole)
     before: list[int] = []
     for done in range(0, redrawn, at_once):

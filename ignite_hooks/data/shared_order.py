@@ -1,9 +1,9 @@
-"""Checks for orders of data that must be drawn equally on all ranks.
+"""Checks whether the ranks may draw different orders of the data.
 
-Accelerate divides the indices of a sampler, or the samples of a stream, as follows: each rank
-iterates over all of them and takes its share. If the order is drawn from a global random generator
-whose state differs between ranks, each rank takes its share from a different order. Then some
-samples are trained on twice, and others never.
+Accelerate divides the indices of a sampler, or the samples of a stream (an ``IterableDataset``), as
+follows: each rank iterates over all indices or samples, and takes its share. If the order is drawn
+from a global random generator whose state differs between ranks, each rank takes its share from a
+different order. Then some samples are trained on twice, and others never.
 """
 
 import hashlib
