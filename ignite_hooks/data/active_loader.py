@@ -28,8 +28,8 @@ def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
 
     Args:
         loader: the loader whose iteration is paused.
-        out_of_order: whether the body may end before scopes that were entered within it; see
-            ``undo_on_exit``.
+        out_of_order: whether the body may end while scopes that were entered within it are still
+            open; see ``undo_on_exit``.
     """
     state = GradientState()
     before = state.dataloader_references, state.sync_gradients
@@ -49,8 +49,9 @@ def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
 def activated(loader: Any) -> Iterator[None]:
     """Ends the iteration of ``loader`` after the body, and restores Accelerate's list of loaders.
 
-    The body may run during an outer iteration of the same loader. Then ``loader.end()`` alone would
-    remove the outer iteration from the list, too.
+    The body begins the iteration. This may happen during an outer iteration of the same loader, for
+    example if a validation uses the training data. Then ``loader.end()`` alone would remove the
+    outer iteration from the list, too.
     """
     state = loader.gradient_state
     references = state.dataloader_references
@@ -63,8 +64,9 @@ def activated(loader: Any) -> Iterator[None]:
             state.dataloader_references = references
             _set_flags(loader, flags)
 
-    # `out_of_order=True`, because this scope may be in the generator of a feed. A feed can be
-    # closed at any time, while scopes that were entered later are still open.
+    # `out_of_order=True`, because this scope may be in the generator of a feed (the iterator of a
+    # run over its data). A feed can be closed at any time, while scopes that were entered later are
+    # still open.
     with (
         undo_on_exit(restore, out_of_order=True),
         _without_persistent_workers(loader, out_of_order=True) if is_nested else nullcontext(),

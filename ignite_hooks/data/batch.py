@@ -14,7 +14,7 @@ def default_prepare_batch(
 ) -> tuple[Any, Any]:
     """Returns the input and the target of a batch. This function is the default ``prepare_batch``.
 
-    Tensors are moved to ``device``, unless ``device`` is None or the CPU.
+    Tensors are moved to ``device``. If ``device`` is None or the CPU, they stay where they are.
     """
     x, y = split_pair(batch)
     if device is None or torch.device(device).type == "cpu":
@@ -41,8 +41,8 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: the batch is not a sequence of two elements.
     """
-    # The classes tuple and list come first, because most batches are tuples or lists. The test took
-    # 2 µs per batch when the abstract class Sequence came first.
+    # The classes tuple and list come first, because most batches are tuples or lists. When the
+    # abstract class Sequence came first, `isinstance` took 2 µs per batch.
     if not isinstance(batch, (tuple, list, Sequence)) or len(batch) != 2:
         raise ValueError(
             f"a batch must be a pair (x, y), got {describe_value(batch)}: choose two parts with "

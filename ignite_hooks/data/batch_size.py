@@ -15,9 +15,10 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
     """Returns the number of samples in one full batch of all processes together.
 
     Accelerate either gives each process a whole batch of the loader, or splits each batch among
-    the processes (``split_batches``). Accelerate's own ``total_batch_size`` cannot be used. For a
-    stream (an ``IterableDataset``) that several processes share, this attribute gives the batch
-    size of one process. For a batch sampler without ``batch_size``, the attribute raises an error.
+    the processes (``split_batches``). Accelerate's own attribute ``total_batch_size`` cannot be
+    used, for two reasons. For a stream (an ``IterableDataset``) that several processes share, its
+    value is the batch size of one process. For a batch sampler without ``batch_size``, reading it
+    raises an error.
 
     Args:
         loader: a loader, prepared or not, or any other iterable of batches.
@@ -40,8 +41,8 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
     elif isinstance(sizes, BatchSamplerShard):
         is_split = bool(sizes.split_batches)
     elif isinstance(dataset, IterableDatasetShard):
-        # The batch size of such a loader is the share of one process. The batch size that the user
-        # chose is an attribute of the shard, which is the data set.
+        # The batch size of such a loader is the share of one process. The data set of the loader is
+        # a shard, and the batch size that the user chose is an attribute of this shard.
         size, is_split = dataset.batch_size, bool(dataset.split_batches)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         return None

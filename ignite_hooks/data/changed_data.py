@@ -49,7 +49,7 @@ class ChangedData:
     def keeps_samples(self) -> bool:
         """Returns whether the saved position can be found by counting samples.
 
-        Such a position is valid even if the batch size has changed.
+        A position that counts samples is valid even if the batch size has changed.
         """
         is_known = self.batches_left is not None
         return is_known and not self._differs("samples a pass") and not self._differs("order")
@@ -58,7 +58,8 @@ class ChangedData:
     def ends_pass(self) -> bool:
         """Returns whether the pass ends at the saved position.
 
-        True if the data or the batch size have changed, and the remaining samples make no batch.
+        True if the data or the batch size have changed and the remaining samples make no batch, for
+        example because an incomplete last batch is dropped.
         """
         is_within = self.batches > 0 and bool(self.reasons())
         return is_within and self.keeps_samples and self.batches_left == 0

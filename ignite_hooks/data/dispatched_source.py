@@ -1,4 +1,8 @@
-"""The data source for a stream that has a state and that only rank 0 reads, for all ranks.
+"""The source of batches for a stream with a state, which rank 0 reads for all ranks.
+
+A stream is an iterable data set. It has a state if it has ``state_dict`` and ``load_state_dict``. A
+pass is one iteration over the whole stream. The keeper is the object whose state contains the
+position in the pass: the stream, or the loader whose workers have copies of the stream.
 
 On rank 0, Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank and sends the
 result to all ranks. Each rank keeps its part. The dispatcher reads the batches from its
@@ -6,10 +10,10 @@ result to all ranks. Each rank keeps its part. The dispatcher reads the batches 
 the iterator. So only rank 0 has a state to save. When a run resumes in the middle of a pass, only
 rank 0 starts its iteration over the data at that position.
 
-While an iteration of the dispatcher begins, a stand-in replaces ``base_dataloader``. ``iter`` of
-the stand-in returns an iterator that this module has prepared. The test
-``tests/data/test_dispatched_source.py`` fails if ``DataLoaderDispatcher`` calls ``iter`` on
-``base_dataloader`` at another time.
+To start there, rank 0 needs an iterator that this module has moved to the position. So while an
+iteration of the dispatcher begins, a stand-in replaces ``base_dataloader``, and ``iter`` of the
+stand-in returns this iterator. The test ``tests/data/test_dispatched_source.py`` fails if
+``DataLoaderDispatcher`` calls ``iter`` on ``base_dataloader`` at another time.
 """
 
 from collections import deque
@@ -52,7 +56,7 @@ class DispatchedStream(AdaptedLoader):
 
     @property
     def is_reader(self) -> bool:
-        """Returns whether this is rank 0."""
+        """Returns whether this process is rank 0, which reads the stream."""
         return self._is_reader
 
     @property
@@ -67,7 +71,7 @@ class DispatchedStream(AdaptedLoader):
 
     @property
     def remedy(self) -> str:
-        """A hint how to get a state of the loader that rank 0 reads; may be empty."""
+        """The end of a message: a hint how rank 0 can get a state of its loader. May be empty."""
         return self._reader.remedy
 
     @property
@@ -84,11 +88,12 @@ class DispatchedStream(AdaptedLoader):
         """Sets the number of batches in a full accumulation window.
 
         An accumulation window is the batches that make one optimizer step. A run may roll back by
-        this many batches. The source of ``base_dataloader`` gets the number of batches that rank 0
-        reads for all ranks during such a window, with those that it reads ahead.
+        this many batches. For the same window, rank 0 reads more batches from ``base_dataloader``:
+        those of the other ranks, and those that Accelerate reads ahead. So the source of
+        ``base_dataloader`` gets a larger number.
         """
-        # Accelerate reads ahead by one batch for each rank, to find the end of the data, and reads
-        # the batches that a ``SkipDataLoader`` skips.
+        # A round is one batch for each rank. Accelerate reads one round ahead to find the end of
+        # the data, and reads the batches that a ``SkipDataLoader`` skips.
         rounds = batches + 1 + self.loader.skip_batches
         self._reader.set_window_size(rounds * self._reads_per_batch)
 
@@ -121,9 +126,9 @@ class DispatchedStream(AdaptedLoader):
     ) -> list[str]:
         """Returns the reasons why the rest of a resumed pass may differ.
 
-        These are the reasons of the base class and the padding caveat: a last batch that is filled
-        up has other samples than in an unbroken pass. With a snapshot the base class has returned
-        the caveat already.
+        If the pass is resumed without a snapshot, the padding caveat is added to the reasons of the
+        base class: Accelerate fills up the last batch with other samples than in an unbroken pass.
+        With a snapshot, the base class has already returned this caveat.
         """
         is_entered_without = state_dict is None and position.batches > 0
         caveats = self._reader.caveats if is_entered_without else ()
@@ -143,9 +148,9 @@ class DispatchedStream(AdaptedLoader):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Makes the loader Accelerate's active one, and numbers the pass by ``set_epoch``.
+        """Ends the iteration of the loader after the body, and announces the pass by ``set_epoch``.
 
-        ``set_epoch`` is called for the data set and for the objects nested in it.
+        ``set_epoch`` is called on the data set and on the objects nested in it.
         """
         with activated(self.loader):
             self.loader.iteration = data_pass
@@ -156,8 +161,8 @@ class DispatchedStream(AdaptedLoader):
         """Yields the batches of a pass without the first ``skip``, which rank 0 does not send."""
         reads = self._reader.batches(*self._reader_position(FeedPosition(data_pass, skip)))
         if not self._is_reader:
-            # The generator is run here, so that it begins the pass. It gives no batch on this rank.
-            # Accelerate would not run the generator, because only rank 0 fetches batches.
+            # On this rank, the generator begins the pass and gives no batch. It is run here,
+            # because Accelerate fetches batches only on rank 0, and would not run it.
             deque(reads, maxlen=0)
         batches = self._dispatch(reads)
         yield from batches if self.even_batches else self._without_padding(batches)
@@ -178,8 +183,8 @@ class DispatchedStream(AdaptedLoader):
 class _UnreadLoader(TorchLoader):
     """The loader on a rank other than 0. Each pass is begun, but no batch is read.
 
-    There are two reasons to begin the pass: the beginning draws from the random generators, as on
-    rank 0, and a DataPipe must be started on all ranks together.
+    There are two reasons to begin the pass. To begin it, torch draws from the random generators, as
+    on rank 0. And a DataPipe must be started on all ranks together.
     """
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:

@@ -34,14 +34,14 @@ __all__ = ["ObjectStates", "Objects", "has_state_dict", "is_plain_data"]
 # The largest number of elements that are compared by value. Of a container with more elements only
 # the length is compared. An array or tensor with more elements is not compared.
 _MAX_ELEMENTS = 64
-_MAX_DEPTH = 3  # the depth of nested containers from which on only their lengths are compared
+_MAX_DEPTH = 3  # containers that are nested deeper than this are compared by their lengths only
 _MAX_NAMED = 3  # the number of objects that a message names; other objects are only counted
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 _ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
 _ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
 _NOT_COMPARABLE = object()
-_PRESENT = object()  # the entry of an object itself, beside the entries of its attributes
+_PRESENT = object()  # stands for an object itself in a dict with the values of its attributes
 # The attributes of a loader that make samples. The names of their parts begin with these names.
 # The states of samplers and streams (iterable data sets) are not restored here: the feed, which
 # reads the loader, moves them to its position, and a restored state would move them a second time.
@@ -73,9 +73,9 @@ class ObjectStates:
 
     @contextmanager
     def around_set_epoch(self, objects: Objects) -> Iterator[None]:
-        """Excludes the values that change in the body, a call of ``set_epoch``, from the report.
+        """Excludes from the report the values that change in the body, which calls ``set_epoch``.
 
-        A resumed run calls ``set_epoch`` again, and this call restores these values.
+        A resumed run calls ``set_epoch`` again, which restores these values.
         """
         self.begin(objects)
         present = _present(objects)
@@ -171,7 +171,8 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
     ``_PRESENT``.
     """
     stateful = {id(each) for _, each in _stateful(present)}
-    found: dict[str, Any] = {"": _PRESENT}  # the empty path is the parent of paths without a dot
+    # The entry "" makes `_changed` treat each path without a dot as an attribute of a known object.
+    found: dict[str, Any] = {"": _PRESENT}
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):
             found[name] = _comparable(each)
@@ -187,7 +188,7 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
     """Returns the paths of the values that have changed, and of the new attributes.
 
-    The attributes of an object that is missing in ``before`` do not count as new.
+    The attributes of a new object, whose own path is missing in ``before``, are left out.
     """
     return {
         name
@@ -215,9 +216,9 @@ def has_state_dict(thing: Any) -> bool:
 
 
 def _is_of_library(thing: Any) -> bool:
-    """Returns whether a class or function, or the class of any other object, is from a library.
+    """Returns whether an object is from a library and not from the user's code.
 
-    Otherwise the class or function is from the user's code.
+    A class or function is checked itself. For any other object, its class is checked.
     """
     cls = type(thing)
     is_code = issubclass(cls, type) or cls is types.FunctionType
@@ -282,7 +283,8 @@ def is_plain_data(state: Any) -> bool:
     """Returns whether a state consists of types that ``torch.load`` reads without running code.
 
     These types are dict, ``OrderedDict``, list, tuple, ``torch.Tensor``, numbers, strings, bytes
-    and None. A state that contains an instance of any other subclass of them is refused.
+    and None. The result is False if the state contains an instance of another type, even of a
+    subclass of these types.
     """
     remaining = [state]
     while remaining:

@@ -1,6 +1,7 @@
-"""Detects the last batch of a pass before this batch is given, on all ranks alike.
+"""Detects the last batch of a pass before this batch is given to the engine.
 
-A pass is one iteration over the whole data.
+A pass is one iteration over the whole data. With several processes, all ranks can end a pass after
+the same number of batches.
 """
 
 import warnings
@@ -33,8 +34,8 @@ class PassEnd:
 
     Attributes:
         ahead: batches that were fetched and not given yet.
-        length: the number of batches in a pass, the smallest of all ranks if they end a pass
-            together; None if the number is not certain.
+        length: the number of batches in a pass; None if the number is not certain. If all ranks end
+            a pass together, this is the smallest number of all ranks.
 
     Args:
         source: the source of the batches.
@@ -63,8 +64,8 @@ class PassEnd:
         # The number of batches on this rank alone, unlike `length`.
         length = self._local_length = self._source.length
         if self._accelerator is not None:
-            # The minimum of -digest is the negative of the maximum of digest, so one collective is
-            # enough.
+            # The minimum of -digest is the negative of the maximum of digest. So one collective
+            # finds both the minimum and the maximum. If they differ, the digests differ.
             own = (-1 if length is None else length, digest, -digest)
             smallest, lowest, highest = min_over_ranks(own, self._accelerator)
             length = None if smallest < 0 else smallest
@@ -106,10 +107,9 @@ class PassEnd:
                     ahead.clear()
                     raise RuntimeError(self._wrong_length_message(f"only {number - 1}", data_pass))
                 yield number == length
-            # After the last batch, one more batch is requested. Some samplers draw random numbers
-            # at their end, so every pass must reach the end of its samplers, even a pass that was
-            # begun in its middle. If another rank has fewer batches, this rank does not reach the
-            # end.
+            # After the last batch, one more batch is requested, so that the samplers reach their
+            # end. Some samplers draw random numbers there. If another rank has fewer batches, this
+            # rank has batches left, and requests none of them.
             if self._local_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length_message("more", data_pass))
         else:
@@ -178,7 +178,7 @@ class PassEnd:
         return len(self.ahead)
 
     def _wrong_length_message(self, given: str, data_pass: int) -> str:
-        """Returns the message of the error for data with another number of batches than its len().
+        """Returns the error message for data whose ``len()`` is not its number of batches.
 
         Args:
             given: the words for the number of batches that the data gave: "only 3" or "more".

@@ -1,7 +1,7 @@
-"""Wraps data in a source. Accelerate prepares a loader before that, if no part of it is lost.
+"""Prepares a loader with Accelerate, if no part of the loader is lost, and wraps it in a source.
 
-A source is an object from which a feed takes batches. Each type of data has its own class of
-sources (see ``sources.py``).
+A source is an object from which a feed, the iterator of a run over its data, takes batches. Each
+type of data has its own class of sources (see ``sources.py``).
 """
 
 import warnings
@@ -34,6 +34,7 @@ __all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "prepare_s
 # If the class of a loader is from one of these libraries, Accelerate can make a new loader from the
 # loader without losing any part.
 _LOADER_LIBRARIES = {"torch", "torchdata"}
+# A loader that overrides one of these members iterates in its own way.
 _ITERATION_MEMBERS = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
 _STATE_METHODS = {"state_dict", "load_state_dict"}
 
@@ -60,7 +61,8 @@ def prepare_source(data: Any, accelerator: Accelerator | None, even_batches: boo
         _refuse_undivided_custom_loader(data, accelerator)
         return CustomLoader(data, even_batches)
     is_single_process = accelerator is None or accelerator.num_processes == 1
-    # Preparation makes a new loader object, which lacks the state methods of the user's class.
+    # With one process, a loader with its own state methods need not be prepared, and is used
+    # unchanged. Preparation would make a new loader, which lacks these methods.
     if is_single_process and _overrides_state(data):
         return CustomLoader(data, even_batches)
     loader: Any = data
@@ -103,7 +105,7 @@ def _overrides_state(loader: DataLoader[Any]) -> bool:
 
 
 def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
-    """Returns whether the class of a loader overrides a method of torch or torchdata.
+    """Returns whether the class of a loader overrides one of some methods of torch or torchdata.
 
     Args:
         loader: the loader.
@@ -167,9 +169,9 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
 def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
     """Returns the loader that Accelerate makes when it prepares ``loader``.
 
-    With one process, batches are dispatched only if the user requires it, because dispatched
-    batches must consist of tensors. With several processes, a seedable sampler gets the same seed
-    on all ranks.
+    With several processes, a seedable sampler gets the same seed on all ranks. With one process,
+    batches are dispatched only if the user requires it, because dispatched batches must consist of
+    tensors. To dispatch batches means that rank 0 reads them and sends them to the other ranks.
     """
     config = accelerator.dataloader_config
     found = (config.dispatch_batches, config.data_seed)
