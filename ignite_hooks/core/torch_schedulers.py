@@ -1,9 +1,9 @@
-"""The schedulers within torch's combined schedulers, and private constants of other schedulers.
+"""The schedulers within a SequentialLR or ChainedScheduler, and private constants of schedulers.
 
 The private members of torch, with the meaning on which this module relies:
 
-- ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the combined schedulers, in order.
-  The entry of the same name in the ``state_dict`` has the states of the combined schedulers.
+- ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the list of the schedulers that
+  this scheduler combines. The entry of the same name in its ``state_dict`` has their states.
 - ``SequentialLR._milestones``: the numbers of calls of ``step`` at which the second scheduler and
   each further scheduler begin.
 - ``OneCycleLR._schedule_phases``: two phases, or three, each with its ``end_step``.
@@ -27,7 +27,8 @@ __all__ = [
     "with_child_states",
 ]
 
-_CHILDREN = "_schedulers"  # the name of the attribute, and of the entry in a ``state_dict``
+# The attribute with the combined schedulers, and the entry of a ``state_dict`` with their states.
+_CHILDREN = "_schedulers"
 
 
 def child_schedulers(scheduler: Any) -> list[Any]:
@@ -47,7 +48,11 @@ def nested_schedulers(scheduler: Any) -> Iterator[Any]:
 
 
 def child_states(state: Any) -> list[Mapping[str, Any]]:
-    """Returns the states of the schedulers within a combined scheduler, from its state."""
+    """Returns the states of the combined schedulers in ``state``; [] if there are none.
+
+    Args:
+        state: the ``state_dict`` of any scheduler.
+    """
     children = state.get(_CHILDREN) if isinstance(state, Mapping) else None
     if not isinstance(children, list | tuple):
         return []
@@ -55,7 +60,13 @@ def child_states(state: Any) -> list[Mapping[str, Any]]:
 
 
 def with_child_states(state: dict[str, Any], states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the state of a combined scheduler, with ``states`` for the schedulers within it."""
+    """Returns a copy of ``state`` in which ``states`` replace the states of combined schedulers.
+
+    Args:
+        state: the ``state_dict`` of any scheduler.
+        states: the new states of the schedulers that it combines. If the list is empty, ``state``
+            is returned unchanged.
+    """
     return {**state, _CHILDREN: states} if states else state
 
 
@@ -69,8 +80,9 @@ def one_cycle_constants(scheduler: Any) -> dict[str, Any]:
     phases = getattr(scheduler, "_schedule_phases", ())
     if not phases:
         return {}
-    # OneCycleLR computes end_step = pct_start * total_steps - 1. Here the equation is solved for
-    # pct_start. Rounding removes the error of the division, so that the value equals the argument.
+    # OneCycleLR computes end_step = pct_start * total_steps - 1 and keeps end_step. Here the
+    # equation is solved for pct_start. Rounding removes the error of the division, so that the
+    # value equals the constructor argument.
     return {
         "pct_start": round((phases[0]["end_step"] + 1) / scheduler.total_steps, 6),
         "three_phase": len(phases) == 3,

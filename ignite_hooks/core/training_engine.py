@@ -1,12 +1,14 @@
 """The protocols by which handlers use a trainer, and the order of handlers at an event.
 
-A handler of this package works on any Ignite engine. On a trainer it can do more, for example defer
-a callback to the end of an event. ``is_trainer`` distinguishes a trainer from a plain Ignite
-engine. The package ``trainer`` imports the packages of the handlers. To avoid circular imports,
-those packages do not import ``trainer``, and use these protocols instead.
+A handler of this package works on any Ignite engine. If the engine is a trainer, the handler can do
+more, for example defer a callback to the end of an event. ``is_trainer`` distinguishes a trainer
+from a plain Ignite engine. The package ``trainer`` imports the packages of the handlers. To avoid
+circular imports, the packages of the handlers do not import ``trainer``, and use these protocols
+instead.
 
 A *window* is the batches whose gradients are accumulated for one optimizer step. At a *step
-boundary* no window is open, and no batch is being processed.
+boundary* no window is open, and no batch is being processed. A *validation* is a run of an
+evaluator that the handler ``Validation`` starts.
 """
 
 from collections.abc import Callable
@@ -31,22 +33,27 @@ class Turn(IntEnum):
     """The order in which a trainer calls the handlers of one event.
 
     A turn with a smaller number comes earlier. Handlers of the same turn are called in the order in
-    which they were attached. Handlers that only note that work is due come first, so that the
-    failure of another handler cannot prevent the note. At EPOCH_COMPLETED, Ignite's metrics come
-    before the validation, and the validation comes before all other handlers, so that the other
-    handlers can read the values of the metrics and of the validation. At STEP_COMPLETED, callbacks
-    by step come after the other handlers, and the validation comes last. At STARTED, the validation
-    comes last too. Deferred callbacks (``TrainingEngine.defer``) are called in the order of their
-    turns.
+    which they were attached. Deferred callbacks (``TrainingEngine.defer``) are called in the order
+    of their turns, too.
     """
 
+    # Handlers that only note that work is due. If another handler fails, the note is made already.
     NOTE = 0
+    # Ignite's metrics at EPOCH_COMPLETED. All handlers that follow can read their values.
     METRICS = 1
+    # The validation at EPOCH_COMPLETED, and a deferred validation. The handlers and callbacks that
+    # follow can read its results.
     VALIDATION = 2
+    # A scheduler that moves once per epoch. If the scheduler takes a metric, the move is deferred,
+    # because a handler may write the metric.
     SCHEDULER = 3
+    # All handlers without a turn of their own.
     OTHERS = 4
+    # At STEP_COMPLETED, the callbacks that are called every so many steps.
     DUE_BY_STEP = 5
+    # The validation at STARTED and at STEP_COMPLETED.
     LATE_VALIDATION = 6
+    # The save of a checkpoint, after all other work.
     CHECKPOINT = 7
 
 
@@ -77,7 +84,7 @@ class Feed(Protocol):
     def replay_notes(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Returns a list with a note if a resume iterates a sampler again up to the saved position.
 
-        This may take long. Without such an iteration the list is empty.
+        Such an iteration may take long. If a resume needs none, the list is empty.
         """
 
     def data_changes(self, state_dict: Mapping[str, Any]) -> list[str]:
@@ -121,14 +128,14 @@ class TrainingEngine(Protocol):
     def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
         """The objects that the last search for ``generators`` visited.
 
-        The mapping leads from the name of an object to a function that returns the object, or None
-        if the object is gone.
+        The property maps the name of an object to a function. The function returns the object, or
+        None if the object has been freed.
         """
 
     def parameter_digest(self) -> tuple[int, int] | None:
         """Returns a digest of the parameters on this rank, to be compared with other ranks.
 
-        Returns None if there is only one rank, or if a rank does not have the whole model.
+        Returns None if there is only one rank, or if each rank has only a part of the model.
         """
 
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
@@ -169,11 +176,14 @@ class TrainingEngine(Protocol):
 
     @property
     def is_leaving_epoch(self) -> bool:
-        """True if ``terminate_epoch()`` is to end the current epoch, which has had a batch."""
+        """True if a call of ``terminate_epoch()`` is about to end the current epoch.
+
+        False before the first batch of the epoch.
+        """
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off work of the present step boundary, such as a validation.
+        """True if a stop broke off the work at the present step boundary, such as a validation.
 
         The next run does this work.
         """
@@ -195,7 +205,7 @@ class TrainingEngine(Protocol):
     def ended_by(self) -> str | None:
         """The name of the handler or function that finished the run before its limit.
 
-        None if the run ended at a limit, or ended so that a resume continues the run.
+        None if the run ended at a limit, or if a resume continues the run.
         """
 
     def terminate(self, *, resumable: bool = False) -> None:
@@ -213,6 +223,9 @@ class TrainingEngine(Protocol):
         """Ends the run after the present event. A resume continues the run.
 
         All ranks must call this method at the same event.
+
+        Args:
+            reason: the ``stop_reason`` of the run.
         """
 
     def request_on_all_ranks(
@@ -257,6 +270,8 @@ class TrainingEngine(Protocol):
 
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Registers ``callback``, which is called at the last step boundary of each run.
+
+        A run that fails does not call the callback.
 
         Returns:
             A function that removes the callback.

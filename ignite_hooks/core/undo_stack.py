@@ -1,9 +1,11 @@
 """Changes that are always undone: at the end of their own scope, or else at the end of the run.
 
-The end of a scope may fail to undo a change: a signal may interrupt the ``finally`` of the scope,
-or a traceback may keep the generator of the scope suspended until much later. So the callback that
-undoes a change is noted before the change is made. When the run ends, or else when the next run
-begins, the callbacks that have not been called yet are called.
+A change is, for example, a module that is set to evaluation mode during a validation. A scope is a
+``with`` block that makes a change and undoes it at its end. The end may fail to undo the change: a
+signal may interrupt the ``finally`` of the scope, or a traceback may keep the generator of the
+scope suspended until much later. So the callback that undoes a change is noted before the change is
+made. When the run ends, or else when the next run begins, the trainer calls the callbacks that have
+not been called yet.
 """
 
 import threading
@@ -31,8 +33,8 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
 
     def __enter__(self) -> "UndoStack":
         outer = getattr(_innermost, "changes", None)
-        # If `outer` is this object, an interrupted exit has left it there, and `_outer` is still
-        # correct.
+        # If `outer` is this object, an earlier exit was interrupted before it could restore
+        # `_innermost.changes`. Then `_outer` still has the correct value.
         if outer is not self:
             self._outer = outer
         _innermost.changes = self
@@ -50,7 +52,8 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
 
     def undo_all(self, but: Collection[Undo] = ()) -> None:
         """Undoes all changes, the last one first, except those whose callbacks are in ``but``."""
-        # By identity: two callbacks may be equal, such as bound methods of one object.
+        # Callbacks are compared by identity, because different callbacks may be equal, for example
+        # two bound methods of one object.
         while left := [each for each in self._callbacks if not any(each is other for other in but)]:
             self.call(left[-1], out_of_order=True)
 
@@ -59,7 +62,7 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
         self._callbacks.append(undo)
 
     def call(self, undo: Undo, *, out_of_order: bool) -> None:
-        """Undoes a change that is not undone yet. A call that was interrupted may be repeated.
+        """Undoes a change, if it is not undone yet. An interrupted call may be repeated.
 
         Args:
             undo: the callback that undoes the change.
@@ -69,11 +72,14 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
         while any(undo is each for each in self._callbacks):
             callback = undo if out_of_order else self._callbacks[-1]
             callback()
-            # Removed after the call: a callback that was interrupted is called again.
+            # The callback is removed after its call, so that a callback that was interrupted is
+            # called again.
             self._callbacks = [each for each in self._callbacks if each is not callback]
 
 
-_innermost = threading.local()  # runs in several threads are independent of each other
+# The attribute `changes` is the stack that this thread has entered last. Each thread has its own
+# attribute, because runs in several threads are independent of each other.
+_innermost = threading.local()
 
 
 @contextmanager
@@ -83,11 +89,12 @@ def undo_on_exit(undo: Undo, *, out_of_order: bool = False) -> Iterator[None]:
     Args:
         undo: undoes the change. It may be called a second time if its first call was interrupted.
         out_of_order: whether to undo this change only, even if changes that were made later are not
-            undone yet. A scope that may end before the scopes within it, as a scope in a generator
-            may, needs True.
+            undone yet. If False, the later changes are undone first. A scope that stays open while
+            a generator is suspended needs True, because the generator may be closed while scopes
+            that were entered later are still open.
     """
-    # Outside a run there is no stack, and nothing would call callbacks that are left over. A new
-    # stack for this body is enough.
+    # Outside a run there is no stack of a run, which would call the remaining callbacks at the end.
+    # Then this body gets a stack of its own.
     changes: UndoStack = getattr(_innermost, "changes", None) or UndoStack()
     changes.push(undo)
     try:

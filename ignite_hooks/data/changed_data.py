@@ -26,14 +26,15 @@ class ChangedData:
         then: the facts of the data in the saved run.
         now: the facts of the data in the present run.
         batches: the number of batches of its last pass that the saved run had taken.
-        samples: the number of samples of all processes in these batches; None if not certain.
+        samples: the number of samples in these batches, of all processes together; None if not
+            certain.
         batches_left: the number of batches that the remaining samples of this pass make in the
             present run; None if not known.
         window_size: the number of batches in a full accumulation window, which make one optimizer
             step.
         has_state: whether the position is restored from a saved state of the data.
-        is_replay_refused: whether the position can only be reached by a replay, which loads the
-            earlier batches of the pass again, and the user has turned replays off.
+        is_replay_refused: whether only a replay can reach the position, and the user has turned
+            replays off. A replay loads the earlier batches of the pass again.
     """
 
     then: Facts
