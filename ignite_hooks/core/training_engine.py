@@ -37,7 +37,8 @@ class Turn(IntEnum):
     of their turns, too.
     """
 
-    # Handlers that only note that work is due. If another handler fails, the note is made already.
+    # Handlers that only note that work is due. They come first, so that the failure of another
+    # handler cannot prevent the note.
     NOTE = 0
     # Ignite's metrics at EPOCH_COMPLETED. All handlers that follow can read their values.
     METRICS = 1
@@ -141,7 +142,7 @@ class TrainingEngine(Protocol):
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
         """Warns or raises an error if the ranks have different parameters.
 
-        This is a collective call if the digests differ.
+        All ranks must call this method, because it is collective if the digests differ.
 
         Args:
             digests: the results of ``parameter_digest`` on all ranks, in the order of the ranks.
@@ -248,7 +249,7 @@ class TrainingEngine(Protocol):
 
     @property
     def is_ending(self) -> bool:
-        """True if all ranks know that the run ends at the next opportunity."""
+        """True if the run ends, on all ranks, at the next place where requests are handled."""
 
     def finish_resumed_run(self, ended_by: str) -> None:
         """Makes the next ``run()`` train nothing, because the saved run was finished.

@@ -2,7 +2,8 @@
 
 A stream is an iterable data set. It has a state if it has ``state_dict`` and ``load_state_dict``. A
 pass is one iteration over the whole stream. The keeper is the object whose state contains the
-position in the pass: the stream, or the loader whose workers have copies of the stream.
+position in the pass: the stream, or the loader whose workers have copies of the stream. A snapshot
+has the states of everything that determines the rest of a pass (see ``snapshots.py``).
 
 On rank 0, Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank and sends the
 result to all ranks. Each rank keeps its part. The dispatcher reads the batches from its

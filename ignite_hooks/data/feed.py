@@ -225,8 +225,8 @@ class DataFeed:
     def update_length(self) -> None:
         """Updates ``promised_length``, and ``length`` if the feed is at the start of a pass.
 
-        The number of batches may differ from pass to pass, because a data set grows or a sampler
-        draws its number of samples.
+        The number of batches may differ from pass to pass, for example because a data set grows or
+        a sampler draws its number of samples.
 
         At the start of a pass, this method calls ``set_epoch`` of the data, because the number of
         batches may depend on the epoch. ``set_epoch`` may draw random numbers, and is called again
@@ -715,7 +715,7 @@ def load_between_passes(
             # generators are removed from the snapshot. `state["source"]` contains the same states,
             # and `load_state_dict` restores them at once.
             snapshot = {**snapshot, "objects": {}, "generators": {}}
-            # In the saved run, a sampler that was left in the middle of a pass begins from its
+            # In an unbroken run, a sampler that was left in the middle of a pass begins from its
             # start when it is iterated again. Its saved state would make the sampler continue in
             # the middle, so this state is not loaded.
             if snapshot["is_cut"] and "sampler" in snapshot["of"].partition(" ")[0]:

@@ -280,8 +280,8 @@ class IndexedLoader(TorchLoader):
 
         Returns:
             A dict with two keys. ``first`` is the number of the batch that worker 0 loads first.
-            ``states`` are the states of the workers before this batch. None if there are no
-            workers, or if the states are not known.
+            ``states`` has the state of each worker before the first batch of this worker. None if
+            there are no workers, or if the states are not known.
         """
         if not self._can_track_workers or not (position.batches or self._has_persistent_workers):
             return None
@@ -301,7 +301,7 @@ class IndexedLoader(TorchLoader):
     def load_worker_states(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Sets the states from which workers continue; see the base class."""
+        """Sets the states from which workers continue. Without a saved state, torch seeds them."""
         first, states = position.batches, list[bytes | None]()
         if state_dict is not None:
             first, states = (
@@ -341,7 +341,13 @@ class IndexedLoader(TorchLoader):
         *,
         ends: bool = False,
     ) -> None:
-        """Sets the state from which the recorded sampler continues; see the base class."""
+        """Sets the state from which the recorded sampler continues at ``position``.
+
+        Args:
+            position: the position in the data.
+            state_dict: a return value of ``order_state_at``; None if no state can be used.
+            ends: whether to iterate the sampler to its end, because no batch of the pass is left.
+        """
         if self._recorded_order is not None:
             accepts_order = self.accepts_order_state(state_dict)
             self._recorded_order.load_state_dict(
@@ -499,10 +505,14 @@ class IndexedLoader(TorchLoader):
         return seeds
 
     def _worker_start(self, data_pass: int, skip: int) -> tuple[int, list[bytes | None]]:
-        """Returns the number of the first batch to load, and the state of each worker before it.
+        """Returns where new workers start, to continue a pass after its first ``skip`` batches.
 
         New workers start with a batch of worker 0, so up to ``num_workers - 1`` batches before
-        batch ``skip`` are loaded again. The state of a worker is None if it is not known.
+        batch ``skip`` are loaded again.
+
+        Returns:
+            The number of the first batch to load, and the state of each worker before its first
+            batch. A state is None if it is not known.
         """
         known = self._worker_states.states_at(data_pass, skip) if self._can_track_workers else None
         return known or (skip, [None] * self.base.num_workers)
@@ -578,11 +588,12 @@ class IndexedLoader(TorchLoader):
         return chain([*islice(rest, self._count_drawn_ahead(data_pass, skip))], rest)
 
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
-        """Returns how many index batches after a position are drawn when the pass is entered there.
+        """Returns how many index batches to draw at once when a pass is entered at a position.
 
-        When the pass was iterated up to this position before, the same index batches had been
-        drawn: workers prefetch, and a run that rolls back has already been further. So all later
-        index batches are drawn at the same points of the run as without the interruption.
+        This is the number of index batches after the position that the first iteration of the pass
+        had drawn before it was interrupted. They were drawn ahead for workers, or given to the run
+        before it rolled back. So all later index batches are drawn at the same points of the run as
+        without the interruption.
         """
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:

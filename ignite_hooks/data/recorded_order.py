@@ -96,8 +96,8 @@ class RecordedOrder(ExcludedFromSearch):
         self._head: list[Any] = []  # the elements from the start of the pass
         self._drawn_count = 0  # the number of elements of the pass that were drawn
         self._iterator: Iterator[Any] | None = None  # the iterator whose elements are recorded
-        # Whether the iterator has reached its end, and whether an index batch other than the last
-        # has not the length `size`.
+        # Whether the iterator has reached its end, and whether an index batch before the last has
+        # another length than `size`.
         self._is_over, self._is_irregular = True, False
         # If the sampler draws the order of the whole pass from the global generators, these are the
         # states of the generators before the draw. From these states the sampler draws the same
@@ -132,7 +132,7 @@ class RecordedOrder(ExcludedFromSearch):
 
     @property
     def batch_size(self) -> Any:
-        """The batch size of the batch sampler, which Accelerate reads to split its batches."""
+        """The batch size of the recorded batch sampler. Accelerate reads it to split batches."""
         return self.holder.batch_size
 
     def __len__(self) -> int:
@@ -147,8 +147,8 @@ class RecordedOrder(ExcludedFromSearch):
         # with persistent workers. Such a pass has no number.
         self._reset(self._data_pass if self.is_beginning else None)
         # The sampler's iter() is called here, as without this wrapper, and not lazily with the
-        # first element. The sampler may draw random numbers in iter(). torch calls iter() even
-        # twice if there are workers.
+        # first element. The sampler may draw random numbers in iter(). If there are workers, torch
+        # calls iter() twice, and so the sampler may draw twice.
         random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
@@ -203,9 +203,9 @@ class RecordedOrder(ExcludedFromSearch):
     def rewind(self, data_pass: int) -> None:
         """Sets the sampler back to the start of a pass.
 
-        The first call for a pass comes before the pass begins. The sampler is at the start then,
-        and its state is kept. Each further call for this pass loads the kept state, or warns if
-        there is none.
+        The first call for a pass comes before the pass begins. At this time the sampler is at the
+        start of the pass, and its state is kept. Each further call for this pass loads the kept
+        state, or warns if no state was kept.
         """
         if self._start_pass != data_pass:
             state, self._start_pass = self._current_state(), data_pass
@@ -401,7 +401,7 @@ class RecordedOrder(ExcludedFromSearch):
         }
 
     def _check_end(self) -> None:
-        """Ends the iteration of the sampler if the sampler has yielded all its elements.
+        """Ends the iteration of a sampler that has yielded all elements, by asking for one more.
 
         Some samplers begin another pass if they resume from a state that was saved after the last
         element and before the end of the iteration.
@@ -506,7 +506,7 @@ def _remaining_elements(iterator: Iterator[Any]) -> Iterator[Any]:
 def _copy_element(element: Any) -> Any:
     """Returns a copy of an element if it is an index batch; otherwise the element.
 
-    Index batches are copied because Accelerate pads the last one in place.
+    Index batches are copied because Accelerate pads the last index batch of a pass in place.
     """
     if type(element) is list:
         return element.copy()

@@ -5,12 +5,12 @@ indices. To *enter* an order at a position means to make an iterator over the el
 position. A *pass* is one iteration over the whole data.
 
 A sampler yields its indices one by one, so in general position ``n`` is reached by iterating over
-``n`` indices. But the samplers of torch and Accelerate draw in a known way: one permutation of all
-samples, 32 indices at a time, or all indices at once. This module makes the same draws. So it gets
-the same indices, and leaves the generator in the same state. It needs no more memory than an
-iteration from the start of the pass. Indices that a sampler draws 32 at a time are drawn here in a
-few large calls. This is possible because ``torch.randint`` gives the same numbers in one call as in
-many. ``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
+``n`` indices. But each sampler of torch and Accelerate draws in one of three ways: one permutation
+of all samples, 32 indices at a time, or all indices at once. This module makes the same draws. So
+it gets the same indices, and leaves the generator in the same state. It needs no more memory than
+an iteration from the start of the pass. Indices that a sampler draws 32 at a time are drawn here in
+a few large calls. This is possible because ``torch.randint`` gives the same numbers in one call as
+in many. ``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
 
 Only orders of exactly these sampler classes are entered in this way, not orders of subclasses.
 Lists, tuples and ranges are entered by moving the index of their iterator. Any other order is
@@ -318,7 +318,7 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
 
 
 def _enter_recorded(order: RecordedOrder, start: int, head_size: int) -> _HeadAndRest:
-    """Enters a recorded order. It is iterated if a pass is starting, and its record is used later.
+    """Enters a recorded order by its record, or by iterating the order if a pass is just starting.
 
     At the start of a pass, there is no record of the pass yet.
     """
@@ -332,7 +332,7 @@ def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAn
     population, count = len(sampler.data_source), sampler.num_samples
     generator = sampler.generator
     if generator is None:
-        # `RandomSampler.__iter__` draws a seed from the global generator too.
+        # `RandomSampler.__iter__` draws this seed in the same way.
         seed = int(torch.empty((), dtype=torch.int64).random_().item())
         generator = torch.Generator()
         generator.manual_seed(seed)
