@@ -1,7 +1,7 @@
-"""PyTorch-Ignite handlers, and a supervised trainer on Accelerate with all of them wired in.
+"""PyTorch-Ignite handlers, and a supervised trainer on Accelerate that works with all of them.
 
-Names are imported lazily, on first use, so that a script that uses ``ClearCache`` alone does not
-pay for importing the checkpoint modules.
+The public names are imported lazily, on first use. For example, a script that uses ``ClearCache``
+alone does not spend time on importing the checkpoint modules.
 """
 
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.optim.optimizer_step import OptimizerStep as OptimizerStep
     from ignite_hooks.trainer.trainer import Trainer as Trainer
 
+# Maps each public name to the module that defines it, relative to this package.
 _MODULES = {
     "ClearCache": "memory.clear_cache",
     "CudaGarbageCollector": "memory.garbage_collection",
@@ -59,6 +60,6 @@ _MODULES = {
     "ram_usage_metrics": "memory.ram_metrics",
 }
 
-if not TYPE_CHECKING:  # to a type checker the names imported above are the public ones
+if not TYPE_CHECKING:  # a type checker takes the public names from the imports above
     __all__ = [*_MODULES]
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)

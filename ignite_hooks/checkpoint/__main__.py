@@ -8,10 +8,11 @@
     python -m ignite_hooks.checkpoint export SOURCE [--which best] [--part model] OUT.safetensors
     python -m ignite_hooks.checkpoint diff A B [--which best] [--all]
 
-SOURCE, A and B are each a directory of checkpoints, a single checkpoint, or the URL of either. The
-commands never change a source and never unpickle a file. The exit status is 0 for success, 1 if a
-checkpoint is damaged or missing or if two checkpoints differ, and 2 if an argument is invalid or a
-source cannot be used.
+Each of SOURCE, A and B is a source: a directory of checkpoints, a single checkpoint, or the URL of
+either. The commands never change a source and never unpickle a file.
+
+The exit status is 0 for success. It is 1 if a checkpoint is damaged or missing, or if ``diff``
+finds a difference. It is 2 if an argument is invalid or a source cannot be read.
 """
 
 import argparse
@@ -58,10 +59,10 @@ from ignite_hooks.core.paths import is_url
 __all__ = ["main"]
 
 _REMOVED = "removed meanwhile"
-_MAX_CELL_LENGTH = 40
-_MAX_NAME_LENGTH = 60
-_MAX_DIFFERENCES = 10
-# The titles of the sections of a comparison that are not shown under their own names.
+_MAX_CELL_LENGTH = 40  # characters of a cell in the table of `list`
+_MAX_NAME_LENGTH = 60  # characters of a name, a value or a note in the other tables
+_MAX_DIFFERENCES = 10  # the differences of one part or section that `diff` shows without --all
+# `diff` shows each section under its name. These sections have a longer title instead.
 _SECTION_TITLES = {"contents": "contents that one lacks", "files": "files, compared by checksum"}
 
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_on_stderr():
             status: int = options.run(options)
     except BrokenPipeError:
-        raise  # the reader of stdout has closed it: _run_as_program returns the exit status
+        raise  # the reader of stdout, such as `head`, has gone; _run_as_program handles the error
     except (ImportError, OSError, ValueError) as error:
         _print_error(f"error: {error}")
         return 2
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    """Builds the parser. Each command stores the function that runs it as the option ``run``."""
+    """Builds the parser. The parsed option ``run`` is the function that runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.checkpoint",
         description="Inspects checkpoints, without changing or unpickling any of their files.",
@@ -129,7 +130,8 @@ def _parse_which(text: str) -> int | str:
 def _list_checkpoints(options: argparse.Namespace) -> int:
     source, listing = _open_source(options.source)
     now = datetime.now(timezone.utc)
-    # The set holds ids, because a candidate contains dicts and cannot be hashed.
+    # A candidate is a checkpoint of which only the manifest has been read. A candidate contains
+    # dicts and cannot be hashed, so the set holds ids.
     best = {id(each) for each in best_of_each_run(listing.candidates).values()}
     runs = _short_names([each.manifest.training for each in listing.candidates])
     rows: list[Sequence[str]] = [
@@ -137,7 +139,7 @@ def _list_checkpoints(options: argparse.Namespace) -> int:
     ]
     for candidate in listing.candidates:
         name, manifest = candidate
-        # The files of a remote checkpoint are not looked at: the table is made without downloads.
+        # `list` downloads no files, so it does not check the files of a remote checkpoint.
         cells = (
             manifest.step,
             manifest.epoch,
@@ -199,8 +201,8 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
     source, listing = _open_source_to_read(options.source, options.cache_dir)
     if not (listing.candidates or listing.damaged or listing.unfinished):
         return _report_no_checkpoint(options.source, listing)
-    # An unfinished folder does not count as damaged. Its save may be in progress. If the save was
-    # interrupted, the next save removes the folder.
+    # A folder whose save is not finished does not count as damaged: the save may be in progress. If
+    # the save was interrupted, the next save removes the folder.
     is_broken = any(why != UNFINISHED for _, why in _broken_folders(listing))
     _print_lines(
         *(
@@ -210,7 +212,7 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
     )
     for candidate in listing.candidates:
         problems = _problems_of(source, candidate)
-        # A running job may have pruned the checkpoint while its files were read.
+        # While this command read the files, a running job may have removed the checkpoint as old.
         if problems and not source.still_has(candidate):
             _print_lines(f"{_folder_name(candidate.name)}: {_REMOVED}")
             continue
@@ -221,7 +223,7 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
 
 
 def _export_part(options: argparse.Namespace) -> int:
-    # The import stands here, because it also imports torch, which most commands do not need.
+    # Imported here, because the module imports torch, which most commands do not need.
     from ignite_hooks.checkpoint.weights import export_weights
 
     if os.path.lexists(options.path) and not options.force:
@@ -245,7 +247,7 @@ def _export_part(options: argparse.Namespace) -> int:
 
 
 def _diff_checkpoints(options: argparse.Namespace) -> int:
-    # The import stands here, because it also imports torch, which most commands do not need.
+    # Imported here, because the module imports torch, which most commands do not need.
     from ignite_hooks.checkpoint.comparison import compare_checkpoints
 
     checkpoints = [_fetch_verified(place, options) for place in (options.a, options.b)]
@@ -268,7 +270,7 @@ def _diff_checkpoints(options: argparse.Namespace) -> int:
 
 
 def _fetch_verified(place: str, options: argparse.Namespace) -> Checkpoint:
-    """Returns the checkpoint that ``--which`` selects in a source, and verifies all its files."""
+    """Selects a checkpoint of a source by ``--which``, verifies all its files, and returns it."""
     source, listing = _open_source_to_read(place, options.cache_dir)
     candidate = select_checkpoints(listing.candidates, options.which, source, place)[0]
     try:
@@ -297,22 +299,24 @@ def _part_lines(name: str, part: Part, limit: int | None) -> Iterator[str]:
 
 
 def _open_source(place: str, cache_dir: Path | None = None) -> tuple[Source, Listing]:
-    """Returns a source and its listing. A listing downloads no files.
+    """Returns a source and the listing of its checkpoints. Only their manifests are read.
 
     Args:
         place: the path or URL of the source.
-        cache_dir: the folder to which the files of a URL are downloaded; None if the command reads
-            no files.
+        cache_dir: the folder to which the files of a remote checkpoint are downloaded; None if the
+            command needs manifests only. Then ``os.devnull`` takes the place of the folder, and
+            nothing is written to it.
     """
     if not is_url(place) and not os.path.isdir(place):
-        # isdir() is also False if this process may not enter a parent folder of the path.
+        # The message does not say that the directory is missing: isdir() is also False if this
+        # process may not enter a parent folder.
         raise ValueError(f"`source` must be a directory, got {place}: is it mounted?")
     source = source_at(place if is_url(place) else Path(place), cache_dir or Path(os.devnull))
     return source, source.find()
 
 
 def _open_source_to_read(place: str, cache_dir: Path | None) -> tuple[Source, Listing]:
-    """Returns a source and its listing, like ``_open_source``, for a command that reads files.
+    """Does the same as ``_open_source``, for a command that reads the files of checkpoints.
 
     Raises:
         ValueError: the source is a URL, and there is no ``cache_dir`` to download files to.
@@ -323,7 +327,10 @@ def _open_source_to_read(place: str, cache_dir: Path | None) -> tuple[Source, Li
 
 
 def _broken_folders(listing: Listing) -> list[tuple[str, str]]:
-    """Returns the damaged and unfinished folders with their reasons, sorted by path."""
+    """Returns the damaged and unfinished folders, sorted by path.
+
+    Each entry is a pair: the path, and the reason why the folder is not a checkpoint.
+    """
     return sorted((listing.damaged | listing.unfinished).items())
 
 
@@ -338,7 +345,10 @@ def _state_text(checkpoint: Checkpoint) -> str:
 
 
 def _problems_of(source: Source, candidate: CheckpointCandidate) -> list[str]:
-    """Returns the problems of a checkpoint's files; a remote checkpoint is downloaded first."""
+    """Returns a text for each missing or damaged file of a checkpoint.
+
+    For a remote checkpoint, the files are downloaded, and there is at most one text.
+    """
     if not source.makes_copies:
         return find_problems(_local_checkpoint(candidate))
     try:
@@ -376,7 +386,7 @@ def _folder_name(path: str) -> str:
 def _short_names(runs: Iterable[str]) -> dict[str, str]:
     """Maps each identifier of a run to a short prefix of the identifier.
 
-    All prefixes have 8 characters, or more if otherwise two runs would have the same prefix.
+    All prefixes have the same length: 8 characters, or as many more as tell all the runs apart.
     """
     names = dict.fromkeys(runs)
     length = next(n for n in count(8) if len({name[:n] for name in names}) == len(names))
@@ -396,10 +406,10 @@ def _two_columns(values: Mapping[str, Any]) -> list[str]:
 
 
 def _wrapped_lines(text: str, head: str) -> list[str]:
-    """Returns the lines of a text that begins with ``head``, wrapped at the terminal's width.
+    """Puts ``head`` before a text, and returns the lines, wrapped at the width of the terminal.
 
-    If the output is no terminal, for example a pipe to ``grep``, the text stays on one line, so
-    that a search finds all of the text.
+    If the output is not a terminal, for example a pipe to ``grep``, the text stays on one line, so
+    that ``grep`` finds words that would otherwise be on two lines.
     """
     width = shutil.get_terminal_size((0, 0)).columns
     if not width:

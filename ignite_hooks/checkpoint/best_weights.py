@@ -1,4 +1,4 @@
-"""Loading of the best weights that a trainer's run has saved, for a test after training."""
+"""Loads the weights of the best checkpoint of a trainer's run, to test the model after training."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     def find() -> tuple[CheckpointCandidate, CheckpointEntry]:
         best, entry = reader.best_of_run(training_id(trainer))
         for name in modules:
-            # To verify a part is to hash all its files. One rank suffices for that.
+            # verify=True hashes the files of the module. Only rank 0 does this, for all ranks.
             reader.read_part(best, name, verify=True)
         return best, entry
 
@@ -52,9 +52,9 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     ranks.call_on_all_ranks(prepare)
     for each in prepared:
         each.load()
-    # The loaded weights must not be saved as the weights of the trainer's present step. So the
-    # trainer is marked as holding weights of another step: until the next run, which removes the
-    # mark with a warning, a save is refused.
+    # The counters, the optimizer and the scheduler stay at the trainer's present step, so a
+    # checkpoint would mix two steps. This note makes each save raise an error. The next run warns
+    # and removes the note.
     if entry.step != trainer.state.optimizer_step:
         note_borrowed_weights(trainer, entry.step)
     return entry
@@ -67,8 +67,8 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
         ValueError: no attached SaveCheckpoint keeps the best checkpoint, or several do.
     """
     handlers = attached_handlers(trainer, SaveCheckpoint)
-    # A handler that does not keep the best checkpoint is ignored: it may have removed the best one
-    # as too old. The best of its remaining checkpoints would then be loaded without a warning.
+    # A SaveCheckpoint that does not keep the best checkpoint may have removed it as too old, and
+    # has only worse checkpoints left. Such a handler is ignored, so that none of these is loaded.
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
     if len(keeping_best) == 1:
         return Path(keeping_best[0].directory)
@@ -82,4 +82,5 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
 
 
 def _keeps_all_by_metric(handler: SaveCheckpoint) -> bool:
+    """Returns whether a handler keeps all checkpoints, and has a metric that shows the best one."""
     return handler.metric is not None and handler.keep_last == "all"
