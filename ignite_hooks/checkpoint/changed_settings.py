@@ -1,10 +1,10 @@
-"""A comparison of the settings that a resuming script gives with the settings of the saved run.
+"""Compares the settings in a script that resumes a run with the settings of the saved run.
 
-The saved run is the run that saved the checkpoint. Its settings of the optimizer, the schedule and
-the frozen parameters are restored from the checkpoint. If ``ResumeCheckpoint(override=…)`` names
-one of these settings, the script's value is used instead. Other settings, for example gradient
-accumulation and clipping, are never restored: the script's values are always used. The resume
-report names each difference, with both values.
+The saved run is the run that saved the checkpoint. A resume restores its settings of the optimizer,
+its learning rate schedule and its choice of frozen parameters. If ``ResumeCheckpoint(override=…)``
+names one of these settings, and the script has changed it, the script's value is used instead.
+Other settings, for example gradient accumulation and clipping, are never restored: the script's
+values are always used. The resume report (``ResumeReport``) names each difference with both values.
 """
 
 import copy
@@ -42,16 +42,17 @@ __all__ = ["ChangedSettings", "check_override"]
 
 _SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler, LRScheduler)
 
-# These options select an implementation of the same computation, so they are not compared.
+# These options of an optimizer select an implementation of the same computation, so they are not
+# compared.
 _IMPLEMENTATION_OPTIONS = {"capturable", "differentiable", "foreach", "fused"}
 
-# ``DataFeed.differences`` compares the data. ``ResumeCheckpoint`` compares the number of processes
-# when it chooses a checkpoint.
+# Settings that this module does not compare. ``DataFeed.differences`` compares the data, and
+# ``ResumeCheckpoint`` compares the number of processes when it chooses a checkpoint.
 _COMPARED_ELSEWHERE = {"data", "processes"}
 
-# Maps the class of an optimizer and a setting to the entry that the setting needs in the state of
-# each parameter. The optimizer creates the entry at its first step only. If the setting is turned
-# on later, ``step()`` raises a KeyError.
+# Maps (class of an optimizer, setting) to the entry that the setting needs in the state of each
+# parameter. The optimizer creates the entry at its first step only. If the setting is turned on
+# later, ``step()`` raises a KeyError.
 _REQUIRED_STATES = {
     ("Adam", "amsgrad"): "max_exp_avg_sq",
     ("AdamW", "amsgrad"): "max_exp_avg_sq",
@@ -59,8 +60,9 @@ _REQUIRED_STATES = {
     ("RMSprop", "momentum"): "momentum_buffer",
 }
 
-# Maps the first key of a setting's path to the name of the setting in ``override``. The name of any
-# other setting is the last key of its path.
+# A setting is given by its path, for example ("optimizer", "groups", 0, "lr"). This table maps the
+# first key of a path to the name of the setting in ``override``. A setting whose first key is not
+# in the table has the last key of its path as its name, here "lr".
 _OVERRIDE_NAMES = {"scheduler": "scheduler", "frozen": "requires_grad"}
 
 
@@ -68,8 +70,8 @@ class _Difference(NamedTuple):
     """A setting that differs between the saved run and the script that resumes.
 
     Attributes:
-        path: the keys that lead to the setting in the result of ``settings_of``, for example
-            ("optimizer", "groups", 0, "lr").
+        path: the keys that lead to the setting in the nested dict that ``settings_of`` returns, for
+            example ("optimizer", "groups", 0, "lr").
         saved: the value of the saved run.
         given: the value that the resuming script gives.
     """
@@ -96,7 +98,7 @@ class _Difference(NamedTuple):
 
     @property
     def group(self) -> int | None:
-        """The index of the group that has the setting; None if no group of the optimizer has it."""
+        """The index of the parameter group, if the setting is one of a group; otherwise None."""
         is_of_group = self.path[:2] == ("optimizer", "groups") and len(self.path) > 3
         return self.path[2] if is_of_group else None
 
@@ -120,9 +122,9 @@ class _Difference(NamedTuple):
 
     def _code_sentence(self, uses_script: bool) -> str:
         label = self.label.removesuffix(".code")
-        # A digest of a function's code begins with the version of Python, so digests of different
-        # versions always differ. Only two digests of the same version can show that the code has
-        # changed. `why` completes the message below.
+        # Both values are digests of a function's code. A digest begins with the version of Python,
+        # and each version compiles code differently. So different digests show a change of the code
+        # only if both have the same version. `why` completes the message below.
         versions = [str(each).split()[:1] for each in (self.saved, self.given)]
         why = "has other code" if versions[0] == versions[1] else "is of another version of Python"
         owner = "script" if uses_script else "checkpoint"
@@ -130,20 +132,25 @@ class _Difference(NamedTuple):
 
 
 class ChangedSettings:
-    """The settings that the resuming script has changed, and which value of each one is used.
+    """The settings that the resuming script has changed.
 
-    Create the object before anything is loaded, while the trainer still has the settings that the
-    script gives. A setting counts as changed if this script gives another value than the script of
-    the saved run gave. The value in the saved state of the optimizer does not matter, because a
-    schedule may have changed it.
+    For each of them this object decides whether the value of the script or the value of the
+    checkpoint is used. Create the object before anything is loaded, while the trainer still has the
+    settings that the script gives.
 
-    An override applies to changed settings only. So if a job is restarted many times with the same
-    override, only the first restart sets the learning rate, for example.
+    A setting counts as changed if this script gives another value than the script of the saved run
+    gave. The value in the saved state of the optimizer does not matter, because a schedule may have
+    changed it.
+
+    An override applies to changed settings only. For example, a job is restarted many times with
+    ``override=("lr",)`` and a new learning rate. The first restart uses the new rate, and records
+    it as the setting of the run. The next restarts find no change, so they continue from the rate
+    that the schedule has reached.
 
     Args:
         trainer: the trainer that resumes.
         saved: the result of ``SettingsRecord.state_dict`` in the saved run.
-        override: the names of the settings that take the script's value if it has changed.
+        override: the names of the settings for which a changed value of the script is used.
     """
 
     def __init__(self, trainer: TrainingEngine, saved: Any, override: Sequence[str] = ()) -> None:
@@ -152,30 +159,33 @@ class ChangedSettings:
         self._override = override
         self._script_settings = plain(settings_of(trainer))
         self._script_groups = copied_groups(trainer)
-        # The parts of the saved record: the settings that the saved run's script gave, the settings
-        # after the run's handlers of STARTED, the settings that no resume restores, and the values
-        # before and after the writes of handlers.
+        # The settings that the script of the saved run gave.
         self._saved_given = _dict_or_empty(saved.get("given"))
+        # The settings of the saved run after its handlers of STARTED.
         self._saved_started = _dict_or_empty(saved.get("started"))
+        # The settings that a resume never restores, for example gradient accumulation.
         self._saved_unrestored = _dict_or_empty(saved.get("unrestored"))
+        # Maps "STARTED" and "EPOCH_STARTED" to a pair: the settings of the optimizer's groups
+        # before the handlers of the event were called, and after.
         self._saved_writes = _dict_or_empty(saved.get("writes"))
         self._schedule: ScriptSchedule | None = None
-        # Pairs of a difference and whether the script's value is used.
+        # Each pair is a difference, and whether the script's value is used.
         self._decisions: list[tuple[_Difference, bool]] = []
-        # Such pairs for the values that handlers have written to the groups of the optimizer. A key
+        # The same pairs for values that handlers have written to the groups of the optimizer. A key
         # is (event, index of the group, name of the setting).
         self._write_decisions: dict[tuple[Any, ...], tuple[_Difference, bool]] = {}
         self._compare()
 
     def _compare(self) -> None:
+        """Finds the changed settings, and the names in ``override`` that apply to them."""
         self._differences = list(self._restored_differences()) if self._saved_given else []
         changed = {each.name for each in self._differences}
         # `override` has no name for `scheduler_at`, the event at which the scheduler steps. If the
         # event has changed, the scheduler counts as changed.
         if self._script_settings["scheduler_at"] != self._saved_given.get("scheduler_at"):
             changed.add("scheduler")
-        # The names in `override` that are applied. If the checkpoint has no record of its settings,
-        # each setting in `override` counts as changed.
+        # If the checkpoint has no record of its settings, each setting in `override` counts as
+        # changed.
         self._overridden = {
             each for each in self._override if each in changed or not self._saved_given
         }
@@ -200,11 +210,11 @@ class ChangedSettings:
     def _restored_differences(self) -> Iterator[_Difference]:
         """Yields the differences in the settings that the checkpoint restores.
 
-        A script can set a value after it has created the trainer and before it starts the run. Such
-        a value may be set before this comparison or after it. So the script's value is compared
-        with two values of the saved run: the value when the run's first checkpoint handler was
-        attached, and the value when the run started. A setting that equals one of the two is
-        unchanged.
+        A script may set a value between the creation of the trainer and the start of the run. This
+        object is created in between, when ``ResumeCheckpoint`` is attached, so it sees the value
+        only if the script has set it already. Therefore the script's value is compared with two
+        values of the saved run: the value when its first checkpoint handler was attached, and the
+        value when the run started. A setting is unchanged if it equals one of these two values.
         """
         for name in ("optimizer", "scheduler", "frozen"):
             script, path, given = self._script_settings[name], (name,), self._saved_given.get(name)
@@ -216,7 +226,13 @@ class ChangedSettings:
     # The following methods are called before anything is loaded.
 
     def problems(self, optimizer: Mapping[str, Any]) -> Iterator[str]:
-        """Yields the reasons why the saved state of the optimizer does not allow an override."""
+        """Yields the reasons why the saved state of the optimizer does not allow an override.
+
+        For example, ``amsgrad`` cannot be turned on if the optimizer was trained without it.
+
+        Args:
+            optimizer: the saved ``state_dict`` of the optimizer.
+        """
         class_name = self._script_settings["optimizer"]["class"]
         states = list(optimizer.get("state", {}).values())
         for name in sorted(self._overridden):
@@ -241,15 +257,20 @@ class ChangedSettings:
             states: the states that were read from the checkpoint. Maps the name of a file to its
                 content, for the optimizer and the scheduler.
             files: the names of the optimizer's file and of the scheduler's file.
-            modules: maps the name of a module to the entries of ``trainer.pt`` for the module.
-            moves: maps each possible value of ``scheduler_at`` to the number of steps that a
-                scheduler with this value makes until the checkpoint.
+            modules: maps the name of a module to its entries in ``trainer.pt``. The entries have
+                the names of the frozen parameters, which this method replaces if "requires_grad" is
+                overridden.
+            moves: maps "step", "epoch" and "validation" to the number of such events before the
+                checkpoint. A scheduler makes a step at each event of one of these kinds: the kind
+                is the setting ``scheduler_at``.
 
         Raises:
             ValueError: the script's schedule cannot be moved to the step of the checkpoint.
         """
         optimizer, scheduler = files
         groups = states[optimizer]["param_groups"] if optimizer in states else []
+        # The state of a scheduler contains the rates that the schedule starts from, so the state
+        # also changes if only "lr" is overridden.
         if self._overridden & {"scheduler", "lr"}:
             state = states.pop(scheduler, None)
             schedule = ScriptSchedule(self._trainer, self._script_groups, self._base_rates(groups))
@@ -279,11 +300,11 @@ class ChangedSettings:
         """Returns the learning rate from which the checkpoint's schedule started, for each group.
 
         The rate is the ``initial_lr`` that torch's schedulers write to the group. If the group has
-        no ``initial_lr``, the rate is the one that the script of the saved run gave. The rate is
-        None if the checkpoint has neither.
+        no ``initial_lr``, the rate is the one that the script of the saved run gave. If the
+        checkpoint has neither rate, the result for the group is None.
         """
         given = _dict_or_empty(self._saved_given.get("optimizer")).get("groups", [])
-        # The record in the checkpoint may have any form, so the type of each value is checked.
+        # The form of the record was not checked when it was read, so the types are checked here.
         groups_given = given if isinstance(given, list) else []
         known = [_dict_or_empty(each).get("lr") for each in groups_given]
         bases = (known + [None] * len(self._script_groups))[: len(self._script_groups)]
@@ -308,9 +329,9 @@ class ChangedSettings:
     def settle(self) -> None:
         """Notes for each difference whether the script's value is in use now.
 
-        The method also updates the trainer's ``SettingsRecord``, which later checkpoints save. The
-        record gets the settings of the saved run. If the script's value of a setting is in use, the
-        record gets the script's value.
+        The method also updates the trainer's ``SettingsRecord``, which later checkpoints save. In
+        this record each setting gets the value of the saved run, or the script's value if that is
+        in use now.
         """
         effective = plain(settings_of(self._trainer))
         given = copy.deepcopy(self._saved_given or effective)
@@ -332,25 +353,28 @@ class ChangedSettings:
     def compare_writes(self, groups: ParamGroups, event: str) -> None:
         """Finds the values that handlers have written to the optimizer's groups since the load.
 
-        A handler of STARTED that sets a learning rate, for example, sets the rate again on each
-        resume. So the caller undoes the writes after this method, by restoring ``groups``. The
-        method notes for the report each write that is new, and each write of an overridden setting.
-        A write is new if the saved run did not make the same write.
+        For example, a handler of STARTED sets a learning rate. On each resume it is called again,
+        and replaces the restored rate. So after this method the caller restores ``groups``, which
+        undoes what handlers have written. This method first notes two kinds of writes for the
+        report: those that the saved run did not make, and those of overridden settings.
 
         Args:
             groups: the settings from the checkpoint, for each group. If handlers have written a
-                setting that ``override`` names, the method puts the written value into ``groups``.
-            event: the name of the last event whose handlers have been called.
+                setting that ``override`` names, the method puts the written value into ``groups``,
+                so that the caller keeps this value.
+            event: "STARTED" or "EPOCH_STARTED", the event whose handlers were called last.
         """
         record, present = settings_record(self._trainer), copied_groups(self._trainer)
         handlers = handlers_with_state(self._trainer).values()
         if any(isinstance(each, _SCHEDULERS) for each in handlers):
-            # A scheduler that is a handler computes the rates from its own state. This state is
-            # restored, too, so nothing that was written so far is compared.
+            # If a handler is a scheduler, it computes the rates from its own state, which is
+            # restored, too. The rates that it wrote before that do not matter, and are not
+            # compared.
             present = []
         for index, (group, now) in enumerate(zip(groups, present, strict=False)):
             for name in sorted(group.keys() & now.keys() - _IMPLEMENTATION_OPTIONS):
                 restored, written = plain(group[name]), plain(now[name])
+                # The values that the saved run had before and after the handlers of this event.
                 before, after = (
                     _value_at(self._saved_writes, (event, n, index, name)) for n in (0, 1)
                 )
@@ -376,7 +400,8 @@ class ChangedSettings:
             for each in _differences(self._saved_unrestored, now, ())
             if each.path
             and each.path[0] not in _COMPARED_ELSEWHERE
-            # A run without a scheduler has None as ``scheduler_at``. This is not a difference.
+            # ``scheduler_at`` is None in a run without a scheduler. If only one run has a
+            # scheduler, the part "scheduler" of the report says so.
             and (each.path != ("scheduler_at",) or None not in (each.saved, each.given))
         ]
         decided = [*self._decisions, *((each, True) for each in unrestored)]
@@ -404,8 +429,8 @@ class ChangedSettings:
 def check_override(trainer: TrainingEngine, override: Sequence[str]) -> None:
     """Raises a ValueError for a name in ``override`` that is not the name of a setting.
 
-    The names are "scheduler", "requires_grad" and the settings that all groups of the optimizer
-    have.
+    The valid names are "scheduler", "requires_grad" and the settings that all groups of the
+    optimizer have.
     """
     groups = trainer.optimizer.param_groups
     common = [name for name in groups[0] if all(name in group for group in groups)]
@@ -426,19 +451,26 @@ _EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 
 
 def _differences(saved: Any, given: Any, path: tuple[Any, ...]) -> Iterator[_Difference]:
-    """Yields the differences between two pieces of plain data, each with the longest possible path.
+    """Yields the differences between two pieces of plain data: numbers, strings, lists and dicts.
 
-    Two dicts are compared key by key if their entries "class" are equal. Two lists of dicts are
-    compared element by element if they have the same length. All other values are compared as a
-    whole.
+    Two dicts are compared key by key, and two lists of dicts of the same length are compared
+    element by element. So if only a learning rate differs, the path of the difference is
+    ("optimizer", "groups", 0, "lr") and not ("optimizer",). All other values are compared as a
+    whole, also two dicts with different entries "class", such as the settings of a StepLR and of a
+    OneCycleLR.
+
+    Args:
+        saved: the value of the saved run.
+        given: the value that the resuming script gives.
+        path: the keys that lead to the two values.
     """
     if (
         isinstance(saved, dict)
         and isinstance(given, dict)
         and saved.get("class") == given.get("class")
     ):
-        # A dict can describe a function. If both functions have a digest of their code, the digests
-        # are compared, and the names of the functions are not.
+        # The two dicts may describe functions, with the entries "function" (the name) and "code" (a
+        # digest). Functions with a digest are compared by the digest, and not by the name.
         names = {"function"} if "code" in saved and "code" in given else set()
         for key in sorted({*saved, *given} - _IMPLEMENTATION_OPTIONS - names):
             yield from _differences(saved.get(key), given.get(key), (*path, key))
@@ -470,7 +502,8 @@ def _is_repeated_write(before: Any, after: Any, restored: Any, written: Any) -> 
         before: the value in the saved run, before the handlers were called.
         after: the value in the saved run, after the handlers were called; None if no value was
             recorded.
-        restored: the value in this run, before the handlers were called. The checkpoint had it.
+        restored: the value in this run, before the handlers were called. This is the value from the
+            checkpoint.
         written: the value in this run, after the handlers were called.
     """
     if after is None or _is_same(before, after):
@@ -503,8 +536,7 @@ def _value_at(data: Any, path: tuple[Any, ...]) -> Any:
 def _set_value_at(data: Any, path: tuple[Any, ...], value: Any) -> None:
     """Sets the value at a path of keys in plain data.
 
-    Nothing is set if the data has no dict or list at the path without its last key, or if the list
-    is too short.
+    Does nothing if there is no dict or list that holds the value, or if the list is too short.
     """
     *parents, last = path
     container = _value_at(data, tuple(parents))
@@ -517,7 +549,7 @@ def _sentences(decided: Iterable[tuple[_Difference, bool]], groups: int) -> list
     """Returns sentences for the report. Groups with the same difference share one sentence.
 
     Args:
-        decided: pairs of a difference and whether the script's value is used.
+        decided: pairs of a difference, and whether the script's value is used.
         groups: the number of groups that the optimizer has. A sentence about all groups does not
             list their indices.
     """

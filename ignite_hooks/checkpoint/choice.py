@@ -1,4 +1,8 @@
-"""Selection of a checkpoint: the best one of a run, the last one, or one by step, name or path."""
+"""Selects a checkpoint of a source: the best of a run, the last, or one by step, name or path.
+
+A source is a local or remote place that has checkpoints, often of several runs. Each checkpoint is
+given as a ``CheckpointCandidate``: its folder and its manifest. Its other files have not been read.
+"""
 
 import os
 from collections.abc import Sequence
@@ -24,10 +28,10 @@ MAX_SHOWN = 8
 def best_of_each_run(newest_first: Sequence[CheckpointCandidate]) -> dict[str, CheckpointCandidate]:
     """Maps the identifier of each run to the best checkpoint of the run.
 
-    The checkpoints of one run may have been saved with different metrics. The newest checkpoint
-    that has a metric and a mode decides: the checkpoints of its run are compared by this metric,
-    and the mode says whether "max" or "min" is best. NaN is never the best. Of two equal values,
-    the newer one is better. A run is left out if none of its checkpoints has a value to compare.
+    The checkpoints of one run may have been saved with different metrics. All of them are compared
+    by the metric and the mode ("max" or "min") of the newest checkpoint that has both. NaN is never
+    the best. Of two equal values, the value of the newer checkpoint is better. A run is left out if
+    none of its checkpoints has a value of this metric.
 
     Args:
         newest_first: all checkpoints of a source, the newest first.
@@ -54,7 +58,7 @@ def best_of_run(
         place: the path or URL of the source, for messages.
 
     Raises:
-        ValueError: no checkpoint of the run has a value that can be compared.
+        ValueError: no checkpoint of the run has a metric value that can be compared.
     """
     run_checkpoints = _checkpoints_of_run(newest_first, run)
     best = best_of_each_run(run_checkpoints).get(run)
@@ -88,16 +92,16 @@ def select_checkpoints(
 
     Args:
         newest_first: all checkpoints of the source, the newest first.
-        which: "last", a step, the name or path of a checkpoint's folder, or "best". "best" is the
-            best checkpoint of the newest run.
+        which: "last", a step, the name or path of a checkpoint's folder, or "best". "best" selects
+            the best checkpoint of the run that the newest checkpoint belongs to.
         source: the source.
         place: the path or URL of the source, as the user wrote it. If ``place`` leads to a single
             checkpoint, "best" selects this checkpoint, even if it has no metric.
 
     Raises:
         FileNotFoundError: the source has no checkpoint.
-        ValueError: no checkpoint has the given name or step; or ``which`` is "best", and no
-            checkpoint of the newest run has a value that can be compared.
+        ValueError: no checkpoint has the given name, path or step; or "best" cannot be selected,
+            because no checkpoint of the run has a metric value that can be compared.
     """
     if not newest_first:
         raise FileNotFoundError(f"`source` must have a checkpoint, got {place}, which has none")

@@ -18,7 +18,7 @@ MAX_ARGUMENT_LENGTH = 1024
 MAX_SEARCHED_LENGTH = 4096
 """The length of the longest argument that is searched for secrets.
 
-A longer argument is replaced by its length.
+A longer argument is not shown. A text with its length replaces it: "(5000 characters)".
 """
 
 _SECRET_WORDS = {
@@ -33,6 +33,8 @@ _SECRET_SUFFIX = re.compile(
     r"|(?:api|access|account|auth|private|secret|encryption|license|ssh)key)$"
 )
 _NUMBER = re.compile(r"[-+]?[\d_.,]+(?:e[-+]?\d+)?[kmgtb]?", re.IGNORECASE)
+# Options and assignments may begin with "-" or "--", with "/" as on Windows, or with "+", "++" or
+# "~" as for Hydra.
 _OPTION = re.compile(r"(-{1,2}|\+{0,2}|~|/)([^\W\d][\w.-]*)")
 _ASSIGNMENT = re.compile(r"((?:-{0,2}|\+{0,2}|~|/)([^\W\d][\w.-]*)\s*[=:]\s*)(?!//)(.*)", re.DOTALL)
 # The look-behind lets a match begin only at the start of a word. If a match could begin at every
@@ -86,7 +88,8 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
     A value is a secret if its name has a word such as token, key, secret or password, or if the
     value has the format of a well-known service's token. Named values are found in options,
     assignments, URLs, headers and JSON: ``--api-key=…``, ``--api-key …``, ``model.token=…``,
-    ``https://user:…@host?sig=…``, ``{"password": …}``.
+    ``https://user:…@host?sig=…``, ``{"password": …}``. A number stays if its name has a plural
+    word, as in ``--max-tokens 512``.
     """
     return list(_redact_arguments(arguments))
 
@@ -125,9 +128,9 @@ def _redact_argument(text: str) -> str:
 
 
 def _redact_named_values(text: str) -> Iterator[str]:
-    """Yields the pieces of a text, with ``***`` in place of each value after a secret's name.
+    """Yields a text in pieces. ``***`` replaces each value that follows the name of a secret.
 
-    Pairs of a name and a value are, for example, in the fields of JSON and in the query of a URL.
+    For example, the fields of JSON and the query of a URL have a value after a name.
     """
     end = 0
     while named := _NAME_BEFORE_VALUE.search(text, end):
@@ -154,13 +157,16 @@ def _is_secret(name: str) -> bool:
 def _is_count(name: str, value: str) -> bool:
     """Returns whether a value is a count and not a secret, as in ``--max-tokens 512``.
 
-    A value is a count if it is a number and its name has a plural such as "tokens".
+    A value is a count if it is a number and ``_is_plural`` is true for its name.
     """
     return _is_plural(name) and _NUMBER.fullmatch(value) is not None
 
 
 def _is_plural(name: str) -> bool:
-    """Returns whether a name has plural secret words only, such as "tokens", and not "token"."""
+    """Returns whether a name has a plural secret word and no singular one.
+
+    For example, "max_tokens" has "tokens" only, and "keys_token" has the singular "token", too.
+    """
     words = _split_words(name)
     return any(word in _PLURAL_SECRET_WORDS for word in words) and not any(
         word in _SECRET_WORDS for word in words
