@@ -1,9 +1,9 @@
-"""A comparison of two checkpoints: tensors by norm, other values by equality.
+"""Compares two checkpoints: tensors by the norm of their difference, other values by equality.
 
-Tensors are read one at a time, and nothing is unpickled. Three kinds of files are not read but
-compared by their checksums: the files with the states of random generators, the files of sharded
-models, and the files of objects that were registered with the accelerator. A file of the last kind
-may need unpickling.
+Tensors are read one at a time, and nothing is unpickled. Three kinds of files are compared only by
+their checksums: the file of each process, with its random states (``rank_00000.pt``); the files of
+a model that is split over processes; and the files of objects that were registered with the
+accelerator.
 """
 
 import math
@@ -39,7 +39,8 @@ ABSENT = "-"
 NOT_RECORDED = "not recorded"
 
 _CHUNK_ELEMENTS = 2**20  # larger tensors are subtracted in pieces of 8 MiB in float64
-_MAX_MAPPED_BYTES = 2**26  # a mapped file is reopened after so many bytes have been read from it
+_MAX_MAPPED_BYTES = 2**26  # after reading this number of bytes, a mapped file is opened again
+# Maps the name of a file to the name of its part in the comparison.
 _PARTS_BY_FILE = {OPTIMIZER: "optimizer", SCHEDULER: "scheduler", SCALER: "scaler"}
 # Maps a field of the manifest to its label in the comparison.
 _COUNTER_LABELS = {
@@ -89,8 +90,8 @@ class _StateReaders:
     Attributes:
         parts: maps the name of a part, such as "model" or "optimizer", to a dict. This dict maps
             the name of a value to the reader of the value.
-        files: the names of the files whose values are all compared by their readers, so that the
-            checksums of the files need not be compared.
+        files: the names of the files that the readers cover completely. The checksums of these
+            files are not compared.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -112,6 +113,7 @@ class _StateReaders:
 
     def _read_parts(self, folder: Path, names: set[str]) -> None:
         """Fills ``parts`` and ``files`` from the files of a checkpoint."""
+        # The content of trainer.pt: the states of objects, and information about the modules.
         about = load_objects(folder / TRAINER, mapped=True) if TRAINER in names else {}
         for name, module_about in about.get("modules", {}).items():
             self._read_module(folder, name, names, module_about)
@@ -119,6 +121,8 @@ class _StateReaders:
             if file in names:
                 self._add_readers(part, load_objects(folder / file, mapped=True))
                 self.files.add(file)
+        # Each handler, and each object that the user gave as `also`, is a part of its own. The rest
+        # of trainer.pt is the part "trainer".
         objects = about.get("objects", {})
         for kind, states in objects.items():
             for name, state in states.items() if kind in ("handlers", "also") else ():
@@ -126,8 +130,8 @@ class _StateReaders:
         other_objects = {
             kind: states for kind, states in objects.items() if kind not in ("handlers", "also")
         }
-        # The code above handles the objects and modules. The settings are not read here: they are
-        # compared in the manifest.
+        # The objects and modules get their readers elsewhere in this method. The settings get none,
+        # because the settings in the manifest are compared.
         handled = ("objects", "modules", "settings")
         other_entries = {name: each for name, each in about.items() if name not in handled}
         flags = {name: each["flags"] for name, each in about.get("modules", {}).items()}
@@ -148,13 +152,15 @@ class _StateReaders:
             # weight are its aliases.
             readers |= {alias: readers[first] for alias, first in about["aliases"].items()}
             self.parts[name] = dict(sorted(readers.items()))
+            # `extra` has the values that a safetensors file cannot hold.
             self._add_readers(name, about["extra"])
+            # A lazy tensor is not initialized and has no value, so its kind is compared.
             if lazy := about.get("lazy"):
                 self._add_readers(name, {key: f"lazy {kind}" for key, kind in lazy.items()})
         self.files |= {safe_file, pickle_file}
 
     def _add_readers(self, part: str, state: Any) -> None:
-        """Adds a reader for each value of a loaded state, with a name such as "state/0/step"."""
+        """Adds a reader for each value in a loaded state. A name is a path like "state/0/step"."""
         values = dict(flattened(state, separator="/"))
         readers = {name: _make_reader(value) for name, value in values.items() if value != {}}
         self.parts.setdefault(part, {}).update(readers)
@@ -212,8 +218,9 @@ def _compare_parts(
 def _largest_first(difference: Difference) -> tuple[bool, bool, float]:
     """Returns a key that sorts the most important differences first.
 
-    Differences with ``is_structural`` come first, then differences that have no norm or have a
-    note, then all others. Within each of the three kinds, the largest norm comes first.
+    Structural differences come first (see ``Difference.is_structural``), then differences that have
+    no norm or have a note, then all others. Within each of these three kinds, the largest norm
+    comes first.
     """
     norm = difference.norm
     return not difference.is_structural, norm is not None and not difference.note, -(norm or 0)
@@ -276,10 +283,10 @@ def _same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def _difference_norms(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float, int]:
-    """Returns the norm of the difference, the norm of ``ours``, and a number of elements.
+    """Returns the norm of the difference, the norm of ``ours``, and the number of non-finite pairs.
 
-    Both norms cover only the elements that are finite in both tensors. The number counts the other
-    elements that differ. Two NaN count as equal.
+    Both norms cover only the elements that are finite in both tensors. A pair of elements counts as
+    non-finite if one of them is NaN or infinite, and the two differ. Two NaN count as equal.
     """
     wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
     norm = reference = 0.0
@@ -349,7 +356,7 @@ def _compare_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> lis
 
 
 def _compare_contents(ours: Mapping[str, list[str]], theirs: Mapping[str, list[str]]) -> list[Row]:
-    """Returns a row for each kind of contents that differs.
+    """Returns a row for each kind of saved objects, such as "handlers", whose names differ.
 
     The row has two values: the names that only the first checkpoint has, and the names that only
     the second one has.

@@ -1,4 +1,7 @@
-"""The description of a run in a manifest, for people to read. A resume does not use it."""
+"""Describes a run in the manifest of a checkpoint, for people to read.
+
+A resume does not use the description.
+"""
 
 import importlib.metadata
 import platform
@@ -21,7 +24,7 @@ from ignite_hooks.data.batch_size import global_batch_size
 __all__ = ["contents_of", "description_of", "versions"]
 
 MAX_NAMES = 100
-"""The largest number of names that a manifest lists for each kind of objects."""
+"""The largest number of names that a manifest lists for one kind of objects, such as "handlers"."""
 
 _PACKAGES = (
     "ignite-hooks",
@@ -67,10 +70,12 @@ def contents_of(files: Mapping[str, Content]) -> dict[str, list[str]]:
     data_generators = rank_content.get("data", {}).get("source", {}).get("generators", {})
     generators = [name for name in _GLOBAL_GENERATORS if random.get(name) is not None]
     registered = [files[name] for name in registered_files(set(files))]
+    # Maps a part of the state to the reason why a resume may not restore the part exactly.
     unknown = {**about.get("unknown", {}), **about.get("uncertain", {})}
     found: dict[str, Collection[Any]] = {
         # The model is added here, because a sharded model is in none of the files in `files`.
         "modules": {"model": None, **about.get("modules", {})},
+        # "kinds" has the class names of the optimizer, the scheduler and the gradient scaler.
         **{kind: [name] for kind, name in about.get("kinds", {}).items() if name is not None},
         "handlers": objects.get("handlers", ()),
         "also": objects.get("also", ()),
@@ -91,7 +96,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    """Returns the version of a package; "unknown" if it was copied instead of installed."""
+    """Returns the version of a package; "unknown" without metadata, as for copied source files."""
     try:
         return str(importlib.metadata.version(package))
     except Exception:  # the metadata is missing or damaged
@@ -99,12 +104,13 @@ def _version(package: str) -> str:
 
 
 def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
+    """Returns the number of samples in one batch of all processes together; None if not known."""
     if trainer.feed is None:
         return None
     try:
         return global_batch_size(trainer.feed.loader, processes)
     except Exception:
-        # A property of a user's loader or sampler may raise any error. The save must not fail then.
+        # A property of a user's loader or sampler may raise any error, and the save must go on.
         return None
 
 

@@ -24,8 +24,8 @@ class Difference:
         name: the name of the value within its part, for example the name of a parameter.
         norm: the Euclidean norm of the difference between two tensors, over the elements that are
             finite in both; None if the values cannot be subtracted.
-        relative: ``norm`` divided by the norm of the first checkpoint's tensor; None if ``norm`` is
-            None.
+        relative: ``norm`` divided by the norm of the first checkpoint's tensor; infinite if only
+            this tensor is zero; None if ``norm`` is None.
         note: a text that describes a difference that ``norm`` does not show: for example in shape,
             in dtype, or in elements that are not finite.
         is_structural: whether only one checkpoint has the value, or the two tensors have different
@@ -45,8 +45,9 @@ class Part:
 
     Attributes:
         count: the number of values that were compared.
-        differences: the values that differ. Structural differences come first, the smallest norms
-            last.
+        differences: the values that differ, sorted: structural differences first, then those that
+            have no norm or have a note, then the others. In each of these kinds, the largest norm
+            comes first.
     """
 
     count: int
@@ -69,7 +70,7 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """True if no value differs. The run's identifier and the time of the save do not count."""
+        """True if no value differs. The run's id and the time of the save are not compared."""
         return not any(part.differences for part in self.parts.values()) and not any(
             self.rows.values()
         )

@@ -28,8 +28,8 @@ def _update_hash(value: Any, hasher: Any) -> None:
     """Adds a value to the hash.
 
     The types of containers are ignored: a list has the same digest as a tuple with the same values,
-    and a dict has the same digest as any other mapping with the same items. An object of any other
-    class is hashed by its class name and its attributes.
+    and a dict has the same digest as any other mapping with the same items in the same order. An
+    object of any other class is hashed by its class name and its attributes.
     """
     if isinstance(value, torch.Tensor):
         if is_lazy(value):
@@ -44,12 +44,12 @@ def _update_hash(value: Any, hasher: Any) -> None:
             plain = plain.to_dense()
         plain = plain.resolve_conj().resolve_neg().contiguous()
         flat = plain.reshape(-1)
-        # A tensor with one element counts as contiguous, even if its stride is not 1. But a stride
-        # of 1 is what view() needs to change the dtype.
+        # view() can change the dtype only if the stride is 1. A contiguous tensor with one element
+        # may have another stride, so it is copied.
         if flat.stride() != (1,):
             flat = torch.empty(flat.shape, dtype=flat.dtype).copy_(flat)
         for part in torch.split(flat.view(torch.uint8), _CHUNK_BYTES):
-            # After a call of numpy(), torch can never resize the storage of the tensor again. So
+            # After a call of numpy(), torch cannot resize the storage of the tensor any more. So
             # numpy() is called on a copy.
             hasher.update(part.clone().numpy())
     elif isinstance(value, np.ndarray):
