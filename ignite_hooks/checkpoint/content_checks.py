@@ -1,10 +1,15 @@
 """Checks of the values in a checkpoint's files, before a trainer loads any value.
 
 A file with the right hash can still hold unexpected values: someone edited it and updated the hash,
-or another version of this package wrote it. A public function of this module yields the problems of
-one file or one state. A problem is a text that names the field and the value found there. The state
-of a user's object is not checked: only the ``load_state_dict`` of the object can tell whether the
+or another version of this package wrote it. Each function ``…_problems`` yields the problems of one
+file or one state. A problem is a text that names the field and the value found there. The state of
+a user's object is not checked: only the ``load_state_dict`` of the object can tell whether the
 state is right.
+
+The pydantic models below are the formats of the files. The modules that write the values explain
+them in full: ``trainer/run_position.py``, ``data/feed.py`` and ``checkpoint/state.py``. In the data
+a *pass* is one iteration over the whole data, and a *position* is the number of complete passes and
+the number of batches of the present pass.
 """
 
 import copy
@@ -74,6 +79,11 @@ MAX_BITS = 63
 
 
 def _check_progress(value: list[Any]) -> list[Any]:
+    """Checks the counters of a run, which are the fields of ``Progress``.
+
+    The counters are the iterations, the complete epochs, and the batches of the present epoch. The
+    flag says whether the epoch has had all its batches.
+    """
     is_right = len(value) == 4 and type(value[3]) is bool
     if not is_right or any(type(each) is not int or each < 0 for each in value[:3]):
         raise ValueError("must be three counters and a flag")
@@ -84,6 +94,7 @@ def _check_progress(value: list[Any]) -> list[Any]:
 
 
 def _check_position(value: list[int]) -> list[int]:
+    """Checks a position in the data: complete passes, and batches of the present pass."""
     if len(value) != 2:
         raise ValueError("must be a pass and a number of batches")
     return value
@@ -111,6 +122,10 @@ def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_generator_states(states: dict[str, Any]) -> dict[str, Any]:
+    """Checks the states of random generators by name. The name contains the algorithm.
+
+    The state of a generator that cannot be created here, for example on a GPU, is not checked.
+    """
     for name, state in states.items():
         generator = new_generator(name)
         if generator is not None:
@@ -140,6 +155,8 @@ class _StrictModel(BaseModel):
 
 
 class _LimitFields(_StrictModel):
+    """The limits of a run. A limit of None does not apply."""
+
     max_epochs: NonNegativeInt | None
     max_iters: NonNegativeInt | None
     max_steps: NonNegativeInt | None
@@ -157,10 +174,14 @@ class _BegunPass(_StrictModel):
 
 
 class _Opening(_StrictModel):
-    """The random states at two points at the start of a pass.
+    """The random states before a sampler drew the order of a pass from the global generators.
 
-    ``iterator`` has the states before the iterator of the sampler was created. ``first`` has the
-    states before this iterator yielded its first element.
+    A sampler may draw the order at two points. The states are None for a point at which the sampler
+    did not draw the order.
+
+    Attributes:
+        iterator: the states before ``iter(sampler)``.
+        first: the states before the iterator yielded its first element.
     """
 
     iterator: _RandomStates | None
@@ -168,6 +189,18 @@ class _Opening(_StrictModel):
 
 
 class _SourceFields(_StrictModel):
+    """The state from which a data loader can begin the same pass again.
+
+    Attributes:
+        begun: the pass that began last; None before the first pass.
+        seeds: the seeds of Accelerate's seedable samplers.
+        opening: see ``_Opening``; None if the sampler did not draw the order of the pass from the
+            global generators.
+        drew_seed: whether torch drew a seed for the workers of the loader when the pass began.
+        has_workers: whether persistent workers were running.
+        generators: the states of the random generators of the data, by name.
+    """
+
     model_config = ConfigDict(extra="allow")  # each kind of data source adds further fields
 
     begun: _BegunPass | None
@@ -179,11 +212,21 @@ class _SourceFields(_StrictModel):
 
 
 class _WorkerState(_StrictModel):
+    """The random states of one worker of the loader, and the states of objects in its data set."""
+
     random: _RandomStates
     objects: dict[str, Any]
 
 
 class _Workers(_StrictModel):
+    """The states from which new workers of the loader continue a pass.
+
+    Attributes:
+        first: the number of the batch that worker 0 loads first.
+        states: for each worker, its state before its first batch; None for a worker that begins
+            with the random states that torch seeds.
+    """
+
     first: NonNegativeInt
     states: list[_WorkerState | None]
 
@@ -204,8 +247,20 @@ _Elements = Annotated[dict[str, Any], AfterValidator(_check_elements)]
 class _DataOrder(_StrictModel):
     """The state of a sampler, and elements that it has yielded (``data/recorded_order.py``).
 
-    ``elements`` are the elements that the sampler has already yielded for batches that training
-    has not received yet.
+    An element is one index or index batch. A sampler often yields elements for batches that
+    training has not received yet. These elements are saved, because the state of the sampler comes
+    after them.
+
+    Attributes:
+        of: the name of the sampler: its path in the loader, and its class.
+        state: the ``state_dict`` of the sampler.
+        start: the number of elements of the pass before the position of the run.
+        elements: the elements after ``start`` that the sampler has yielded already.
+        head: the first elements of the pass, with which Accelerate pads the last batches.
+        is_within: whether the pass has begun. Only then are there elements.
+        is_over: whether the sampler was at the end of a pass, or at the start of the next one.
+        opening: see ``_Opening``; None if the sampler did not draw the order of the pass from the
+            global generators.
     """
 
     of: str
@@ -222,6 +277,15 @@ class _DataPlace(_StrictModel):
     """The position in data that keep their own position (``data/snapshots.py``).
 
     The position is in the state of the keeper, for example a data loader with a ``state_dict``.
+
+    Attributes:
+        of: the name of the keeper: its path in the data, and its class.
+        ahead: the number of batches after the position that the loader has loaded already.
+        is_cut: whether the previous pass was left before its end.
+        keeper: the state of the keeper.
+        objects: the states of the other objects in the data, by name.
+        random: the states of the global random generators.
+        generators: the states of the random generators of the data, by name.
     """
 
     of: str
@@ -234,6 +298,20 @@ class _DataPlace(_StrictModel):
 
 
 class _DataFields(_StrictModel):
+    """The position in the data of a trainer or an evaluator, with all that a resume needs.
+
+    Attributes:
+        position: the complete passes, and the batches of the present pass.
+        samples: the number of samples of the pass before the position; None if not known.
+        workers: the states of the workers; None if there are none, or if they are not known.
+        order: the state of a sampler that has a ``state_dict``; None without such a sampler.
+        source: the state from which the loader can begin the same pass again.
+        place: the state of data that keep their own position; None for other data.
+        draws_in_workers: whether ``place`` includes the random states of the workers.
+        facts: properties, such as the batch size, that must be equal for a resume to give the same
+            batches.
+    """
+
     position: Annotated[list[NonNegativeInt], AfterValidator(_check_position)]
     samples: NonNegativeInt | None = None
     workers: _Workers | None = None
@@ -262,6 +340,16 @@ _ENGINE_ATTRIBUTES = {
 
 
 class _ObjectStates(_StrictModel):
+    """The states of handlers, metrics and objects of the user, by name.
+
+    Attributes:
+        user_state: attributes of ``trainer.state``, by name.
+        metrics: the values in ``trainer.state.metrics``.
+        measured_at: for each metric of a validation, the iteration of its last measurement.
+        handlers: the states of handlers, and of objects that handlers hold.
+        also: the states of the objects in ``SaveCheckpoint(also=…)``.
+    """
+
     user_state: Annotated[dict[str, Any], AfterValidator(_check_user_state)]
     metrics: dict[str, Any]
     measured_at: dict[str, NonNegativeInt]
@@ -272,8 +360,25 @@ class _ObjectStates(_StrictModel):
 class _RankFile(_StrictModel):
     """The file of one process: its counters, limits, position in the data and random states.
 
-    ``RunPosition.state_dict`` explains most keys. ``asked`` has the limits that were passed to
-    ``run``, and ``limits`` has the present limits, which handlers may have changed.
+    Attributes:
+        progress: the iterations, the complete epochs, the batches of the present epoch, and whether
+            the epoch has had all its batches.
+        limits: the present limits, which handlers may have changed.
+        asked: the limits that were passed to ``run``.
+        epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
+            pass over the data.
+        passed_length: the number of batches in the last epoch that was one whole pass.
+        optimizer_step: the number of optimizer steps that have changed the parameters.
+        data: the position in the training data.
+        evaluations: for each set of validation data, by its prefix such as "val_", the position.
+        random: the states of the random generators.
+        has_drawn_since: whether the run dropped batches that it had drawn after its last optimizer
+            step. In this case the random states are later than the position.
+        cut: the request that has ended the present epoch early; False without a request.
+        unknown: maps a part of the state to the reason why it may not be saved completely.
+        validation: the number of completed validations.
+        due: for each kind of callbacks, the numbers of those that were due and not called yet.
+        objects: the states that differ from those of rank 0; None on rank 0.
     """
 
     progress: Annotated[list[Any], AfterValidator(_check_progress)]
@@ -294,24 +399,38 @@ class _RankFile(_StrictModel):
 
 
 class _ClassNames(_StrictModel):
+    """The names of the classes of three objects; None for an object that the trainer lacks."""
+
     optimizer: str | None
     scheduler: str | None
     scaler: str | None
 
 
 class _FlagFields(_StrictModel):
+    """The names of the frozen parameters, and of the submodules in eval mode."""
+
     frozen: list[str]
     eval: list[str]
 
 
 class _MetadataFields(_StrictModel):
+    """The metadata of one submodule, as torch keeps them in ``state_dict()._metadata``."""
+
     model_config = ConfigDict(extra="allow")
 
     version: int | None = None
 
 
 class _ModuleFields(_StrictModel):
-    """The entries of ``trainer.pt`` for one module. The module's file is read with their help."""
+    """The information in ``trainer.pt`` that is necessary to read the file of one module.
+
+    Attributes:
+        metadata: maps the path of a submodule to its metadata.
+        flags: the frozen parameters, and the submodules in eval mode.
+        lazy: maps the name of a tensor that was not initialized yet to its kind.
+        aliases: maps each further name of a tied weight to the first name of the weight.
+        extra: the values that safetensors cannot hold, by name.
+    """
 
     metadata: dict[str, _MetadataFields]
     flags: _FlagFields
@@ -323,7 +442,14 @@ class _ModuleFields(_StrictModel):
 class _UserModuleState(_StrictModel):
     """The state of a module in ``SaveCheckpoint(also=…)`` or in a handler.
 
-    It is a return value of ``StatefulObject.state_dict``.
+    ``StatefulObject.state_dict`` returns this state.
+
+    Attributes:
+        module: the ``state_dict`` of the module.
+        metadata: maps the path of a submodule to its metadata.
+        flags: the frozen parameters, and the submodules in eval mode.
+        shared: maps the name of a tensor that the module shares with the trainer's modules to the
+            name of the tensor in the trainer's modules.
     """
 
     module: dict[str, Any]
@@ -333,7 +459,18 @@ class _UserModuleState(_StrictModel):
 
 
 class _TrainerFile(_StrictModel):
-    """The file ``trainer.pt``."""
+    """The file ``trainer.pt``.
+
+    Attributes:
+        kinds: the classes of the optimizer, the scheduler and the gradient scaler.
+        groups: the names of the parameters in each group of the optimizer.
+        objects: the states of handlers, metrics and objects of the user.
+        modules: maps the name of a module to the information about its file.
+        settings: the result of ``SettingsRecord.state_dict``.
+        uncertain: maps a part of the state to the reason why a failure may have changed it.
+        unknown: maps a part of the state to the reason why it may not be saved completely.
+        in_run: whether the checkpoint was saved during a run, and not between two runs.
+    """
 
     kinds: _ClassNames
     groups: list[list[str]]
@@ -346,12 +483,14 @@ class _TrainerFile(_StrictModel):
 
 
 class _ParameterGroup(_StrictModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow")  # the settings, which each optimizer class defines
 
     params: list[NonNegativeInt]
 
 
 class _OptimizerFile(_StrictModel):
+    """The ``state_dict`` of an optimizer. The keys of ``state`` are numbers of parameters."""
+
     state: dict[int, dict[Any, Any]]
     param_groups: Annotated[list[_ParameterGroup], Field(min_length=1)]
 
@@ -362,7 +501,7 @@ def trainer_file_problems(content: Any) -> Iterator[str]:
 
 
 def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[str]:
-    """Yields the problems of a process's file, including contradictions to the manifest."""
+    """Yields the problems in the file of one process, and its contradictions to the manifest."""
     problems = [*_validation_problems(name, _RankFile, content)]
     yield from problems
     if problems:  # the fields that are compared below may be missing
@@ -440,14 +579,14 @@ def optimizer_problems(
         if mismatches:
             yield from mismatches
             continue
-        # `_example_state` calls the optimizer's constructor, which refuses a negative rate. So it
-        # gets the present rate instead of a rate that may be negative.
+        # `_example_state` calls the constructor of the optimizer, which refuses a negative rate. So
+        # the present rate replaces a saved rate that may be negative.
         group_to_try = {**group, "lr": current_group["lr"]} if has_free_rates else group
         try:
             expected = _example_state(group_to_try, current_group, type(inner))
         except Exception as error:
             if _refuses_current_settings(current_group, type(inner)):
-                continue  # the error does not show that the file is wrong
+                continue  # the present settings raise an error, too, so the file may be right
             yield f"{path} must have valid settings of a {type(inner).__name__}: {error}"
             continue
         for index, parameter in zip(group["params"], current_group["params"], strict=True):
@@ -517,6 +656,7 @@ def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterat
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scheduler_copy.load_state_dict(copy.deepcopy(content))
+            # The argument 0.0 is a metric.
             scheduler_copy.step(*([0.0] if isinstance(scheduler_copy, ReduceLROnPlateau) else []))
     except ValueError:
         pass  # OneCycleLR raises a ValueError after its last step: the schedule is at its end
@@ -528,7 +668,10 @@ def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterat
 
 
 def has_user_rates(scheduler: Any) -> bool:
-    """Returns whether a scheduler, or one inside it, computes rates with code of the user."""
+    """Returns whether a scheduler computes rates with code of the user.
+
+    A combined scheduler does so if one of the schedulers inside it does.
+    """
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if scheduler is None:
         return False
@@ -551,12 +694,13 @@ def scaler_problems(content: Any, scaler: Any) -> Iterator[str]:
 
 
 def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Iterator[str]:
+    """Yields a problem for each field of a content that its pydantic model refuses."""
     try:
         model.model_validate(content)
     except ValidationError as error:
         for each in error.errors(include_url=False):
             field = ".".join(map(str, each["loc"]))
-            # The message of pydantic is reworded, so that it sounds like the other checks.
+            # The messages of pydantic are reworded like the messages of the other checks.
             message = each["msg"].removeprefix("Value error, ")
             message = message.replace("Input should be", "must be").replace("Field", "field")
             if each["type"] == "missing":
@@ -568,8 +712,8 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-# The shape of an example parameter. An entry of an optimizer's state with this shape is taken to
-# have the shape of its parameter.
+# The shape of the parameter in `_example_state`. If an entry of the resulting state has this shape,
+# such as a momentum, the entry of each real parameter must have the shape of that parameter.
 _EXAMPLE_SHAPE = (2, 3)
 
 
@@ -611,8 +755,8 @@ def _example_state(
 def _refuses_current_settings(current_group: Mapping[str, Any], cls: type) -> bool:
     """Returns whether torch refuses to create an optimizer with the present settings of a group.
 
-    A scheduler can write a setting that ``step()`` accepts and the constructor refuses. For
-    example, it can replace one of two tensors in ``betas`` by a number.
+    A scheduler can write a setting that the ``step`` of the optimizer accepts and the constructor
+    refuses. For example, the scheduler replaces one of two tensors in ``betas`` by a number.
     """
     try:
         _example_state(current_group, current_group, cls)
@@ -636,7 +780,7 @@ def _parameter_state_problems(
         if not isinstance(example, torch.Tensor):
             continue
         value = state.get(name)
-        # A momentum, for example, has the shape of the parameter. A step count is one number.
+        # A momentum has the shape of the parameter, and a step count is one number.
         if example.shape == _EXAMPLE_SHAPE:
             shape = value.shape if isinstance(value, torch.Tensor) else None
             if shape != parameter.shape:
@@ -660,12 +804,12 @@ def _mismatches(
     required: Collection[str],
     separator: str = ".",
 ) -> Iterator[str]:
-    """Yields a problem for each saved value that is missing or cannot replace the current value.
+    """Yields a problem for each required value that is missing, and for each value of a wrong type.
 
     Args:
         path: the fields that lead to the values, for messages.
-        saved: the values in the checkpoint. Their keys are their names.
-        current: the values that the saved values would replace. Their keys are their names.
+        saved: the values in the checkpoint, by name.
+        current: the present values by name. A saved value must be able to replace the present one.
         required: the names that must be in the checkpoint.
         separator: the text between ``path`` and a name.
     """
@@ -680,8 +824,10 @@ def _mismatches(
 def _can_replace(saved: Any, current: Any) -> bool:
     """Returns whether a saved value can replace a current one, as far as the types show."""
     if _type_name(current) == _OTHER_TYPE:
+        # For example, None is the present value. Any single value may replace it.
         return not isinstance(saved, torch.Tensor | Mapping | list)
     if isinstance(current, bool):
+        # Options of torch such as `foreach` may be None, too.
         return saved is None or saved in (0, 1) if not isinstance(saved, torch.Tensor) else False
     if isinstance(current, Mapping) and isinstance(saved, Mapping):
         if not all(isinstance(key, str) for key in current):  # a Counter, as MultiStepLR has one
@@ -691,6 +837,7 @@ def _can_replace(saved: Any, current: Any) -> bool:
             return are_counts and all(isinstance(key, int | float) for key in saved)
         return all(key in saved and _can_replace(saved[key], current[key]) for key in current)
     if isinstance(current, tuple | list) and isinstance(saved, tuple | list):
+        # A list may have another length than the saved one, and a tuple such as `betas` may not.
         has_its_length = len(saved) == len(current)
         return (has_its_length or isinstance(current, list)) and all(
             map(_can_replace, saved, current)

@@ -30,8 +30,12 @@ _CHECKED_DTYPES = {
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
 _CHECKED_DEVICES = {"cpu", "cuda"}
-_MAX_INT = 2**63  # larger integers are tried: without pickle, torch loads at most 255 bytes
-_MAX_DEPTH = 100  # levels of nested containers; a list that contains itself has no last level
+# Larger integers are checked by the trial: with `weights_only=True`, torch loads only integers of
+# at most 255 bytes.
+_MAX_INT = 2**63
+# The number of levels of nested containers that `_is_plain` enters. A list that contains itself has
+# no last level.
+_MAX_DEPTH = 100
 
 
 class Content(ABC):
@@ -54,14 +58,16 @@ class Tensors(Content):
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     def write(self, path: Path) -> None:
-        """Writes the tensors with ``save_file``, which refuses tensors that share memory.
+        """Writes the tensors with ``save_file``.
+
+        The tensors must not share memory, because ``save_file`` refuses such tensors.
 
         Raises:
             OSError: the file cannot be written.
         """
-        # A tensor such as `z.conj().imag` is negated lazily: its bytes in memory are not negated
-        # yet, and a flag of the tensor marks them. `save_file` writes the bytes and loses the flag,
-        # so the marked conjugations and negations are computed first.
+        # torch conjugates and negates some tensors lazily, for example `z.conj().imag`: it sets a
+        # flag, and leaves the bytes in memory as they are. `save_file` writes the bytes without the
+        # flag, so these conjugations and negations are computed first.
         dense = {
             name: tensor.resolve_conj().resolve_neg().contiguous()
             for name, tensor in self.tensors.items()
@@ -140,7 +146,8 @@ class Objects(Content):
         # content first.
         content = copy.deepcopy(self.content) if self.may_pickle else self.content
         content = _map_tensors(_copy_on_cpu, content)
-        return Objects(content, self.owner, may_pickle=True)  # the data was checked already
+        # With may_pickle=True, the copy is not checked a second time.
+        return Objects(content, self.owner, may_pickle=True)
 
 
 def load_objects(
@@ -227,8 +234,8 @@ def _is_plain(content: Any) -> bool:
 def _map_tensors(function: Callable[[torch.Tensor], torch.Tensor], content: Any) -> Any:
     """Returns a copy of the content in which ``function(tensor)`` replaces each tensor.
 
-    Lists, tuples, dicts and sets are copied, and numpy scalars become Python numbers. The copy
-    shares all other objects with the content.
+    Lists, tuples, dicts, sets and bytearrays are copied, and numpy scalars become Python numbers.
+    The copy shares all other objects with the content.
     """
     if isinstance(content, torch.Tensor):
         return function(content)
