@@ -8,8 +8,8 @@
 
 A draft has a unique name. It is filled, verified and then renamed, so no process ever sees an
 incomplete checkpoint. If several processes download the same checkpoint, all of them use the copy
-that is renamed first. The drafts of killed processes are removed, unless the file system has no
-locks.
+that is renamed first. The next download removes the drafts of killed processes. On a file system
+without locks these drafts stay, because they look like the drafts of running processes.
 """
 
 import os
@@ -72,6 +72,7 @@ class Downloads:
         text = manifest.dumps()
         target = self._folder / f"{name}-{xxh3_128_hexdigest(text)[:16]}"
         checkpoint = Checkpoint(target, manifest)
+        # Identifies the present copy. If that copy is damaged, the download replaces it.
         replaceable = _identity(target)
         if replaceable is not None and _is_whole(checkpoint, reads=verify):
             return checkpoint
@@ -85,8 +86,8 @@ class Downloads:
             (files / MANIFEST).write_bytes(text)
             sync_tree(files)
             while not self._move_into_place(files, target, replaceable):
-                # Another process has put a copy at `target` first. This copy is used if it is
-                # complete, and replaced otherwise.
+                # Another process has put its copy at `target` first. The other copy is used if it
+                # is complete, and replaced otherwise.
                 replaceable = _identity(target)
                 if replaceable is not None and _is_whole(checkpoint):
                     break
@@ -100,7 +101,7 @@ class Downloads:
         Args:
             files: the folder of the new copy.
             target: the path of the checkpoint in the cache.
-            replaceable: the ``_identity`` of the damaged copy that the new copy may replace; None
+            replaceable: the ``_identity`` of a damaged copy, which the new copy may replace; None
                 if there was no copy.
         """
         with self._locked():
@@ -169,7 +170,7 @@ class Downloads:
         """Turns an OSError of the cache folder into a SourceError that names ``cache_dir``."""
         try:
             yield
-        except SourceError:
+        except SourceError:  # a subclass of OSError
             raise
         except OSError as error:
             raise SourceError(
@@ -204,7 +205,10 @@ def _lock_file(file: IO[bytes], *, is_blocking: bool = True) -> bool:
 
 
 def _identity(path: Path) -> object:
-    """Returns a value that changes when the folder at a path is replaced; None without a folder."""
+    """Returns a value that changes when another folder takes the place of a folder.
+
+    Returns None if there is no folder at the path.
+    """
     try:
         status = os.lstat(path)
     except OSError:

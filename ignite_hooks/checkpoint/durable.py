@@ -29,9 +29,9 @@ _FOLDER_SYNC_UNSUPPORTED = {
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
 }
-"""Error numbers that show that a folder cannot be synced.
+"""The numbers of errors that only show that folders cannot be synced here.
 
-An error with another number, such as EIO, is raised.
+``sync`` warns of such an error, and raises any other error, such as EIO.
 """
 
 
@@ -58,7 +58,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Creates a folder and its missing parents, durably."""
+    """Creates a folder and its missing parents, and waits until they are on the disk."""
     if os.path.isdir(folder):
         return
     # A new folder is durable only after the folder that contains it has been synced.
@@ -81,9 +81,10 @@ def sync_tree(folder: Path) -> None:
 def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
     """Gives files the access mode of ``model``, a file that was created with the usual ``open``.
 
-    safetensors creates files that only their owner may read. The usual mode cannot be computed from
-    the umask: reading the umask changes it for all threads for a moment, and the default ACL of a
-    folder overrides it. So the mode is copied from a file.
+    safetensors creates files that only their owner may read. The mode is copied from ``model``,
+    because the usual mode cannot be computed from the umask. To read the umask, a process has to
+    change the umask for all its threads for a moment, and the default ACL of a folder overrides the
+    umask.
     """
     mode = stat.S_IMODE(os.stat(model).st_mode)
     for path in paths:
@@ -95,13 +96,13 @@ def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
 def file_record(path: Path) -> FileRecord:
     """Returns the size and the XXH3 checksum of a file.
 
-    XXH3 is computed faster than memory is read. The checksum detects damage, but does not prove who
-    has written the file.
+    The checksum detects damage. It does not prove who has written the file, because XXH3 is a fast
+    hash, and not a cryptographic one.
     """
     checksum, size = xxh3_128(), 0
     with open_regular(path) as file:
-        # `bytearray` fills the buffer with zeros. To fill a whole chunk would take longer than to
-        # read a small file, so a small file gets a small buffer.
+        # `bytearray` fills the buffer with zeros. For a small file, filling a buffer of 1 MiB would
+        # take longer than reading the file, so a small file gets a small buffer.
         buffer = bytearray(min(_CHUNK_BYTES, os.fstat(file.fileno()).st_size + 1))
         view = memoryview(buffer)
         while count := file.readinto(buffer):

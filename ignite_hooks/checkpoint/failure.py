@@ -1,9 +1,10 @@
-"""Conditions of a save after a failure. A signal has requested the save, but the run fails first.
+"""Decides whether a run that has failed can still save the checkpoint that a signal has requested.
 
 After a failure the trainer returns to its last step boundary, a point between two optimizer steps.
 The batches since the boundary are dropped, and the next run gets them again. The code that failed
-may have drawn random numbers or changed its own state since the boundary. Such changes can neither
-be seen nor undone, so a checkpoint that is saved after a failure names the uncertain parts.
+may have drawn random numbers or changed its own state since the boundary. Such changes cannot be
+detected or undone, so a checkpoint that is saved after a failure names the parts of the state that
+are uncertain.
 """
 
 from ignite_hooks.core.handler import attached_handlers
@@ -39,7 +40,7 @@ def why_not_saved(trainer: TrainingEngine, error: BaseException | None, ranks: i
 
 
 def uncertain_parts(trainer: TrainingEngine, error: BaseException | None) -> dict[str, str]:
-    """Returns the parts of the state that may have changed since the step that is saved.
+    """Returns the parts of the state that the failed code may have changed after the saved step.
 
     Args:
         trainer: the trainer, whose run has ended.

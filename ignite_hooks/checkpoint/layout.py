@@ -46,9 +46,9 @@ SCALER = "scaler.pt"
 TRAINER = "trainer.pt"
 SHARDED = "sharded"
 
-# The names of files that every checkpoint has. A folder that has neither such a file nor a manifest
-# does not count as a damaged checkpoint: its files belong to the user, or are left from the removal
-# of a checkpoint.
+# The names of files that every checkpoint has. A folder with such a file and without a manifest
+# counts as a damaged checkpoint. A folder with neither is ignored: its files belong to the user, or
+# are left from the removal of a checkpoint.
 OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
 
 
@@ -68,6 +68,7 @@ def registered_file(number: int) -> str:
 
 
 def registered_files(names: set[str]) -> list[str]:
-    """Returns those of ``names`` that are files of registered objects, sorted by number."""
+    """Returns the names of the files of registered objects among ``names``, sorted by number."""
     found = [name for name in names if name.startswith("custom_checkpoint_")]
+    # A shorter name has a smaller number.
     return sorted(found, key=lambda name: (len(name), name))

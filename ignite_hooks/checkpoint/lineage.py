@@ -4,16 +4,15 @@ A run of training is what one training job does from its first step to its last,
 in between. Each checkpoint has the id of its run, and a run removes only its own old checkpoints.
 Two trainers must not continue the same run, because each would remove the checkpoints of the other.
 
-After a resume a trainer continues the run of the checkpoint if the trainer saves to the directory
-that it has resumed from, and no other trainer has saved checkpoints of the run there since the
-resume. Otherwise the trainer begins a new run, called a branch. So a branch begins if:
+After a resume a trainer either continues the run of the checkpoint, or begins a new run, called a
+branch. A branch begins in three cases:
 
-- the user gave the checkpoint by its own name, for example ``runs/step_00000010``: several branches
-  may begin at the same checkpoint;
-- the trainer has resumed from a directory other than the one that it saves to. There is one
-  exception: if the same checkpoint is also the newest of the run in the directory that the trainer
-  saves to, one directory is a copy of the other, and the run continues;
-- another trainer has continued the run in the meantime.
+- The user gave the checkpoint by its own name, for example ``runs/step_00000010``, and not by its
+  directory. Several branches may begin at the same checkpoint.
+- The trainer does not save to the directory that it has resumed from. There is one exception: the
+  run continues if the checkpoint is also the newest of the run in the directory that the trainer
+  saves to. In this case one directory is a copy of the other.
+- Another trainer has saved a checkpoint of the run to the same directory since the resume.
 """
 
 import os
@@ -46,8 +45,9 @@ class Lineage:
 
     Attributes:
         directories: the directories that the trainer saves to, with symbolic links resolved.
-        known_numbers: maps a directory to the number of the newest checkpoint there that the
-            trainer knows. The trainer has found this checkpoint at the resume, or has saved it.
+        known_numbers: maps a directory to the number of the newest checkpoint that the trainer has
+            found there at the resume, or has saved there. Checkpoints are numbered in the order of
+            the saves, so a larger number shows that another trainer has saved.
         resumed: the manifest of the checkpoint that the trainer has resumed from; None without a
             resume, and after ``decide_run``.
         is_named: whether the user gave the checkpoint of the resume by its own name, such as
@@ -105,19 +105,21 @@ class Lineage:
         """Returns whether the trainer may continue its run.
 
         Args:
-            newest: maps a directory that the trainer saves to, to the manifest of the newest
-                checkpoint of the run in it. Directories without such a checkpoint are left out.
+            newest: the directories that the trainer saves to. Each directory is mapped to the
+                manifest of the run's newest checkpoint in it. A directory without a checkpoint of
+                the run is left out.
         """
         if self.resumed is None or self.known_numbers.keys() & self.directories:
-            # A number that is larger than the known number shows that another trainer has saved a
-            # checkpoint in this directory since.
+            # The trainer saves to the directory that it has resumed from, or has not resumed since
+            # the last decision. A larger number than the known one shows that another trainer has
+            # saved a checkpoint in the directory.
             return all(
                 m.number <= self.known_numbers.get(each, m.number) for each, m in newest.items()
             )
-        # The trainer has resumed from a directory that it does not save to. The trainer continues
-        # the run only if the directories that it saves to have the same checkpoint as the newest of
-        # the run. Manifests are compared as text, because NaN as the value of a metric would make
-        # equal manifests unequal.
+        # The trainer has resumed from a checkpoint by its name, or from a directory that it does
+        # not save to. In the second case it continues the run if this checkpoint is also the run's
+        # newest checkpoint in the directories that it saves to. Manifests are compared as text,
+        # because NaN as the value of a metric would make equal manifests unequal.
         texts = {manifest.dumps() for manifest in newest.values()}
         return not self.is_named and texts == {self.resumed.dumps()}
 
