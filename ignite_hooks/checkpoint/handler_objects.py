@@ -1,11 +1,12 @@
-"""A search for objects with a state among the handlers of a trainer and the objects they hold.
+"""Searches the handlers of a trainer, and what they hold, for objects with a state.
 
 An object has a state if it has the methods ``state_dict`` and ``load_state_dict``. The search
-begins at the roots: the handlers, and the user's functions that a training step calls. From the
-roots the search follows attributes, closures, partials, arguments of handlers, the globals that the
-code of a function names, and containers of all these. The result is without the objects that a
-checkpoint saves elsewhere, such as the model and the optimizer. Objects that only these objects
-hold are left out, too.
+begins at the roots: the handlers, the arguments that they are called with, and the user's functions
+that a training step calls. From the roots the search follows attributes, closures, partials, the
+globals that the code of a function names, and containers of all these.
+
+The search leaves out the objects that a checkpoint saves elsewhere, such as the model and the
+optimizer, and does not follow their attributes.
 """
 
 import inspect
@@ -64,8 +65,9 @@ __all__ = [
 ]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# To enter an object is to search the objects that it holds. The search enters containers, callables
-# and handlers of these libraries. It does not enter objects of other libraries.
+# To enter an object is to search the objects that it holds. The search enters all objects whose
+# class the user has defined. Of the objects whose class a library defines, it enters only those of
+# these libraries, for example containers, callables and Ignite's handlers.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -75,12 +77,12 @@ _SEARCHED_LIBRARIES = {
     "types",
     "weakref",
 }
-# The search enters objects of these classes, although another library or this package defines them.
+# The search also enters objects of these classes, which torch and this package define.
 _SEARCHED_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
 # The search never enters objects of these classes or of their subclasses.
 _UNSEARCHED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
-# Objects of these libraries are data. Their state is a position in the data, which is saved by the
-# data feed.
+# Objects of these libraries are data. Their state is a position in the data. It is not saved with
+# the handlers, because the trainer's `DataFeed` saves it.
 _DATA_LIBRARIES = {"datasets", "torchdata"}
 # Attributes in which a data loader and its parts hold further parts.
 _DATA_ATTRIBUTES = (
@@ -89,7 +91,7 @@ _DATA_ATTRIBUTES = (
 )
 _CONTAINERS = (list, dict, set, deque)
 Root = tuple[str, Any, bool]
-"""The start of a search: a name, an object, and whether the object is an attached handler."""
+"""An object at which a search begins: name, object, and whether it is an attached handler."""
 Found = list[tuple[str, Any]]
 """Pairs of a path and the object to which the path leads, such as ("MyHandler.inner", inner)."""
 
@@ -103,8 +105,9 @@ class HandlerObjects:
         held: maps names to the other objects that have a state.
         stateless: pairs of a path and an object without a state. A run may change the object, and
             no checkpoint saves the change.
-        unnamed: the paths to objects that have a state but get no name: they are elements of sets,
-            and the order of a set may differ in another process.
+        unnamed: the paths to objects that have a state, but are not saved. Such an object is an
+            element of a set. The order of a set may differ in another process, so the object has no
+            name by which a resume could find it.
         is_complete: whether the search has reached all objects; False if there are too many.
     """
 
@@ -168,13 +171,13 @@ class _Search:
                     _add_unique(self._attached, type(root).__name__, root)
         self._attached_ids = {id(each) for each in self._attached.values()}
         # If a handler is a method of a container, such as `losses.append`, the root is the
-        # container.
+        # container. The search below skips a container of numbers, so it is added here.
         stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
         found: Found = []
         self._search = ObjectSearch(self._roots, MAX_OBJECTS, excluded, _search_parts)
         for path, each in self._search:
             is_of_trainer = self._is_trainer_module(each, trainer_tensors)
-            if id(each) in self._attached_ids:
+            if id(each) in self._attached_ids:  # listed as an owner of other objects
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
@@ -213,9 +216,10 @@ class _Search:
     def collect(self) -> HandlerObjects:
         """Returns the objects that were found.
 
-        An object is left out if another object holds it and saves its state. The present states are
-        compared in each call, because two states can be equal by chance at the start of a run and
-        differ later.
+        An object is left out if the state of another object that holds it already contains its
+        state. For example, the ``state_dict`` of a handler may contain that of an inner scheduler.
+        The present states are compared in each call, because two states can be equal by chance at
+        the start of a run and differ later.
         """
         found = [(path, get()) for path, get in self._found]
         carried = [
@@ -240,23 +244,32 @@ def _identity_key(roots: list[Root], excluded: list[Any]) -> list[Any]:
 
 
 def _tensor_ownership(module: torch.nn.Module, trainer_tensors: Set[int]) -> tuple[bool, bool]:
-    """Returns whether a module has tensors, and whether all its tensors are the trainer's."""
+    """Returns two values: whether a module has tensors, and whether the trainer has all of them.
+
+    Args:
+        module: the module.
+        trainer_tensors: the ids of all tensors of the trainer's modules.
+    """
     tensors = tensors_in(module).keys()
     return bool(tensors), tensors <= trainer_tensors
 
 
 def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> dict[str, Any]:
-    """Maps names to the handlers that have a state, and to the objects with a state that they hold.
+    """Maps names to the handlers with a state, and to the objects with a state that handlers hold.
 
     A handler is named after its class. Several handlers of a class are sorted by the names of their
     events and then by the order of attachment: the second one is called "EarlyStopping-2", and so
     on. The handlers of the evaluators that the trainer validates with come last. Metrics of these
     evaluators are left out, because each validation resets them.
 
-    If a handler without a state holds exactly one object with a state, the object gets the name of
-    the handler. If a handler holds several such objects, the name of an object is the name of the
-    handler and the path to the object. An object that a function holds is named after its class. If
-    there are several objects of the class, the name of the variable is added.
+    An object that a handler holds is named as follows. If the handler has no state, and the object
+    is the only one with a state that it holds, the object gets the name of the handler. Otherwise
+    the name of the object is the name of the handler and the path to the object, for example
+    "MyHandler.ema". A path of several parts is replaced by the class of the object if the handler
+    holds no other object of this class.
+
+    An object that a function holds is named after its class. If there are several objects of the
+    class, the name of the variable is added.
 
     Args:
         trainer: the trainer.
@@ -294,8 +307,8 @@ def _find_roots(trainer: TrainingEngine) -> list[Root]:
     handlers = [*attached_handlers(trainer, Handler), *(function for function, _ in calls)]
     validations = [each for each in handlers if isinstance(each, Validation)]
     owners = [getattr(each, "__self__", each) for each in handlers]
-    # A handler of this package holds no objects of a user, so it is left out. The exceptions are
-    # handlers that have a state or parts to search.
+    # Most handlers of this package have no state and hold no objects of a user. These handlers are
+    # left out.
     owners = [
         each
         for each in owners
@@ -319,8 +332,8 @@ def _user_functions(function: Any) -> list[Any]:
     """Returns the functions and objects of a user that a process function calls.
 
     The process function of a supervised trainer is a function of this package. Its closure holds
-    the user's ``loss_fn``, ``batch_processor`` and so on. These are returned, because a function of
-    the user may hold, for example, the second optimizer of a GAN.
+    the user's functions, such as ``loss_fn`` and ``batch_processor``, which are returned. A
+    function of the user may hold, for example, the second optimizer of a GAN.
     """
     if not (isinstance(function, FunctionType) and _is_of_package(function)):
         return [function]
@@ -351,8 +364,8 @@ def _objects_saved_elsewhere(trainer: TrainingEngine) -> Iterator[Any]:
         while inner is not None:
             yield inner
             inner = vars(inner).get(name)
-    # The data loader and its parts are yielded, too: the file of each process has the position in
-    # the data.
+    # The data loader and its parts are yielded, too, because the position in the data is saved in
+    # the file of each process.
     pending = [getattr(trainer.feed, "loader", None)]
     seen: dict[int, Any] = {}
     while pending:
@@ -369,6 +382,7 @@ def _search_parts(obj: Any) -> Iterable[tuple[str | None, Any]] | None:
     """Returns the parts of an object that are searched; None if the whole object is searched.
 
     A part is a pair of a name and a value. If the name is None, the part is named like the object.
+    If the result is empty, nothing in the object is searched.
     """
     cls = type(obj)
     if cls is MethodType:
@@ -396,7 +410,7 @@ def _wrapped_handlers(function: FunctionType) -> list[tuple[str | None, Any]]:
 
 
 def _is_of_package(obj: Any) -> bool:
-    """Returns whether a handler is of this package and holds no objects of a user."""
+    """Returns whether a handler or function is of this package and holds no objects of a user."""
     owner = getattr(obj, "__self__", obj)
     module = owner.__module__ if isinstance(owner, FunctionType) else type(owner).__module__
     is_open = isinstance(owner, _SEARCHED_CLASSES) and bool(owner)  # empty `Hooks` hold nothing
@@ -406,7 +420,8 @@ def _is_of_package(obj: Any) -> bool:
 def _has_no_handler_state(obj: Any) -> bool:
     """Returns whether an object is of a kind that is never saved with the handlers.
 
-    These kinds are modules without tensors, data, data loaders, engines and classes.
+    These kinds are modules without tensors, objects of data libraries, data loaders, engines and
+    classes.
     """
     cls = type(obj)
     if issubclass(cls, torch.nn.Module):
@@ -423,6 +438,7 @@ def can_be_saved(obj: Any) -> bool:
     """
     if _has_no_handler_state(obj):
         return False
+    # An EpochOutputStore has no `state_dict`, but its outputs can be saved (`StatefulObject`).
     if issubclass(type(obj), EpochOutputStore):
         return True
     # `getattr_static` evaluates no property and calls no `__getattr__`.
@@ -433,12 +449,13 @@ def can_be_saved(obj: Any) -> bool:
 
 
 def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
-    """Returns whether an owner of an object saves the state of the object as part of its own state.
+    """Returns whether an owner of an object has the state of the object in its own state.
 
-    An owner is an object through which the path leads to the object.
+    An owner is an object that the path passes on its way to the object: the object at "MyHandler"
+    is an owner of the object at "MyHandler.ema".
     """
-    # An EpochOutputStore has no `state_dict`. So an owner's state cannot contain the store's state,
-    # and the store is not an owner whose state could contain another one.
+    # An EpochOutputStore has no `state_dict`. So no owner has the state of a store in its own
+    # state, and a store has no other object's state in its own.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [
@@ -462,7 +479,7 @@ def _contains_state(state: Any, part: Any) -> bool:
 
 
 def _is_same_state(first: Any, second: Any) -> bool:
-    """Returns whether two states are equal and their tensors are the same memory."""
+    """Returns whether two states are equal, and their tensors share the same memory."""
     if isinstance(first, torch.Tensor):
         is_tensor = (
             isinstance(second, torch.Tensor) and first.layout == torch.strided == second.layout
@@ -479,9 +496,10 @@ def _is_same_state(first: Any, second: Any) -> bool:
 
 
 def _unordered_paths(found: Found) -> set[str]:
-    """Returns the paths to the elements of sets that have the class of another such element.
+    """Returns the paths to elements of sets that a resume could not tell apart.
 
-    The order of a set may differ in another process, so only the class can identify an element.
+    The order of a set may differ in another process, so only the class can identify an element. The
+    result has the elements whose class another element of a set has, too.
     """
     counts = Counter(type(each) for path, each in found if SET_ELEMENT_PREFIX in path)
     return {path for path, each in found if SET_ELEMENT_PREFIX in path and counts[type(each)] > 1}
@@ -490,11 +508,14 @@ def _unordered_paths(found: Found) -> set[str]:
 def _name_objects(
     found: Found, roots: Mapping[str, Any], attached_objects: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Maps names to objects. The names stay the same if a script adds handlers without a state.
+    """Maps names to objects (see ``handlers_with_state``).
+
+    Names should stay the same when a script adds handlers without a state, because a resume finds a
+    saved state by the name.
 
     Args:
         found: the objects to name.
-        roots: the objects at which the search began. Their keys are their names.
+        roots: the objects at which the search began, by name.
         attached_objects: the attached handlers with a state. Their names are taken.
     """
     names = dict(attached_objects)
@@ -504,9 +525,9 @@ def _name_objects(
     for path, each in found:
         root, class_name = _root_name(path), type(each).__name__
         inner = path.removeprefix(root).removeprefix(".")
-        # A path begins with the name of a root. If a script adds handlers, this name can change,
-        # for example by a "-2" at its end. But a name in a checkpoint must stay the same, so the
-        # path is used only if the class is ambiguous.
+        # An object in a function is named after its class, because the names of roots can change:
+        # if a script adds a lambda, "<lambda>" becomes "<lambda>-2". The rest of the path is added
+        # only if there are several objects of the class.
         if inner and _is_handler_object(roots[root]):
             is_nested = "." in inner and count_in_root[root, type(each)] == 1
             is_only_object = count_by_root[root] == 1 and not has_state(roots[root])
@@ -524,7 +545,7 @@ def _root_name(path: str) -> str:
 
 
 def _is_handler_object(root: Any) -> bool:
-    """Returns whether a root is an object of a handler class, and not a function or a container."""
+    """Returns whether a root is a handler object, and not a function, a container or ``Hooks``."""
     is_data = type(root).__module__ in ("builtins", "functools", "types", "collections")
     return not is_data and not isinstance(root, Hooks)
 

@@ -1,15 +1,18 @@
 """Loads the files of a checkpoint into a trainer: all of them, or none.
 
-``LoadedState`` reads all files when it is created, and compares them with the trainer before it
-changes the trainer. Once the files are read, loading does not need the folder of the checkpoint any
-more: another process may remove the folder. A sharded model is an exception, because Accelerate
-reads the files of the model during loading. Objects that can refuse their states are loaded before
-the modules, within ``rolled_back_on_failure``.
+``LoadedState`` reads or opens all files when it is created, and compares them with the trainer
+before it changes the trainer. From then on, loading does not need the folder of the checkpoint any
+more: another process may remove the folder. A sharded model, which is split over processes, is an
+exception, because Accelerate reads the files of the model during loading.
+
+An object refuses a state if its ``load_state_dict`` raises an error. So the objects that are not
+modules are loaded first, within ``rolled_back_on_failure``: if one of them refuses its state, the
+other objects get their previous states back.
 
 In this file "saved" refers to the checkpoint, and "current" or "present" to the trainer that
 resumes. The states of objects are saved in sections. The section "also" is for the objects that the
-user gave as ``also={name: object}``. The section "handlers" is for the handlers with a state, and
-for the objects with a state that handlers hold.
+user gave as ``SaveCheckpoint(also={name: object})``. The section "handlers" is for the handlers
+with a state, and for the objects with a state that handlers hold.
 """
 
 import copy
@@ -77,9 +80,10 @@ class LoadedState:
     """The content of a checkpoint for one process, with the methods that load it into the trainer.
 
     A caller first checks ``problems``, ``object_problems``, ``differences`` and ``state_problems``,
-    in this order. If all four are empty, the caller calls ``apply``. Handlers of STARTED and
-    EPOCH_STARTED may then change restored states, so the caller calls ``complete`` after STARTED
-    and, in the middle of an epoch, once more after EPOCH_STARTED.
+    in this order. If all four are empty, the caller calls ``apply``. When the run starts, handlers
+    of STARTED may change restored states, so the caller calls ``complete`` after these handlers. If
+    the run resumes in the middle of an epoch, the caller calls ``complete`` once more after the
+    handlers of EPOCH_STARTED.
 
     Args:
         checkpoint: the checkpoint.
@@ -87,10 +91,13 @@ class LoadedState:
         rank: the rank of this process.
         override: the names of the settings that keep the script's values, and do not get the values
             in the checkpoint.
-        replay: whether data that cannot restore their position are iterated from the beginning of
-            the pass up to the saved position.
+        replay: what to do with data that cannot restore their position. If True, the data are
+            iterated from the beginning of the pass up to the saved position. If False, the run
+            continues with the next pass.
 
     Attributes:
+        folder: the folder of the checkpoint.
+        manifest: the manifest of the checkpoint.
         problems: the errors in ``trainer.pt``, ``optimizer.bin`` and the file of this process. Each
             error is a text that names the file and the field. The methods rely on these files: if
             there are errors, only ``close`` may be called.
@@ -168,10 +175,10 @@ class LoadedState:
                 return
             if state_dict is not None:
                 self._module_states[name] = state_dict
-        # To keep the peak of memory low, `apply` first frees the saved values of the model. On a
-        # CPU only then does `apply` read the values of the optimizer's state. The folder may have
-        # been removed by that time, but a file that is open stays readable. The file is opened at
-        # the end of this method, so that an error above leaves no file open.
+        # On a CPU, `apply` reads the optimizer's state only after it has freed the saved values of
+        # the model, which keeps the peak of memory low. By that time another process may have
+        # removed the folder. An open file stays readable, so the file is opened now. This is the
+        # last step here, so that an error above leaves no file open.
         if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
             self._optimizer_file = open_regular(self.folder / OPTIMIZER)
 
@@ -230,8 +237,8 @@ class LoadedState:
                     self._scheduler_state, trainer.lr_scheduler, is_same_torch=is_same_torch
                 )
             ]
-            # The saved groups of a sharded optimizer are in Accelerate's files. These are not read
-            # here, so the groups of the trainer's optimizer are used instead.
+            # The saved groups of a sharded optimizer are in Accelerate's files, which are not read
+            # here. The groups of the trainer's optimizer are used instead.
             optimizer_content = self._contents.get(OPTIMIZER, {})
             groups = optimizer_content.get("param_groups", trainer.optimizer.param_groups)
             yield from found or scheduler_step_problems(
@@ -244,8 +251,7 @@ class LoadedState:
     def differences(self) -> list[str]:
         """Returns the differences between checkpoint and trainer that make loading impossible.
 
-        Each difference is a text. Where there are two values, the text has the saved value and the
-        current value.
+        Each difference is a text, with the saved value and the current value if there are two.
         """
         found = []
         for name in (TRAINER, OPTIMIZER):
@@ -264,12 +270,14 @@ class LoadedState:
         for part, saved_class in self._trainer_content["kinds"].items():
             current_class = current[part]
             is_overridden = part == "scheduler" and self._is_scheduler_overridden
+            # If only one side has a scheduler or scaler, loading is possible, and the report says
+            # that the part is missing.
             if (
                 None not in (saved_class, current_class)
                 and saved_class != current_class
                 and not is_overridden
             ):
-                # The end of the text below: only a scheduler can be overridden.
+                # The hint ends the text below. Only a scheduler can be overridden.
                 hint = '; override=("scheduler",) takes the new one' if part == "scheduler" else ""
                 found.append(f"the {part} was {saved_class}, and is now {current_class}{hint}")
         for name in self._module_states.keys() - self._state.whole_modules.keys():
@@ -282,7 +290,7 @@ class LoadedState:
                 metadata["flags"] = rename_flags(metadata["flags"], fit.renamed)
                 for current_name, saved_name in fit.renamed.items():
                     self._saved_names[f"{name}.{current_name}"] = f"{name}.{saved_name}"
-        if self._saved_names:  # the saved settings have the names of frozen parameters
+        if self._saved_names:  # the saved settings list the frozen parameters by their saved names
             self._changed_settings.translate_names(self._saved_names)
         if not self._state.is_sharded:
             found += self._optimizer_differences()
@@ -294,7 +302,7 @@ class LoadedState:
         return found
 
     def apply(self) -> ResumeReport:
-        """Loads the checkpoint into the trainer, and returns a report of the parts of the trainer.
+        """Loads the checkpoint into the trainer, and returns a report on each part of its state.
 
         If an object refuses its state, the trainer is left unchanged.
 
@@ -335,9 +343,9 @@ class LoadedState:
         return self._report()
 
     def _objects_to_roll_back(self) -> Iterator[Any]:
-        """Yields the objects that ``_load_objects`` loads.
+        """Yields the objects that get their previous state back if ``_load_objects`` fails.
 
-        An optimizer that already has a state is left out.
+        These are the objects that ``_load_objects`` loads, except an optimizer with a state.
         """
         trainer = self._trainer
         for objects in self._stateful_objects().values():
@@ -345,9 +353,8 @@ class LoadedState:
         yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
         # An optimizer with a state is not rolled back, because a copy of its state would take much
-        # memory. The rollback is not needed either: the optimizer is loaded last, so no object can
-        # refuse a state after it, and torch's optimizers refuse a state before they change
-        # anything.
+        # memory. The rollback is not needed either: no object is loaded after the optimizer, and if
+        # torch's optimizers refuse a state, they have not changed anything yet.
         if not trainer.optimizer.state:
             small.append(trainer.optimizer)
         yield from (each for each in small if each is not None)
@@ -385,6 +392,8 @@ class LoadedState:
     def _apply_overrides(self) -> None:
         """Replaces the saved value of each setting in ``override`` by the script's value."""
         manifest = self._checkpoint.manifest
+        # The number of events of each kind before the checkpoint. A scheduler makes a step at each
+        # event of one kind.
         moves = {"step": manifest.step, "epoch": manifest.epoch}
         moves["validation"] = self._rank_content.get("validation", 0)
         files, modules = (OPTIMIZER, SCHEDULER), self._trainer_content["modules"]
@@ -392,11 +401,11 @@ class LoadedState:
         self._scheduler_state = self._contents.get(SCHEDULER)
 
     def complete(self) -> ResumeReport:
-        """Loads all states once more that handlers of STARTED and EPOCH_STARTED may have changed.
+        """Loads once more the states that handlers of STARTED and EPOCH_STARTED may have changed.
 
-        Such handlers may reset their own state, draw random numbers, set learning rates or put the
-        model in train mode. This method also compares the data with the checkpoint, because the
-        user may have given new data to ``run``.
+        For example, handlers reset their own state, draw random numbers, set learning rates or put
+        the model in train mode. This method also compares the data with the checkpoint once more,
+        because the user may have given new data to ``run``.
 
         Returns:
             The report, which may differ from the report of ``apply``.
@@ -413,9 +422,10 @@ class LoadedState:
         self._restore_rates()
         for name, module in self._state.whole_modules.items():
             flags = self._trainer_content["modules"][name]["flags"]
-            # A model that was in eval mode when it was saved between two calls of `run` does not
-            # get its saved flags: the new run has put the model in train mode, and handlers of this
-            # run may have changed the flags since.
+            # The flags say which parameters are frozen and which submodules are in eval mode; the
+            # empty name is the module itself. A module may have been saved between two runs, and
+            # still in eval mode after an evaluation. In this case the flags are not set, because
+            # the present run must train in train mode.
             is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
             if not is_eval_between_runs:
                 set_flags(module, flags)
@@ -433,12 +443,12 @@ class LoadedState:
             self._trainer.lr_scheduler.load_state_dict(copy.deepcopy(self._scheduler_state))
 
     def _report(self) -> ResumeReport:
-        """Returns a report that says of each part of the trainer how exactly it was restored."""
+        """Returns a report that says for each part of the state how exactly it was restored."""
         self._report_parts["settings"] = self._changed_settings.part()
         known = {name: part for name, part in self._report_parts.items() if part is not None}
-        # Each mapping leads from the name of a part to the reason why the part may not be exact.
-        # The first three mappings were saved in the checkpoint; the last one comes from the present
-        # trainer.
+        # Each pair is a level, and a mapping from the name of a part to the reason why the part may
+        # not be exact. Three mappings come from the checkpoint, and the last one comes from the
+        # present trainer.
         doubts = [
             ("approximate", self._trainer_content.get("uncertain", {})),
             ("unknown", self._trainer_content.get("unknown", {})),
@@ -454,12 +464,12 @@ class LoadedState:
         """Returns the current objects of the sections "also" and "handlers".
 
         Returns:
-            Maps each section to a mapping from the name of an object to the object.
+            A dict that maps each section to a dict of its objects by name.
         """
         trainer, also = self._trainer, self._state.also
-        # An object is looked for in only one of the two sections. An object in `also` whose name
-        # has no saved state in that section may have been saved as a handler, so it stays among the
-        # handlers.
+        # An object in `also` can be a handler, too. If its state was saved in the section "also",
+        # the object is left out of the handlers. Otherwise its state may have been saved in the
+        # section "handlers", before the script added the object to `also`.
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
@@ -487,7 +497,7 @@ class LoadedState:
                 try:
                     path = f"{TRAINER}: objects.{section}.{name}"
                     _load_state(stateful, states[name], path, stateful.class_name)
-                except OSError as error:  # a handler may need a file that this machine lacks
+                except OSError as error:  # a handler may read a file that this machine lacks
                     if section == "also":
                         raise
                     stateful.missing = str(error)
@@ -504,7 +514,7 @@ class LoadedState:
         self._report_parts["handlers"] = part
 
     def _load_metrics(self) -> None:
-        """Restores ``state.metrics``, and the iterations at which validations measured them."""
+        """Restores ``state.metrics``, and the iterations at which validations measured metrics."""
         forget_validations(self._trainer)
         self._trainer.state.metrics.update(self._object_states["metrics"])
         measured_at(self._trainer).update(self._object_states["measured_at"])
@@ -512,9 +522,9 @@ class LoadedState:
     def _load_user_state(self, keys: Collection[str] | None = None) -> None:
         """Sets the saved attributes of ``trainer.state``.
 
-        ``apply`` leaves out the attributes that Ignite's handlers add to the state. A handler that
-        is attached after ``apply`` would raise an error if the state already had the attribute of
-        the handler.
+        ``apply`` does not set the attributes that Ignite's handlers add to the state. If it did, a
+        handler that is attached after ``apply`` would raise an error, because the state already has
+        the attribute. ``complete`` sets all saved attributes.
 
         Args:
             keys: the names of the attributes to set; None for all saved attributes.
@@ -524,10 +534,12 @@ class LoadedState:
                 setattr(self._trainer.state, key, copy.deepcopy(value))
 
     def _report_data(self) -> None:
-        """Adds to the report how the present data differ from the data of the checkpoint."""
+        """Adds to the report how the present data differ from the data of the saved run."""
         feed = self._trainer.feed
         if feed is None:
             return
+        # `changes` are changes of the data, such as another batch size. `differences` are reasons
+        # why the next batches may differ from those of the saved run.
         changes = feed.data_changes(self._rank_content["data"])
         differences = feed.differences(self._rank_content["data"])
         level = "approximate" if differences else "changed" if changes else "exact"
@@ -565,7 +577,7 @@ class LoadedState:
             yield "the optimizer had its parameters in another order"
 
     def _load_modules(self) -> ResumedPart:
-        """Loads the modules of which each process has all parameters.
+        """Loads all modules except a model that is split over processes.
 
         Returns:
             The part of the report about these modules.
@@ -627,7 +639,8 @@ def _load_state(target: Any, state: Any, path: str, class_name: str | None = Non
         target: the object.
         state: the state.
         path: the file and the fields that lead to the state, for messages.
-        class_name: the name of the object's class for messages; None to take it from ``target``.
+        class_name: the name of the class of the object, for messages; None for the class of
+            ``target``.
 
     Raises:
         ValueError: the object refuses the state.
@@ -645,12 +658,12 @@ def _load_state(target: Any, state: Any, path: str, class_name: str | None = Non
 
 @contextmanager
 def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]:
-    """Undoes what the body has loaded, if the body fails.
+    """If the body raises an error, undoes what the body has loaded.
 
     Args:
-        objects: objects with ``state_dict`` and ``load_state_dict``. Each object gets back the
-            state that it had before the body.
-        state: the state of an engine. Its attributes and its metrics are restored.
+        objects: objects with ``state_dict`` and ``load_state_dict``. After an error, each object
+            gets back the state that it had before the body.
+        state: the state of an engine. After an error, its attributes and metrics are restored.
     """
     before = [(each, copy.deepcopy(each.state_dict())) for each in objects]
     attributes, metrics = dict(vars(state)), dict(state.metrics)
