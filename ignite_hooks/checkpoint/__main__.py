@@ -61,7 +61,7 @@ __all__ = ["main"]
 _REMOVED = "removed meanwhile"
 _MAX_CELL_LENGTH = 40  # characters of a cell in the table of `list`
 _MAX_NAME_LENGTH = 60  # characters of a name, a value or a note in the other tables
-_MAX_DIFFERENCES = 10  # the differences of one part or section that `diff` shows without --all
+_MAX_DIFFERENCES = 10  # differences of one part or section; `diff --all` shows all of them
 # `diff` shows each section under its name. These sections have a longer title instead.
 _SECTION_TITLES = {"contents": "contents that one lacks", "files": "files, compared by checksum"}
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _warnings_on_stderr():
             status: int = options.run(options)
     except BrokenPipeError:
-        raise  # the reader of stdout, such as `head`, has gone; _run_as_program handles the error
+        raise  # a reader such as `head` has closed the pipe; _run_as_program handles the error
     except (ImportError, OSError, ValueError) as error:
         _print_error(f"error: {error}")
         return 2
@@ -212,7 +212,7 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
     )
     for candidate in listing.candidates:
         problems = _problems_of(source, candidate)
-        # While this command read the files, a running job may have removed the checkpoint as old.
+        # While this command read the files, a running job may have removed the old checkpoint.
         if problems and not source.still_has(candidate):
             _print_lines(f"{_folder_name(candidate.name)}: {_REMOVED}")
             continue
@@ -386,7 +386,7 @@ def _folder_name(path: str) -> str:
 def _short_names(runs: Iterable[str]) -> dict[str, str]:
     """Maps each identifier of a run to a short prefix of the identifier.
 
-    All prefixes have the same length: 8 characters, or as many more as tell all the runs apart.
+    All prefixes have 8 characters, or more if two runs have the same first 8 characters.
     """
     names = dict.fromkeys(runs)
     length = next(n for n in count(8) if len({name[:n] for name in names}) == len(names))

@@ -1,10 +1,11 @@
 """Compares the settings in a script that resumes a run with the settings of the saved run.
 
-The saved run is the run that saved the checkpoint. A resume restores its settings of the optimizer,
-its learning rate schedule and its choice of frozen parameters. If ``ResumeCheckpoint(override=…)``
-names one of these settings, and the script has changed it, the script's value is used instead.
-Other settings, for example gradient accumulation and clipping, are never restored: the script's
-values are always used. The resume report (``ResumeReport``) names each difference with both values.
+The saved run is the run that saved the checkpoint. From the checkpoint, a resume restores the
+settings of the optimizer, the learning rate schedule and the choice of frozen parameters. If
+``ResumeCheckpoint(override=…)`` names one of these settings, and the script has changed it, the
+script's value is used instead. Other settings, for example gradient accumulation and clipping, are
+never restored: the script's values are always used. The resume report (``ResumeReport``) names each
+difference with both values.
 """
 
 import copy
@@ -134,7 +135,7 @@ class _Difference(NamedTuple):
 class ChangedSettings:
     """The settings that the resuming script has changed.
 
-    For each of them this object decides whether the value of the script or the value of the
+    For each changed setting this object decides whether the value of the script or the value of the
     checkpoint is used. Create the object before anything is loaded, while the trainer still has the
     settings that the script gives.
 
@@ -169,7 +170,7 @@ class ChangedSettings:
         # before the handlers of the event were called, and after.
         self._saved_writes = _dict_or_empty(saved.get("writes"))
         self._schedule: ScriptSchedule | None = None
-        # Each pair is a difference, and whether the script's value is used.
+        # Pairs of a difference, and a bool: whether the script's value is used.
         self._decisions: list[tuple[_Difference, bool]] = []
         # The same pairs for values that handlers have written to the groups of the optimizer. A key
         # is (event, index of the group, name of the setting).
@@ -351,11 +352,11 @@ class ChangedSettings:
         record.writes = copy.deepcopy(self._saved_writes)
 
     def compare_writes(self, groups: ParamGroups, event: str) -> None:
-        """Finds the values that handlers have written to the optimizer's groups since the load.
+        """Finds the values that handlers have written to the optimizer's groups since the resume.
 
-        For example, a handler of STARTED sets a learning rate. On each resume it is called again,
-        and replaces the restored rate. So after this method the caller restores ``groups``, which
-        undoes what handlers have written. This method first notes two kinds of writes for the
+        For example, a handler of STARTED sets a learning rate. On each resume the handler is called
+        again, and replaces the restored rate. So after this method the caller restores ``groups``,
+        which undoes what handlers have written. This method first notes two kinds of writes for the
         report: those that the saved run did not make, and those of overridden settings.
 
         Args:

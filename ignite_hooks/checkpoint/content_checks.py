@@ -79,7 +79,7 @@ MAX_BITS = 63
 
 
 def _check_progress(value: list[Any]) -> list[Any]:
-    """Checks the counters of a run, which are the fields of ``Progress``.
+    """Checks the fields of ``Progress``: three counters and a flag.
 
     The counters are the iterations, the complete epochs, and the batches of the present epoch. The
     flag says whether the epoch has had all its batches.
@@ -232,6 +232,7 @@ class _Workers(_StrictModel):
 
 
 def _check_elements(value: dict[str, Any]) -> dict[str, Any]:
+    """Checks elements of a sampler in the form that ``pack_elements`` returns."""
     try:
         unpack_elements(value)
     except Exception as error:
@@ -248,8 +249,8 @@ class _DataOrder(_StrictModel):
     """The state of a sampler, and elements that it has yielded (``data/recorded_order.py``).
 
     An element is one index or index batch. A sampler often yields elements for batches that
-    training has not received yet. These elements are saved, because the state of the sampler comes
-    after them.
+    training has not received yet. These elements are saved, because a sampler that loads the state
+    continues after them.
 
     Attributes:
         of: the name of the sampler: its path in the loader, and its class.
@@ -257,7 +258,7 @@ class _DataOrder(_StrictModel):
         start: the number of elements of the pass before the position of the run.
         elements: the elements after ``start`` that the sampler has yielded already.
         head: the first elements of the pass, with which Accelerate pads the last batches.
-        is_within: whether the pass has begun. Only then are there elements.
+        is_within: whether the pass has begun. If not, ``elements`` and ``head`` are empty.
         is_over: whether the sampler was at the end of a pass, or at the start of the next one.
         opening: see ``_Opening``; None if the sampler did not draw the order of the pass from the
             global generators.

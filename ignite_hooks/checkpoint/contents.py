@@ -88,7 +88,7 @@ class Objects(Content):
 
     Args:
         content: the data.
-        owner: the name of the object whose state the data is, for messages.
+        owner: the name of the object whose state is saved, for messages.
         may_pickle: whether the data may hold objects of any other type, too. Such an object can
             only be loaded with pickle.
 

@@ -81,8 +81,8 @@ _SEARCHED_LIBRARIES = {
 _SEARCHED_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
 # The search never enters objects of these classes or of their subclasses.
 _UNSEARCHED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
-# Objects of these libraries are data. Their state is a position in the data. It is not saved with
-# the handlers, because the trainer's `DataFeed` saves it.
+# Objects of these libraries are data, and their state is a position in the data. This position is
+# not saved with the handlers, because the trainer's `DataFeed` saves it.
 _DATA_LIBRARIES = {"datasets", "torchdata"}
 # Attributes in which a data loader and its parts hold further parts.
 _DATA_ATTRIBUTES = (
@@ -119,7 +119,9 @@ class HandlerObjects:
 
     @classmethod
     def of(cls, trainer: TrainingEngine, also: Iterable[Any] = ()) -> "HandlerObjects":
-        """Returns the objects that the handlers of ``trainer`` hold, without those in ``also``.
+        """Returns the handlers of a trainer, and the objects that handlers hold.
+
+        The objects in ``also`` are left out.
 
         The result of the search is kept with the trainer, so that the next save need not search.
         The search is repeated if the roots or the objects that they hold have changed.
@@ -150,7 +152,8 @@ class _Search:
         # The ids are enough to recognize the roots and the excluded objects: the search keeps these
         # objects alive, so no other object can get one of their ids.
         self._start = _identity_key(roots, excluded)
-        # Pairs of a function that returns a module, and the module's `_tensor_ownership`.
+        # Pairs of a reference to a module, which returns the module when it is called, and the
+        # result of `_tensor_ownership` for the module.
         self._module_ownership: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
         self._attached: dict[str, Any] = {}
         self._roots: dict[str, Any] = {}
@@ -171,7 +174,7 @@ class _Search:
                     _add_unique(self._attached, type(root).__name__, root)
         self._attached_ids = {id(each) for each in self._attached.values()}
         # If a handler is a method of a container, such as `losses.append`, the root is the
-        # container. The search below skips a container of numbers, so it is added here.
+        # container. The search below skips a container of numbers, so the container is added here.
         stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
         found: Found = []
         self._search = ObjectSearch(self._roots, MAX_OBJECTS, excluded, _search_parts)
