@@ -7,8 +7,8 @@ Ignite's metrics call collectives of ``ignite.distributed``. Two cases fail ther
 - On a rank without any sample a metric raises an error before its collective. The other ranks then
   wait for this rank.
 
-So the collectives are replaced while metrics are computed: in the first case by those of
-``among_unequal_ranks``, in the second by those of ``among_ranks``.
+So two context managers replace the collectives while metrics are computed: ``among_unequal_ranks``
+for the first case, and ``among_ranks`` for the second case.
 """
 
 from collections.abc import Callable
@@ -29,9 +29,9 @@ __all__ = ["among_ranks", "among_unequal_ranks"]
 
 @contextmanager
 def among_unequal_ranks() -> Iterator[None]:
-    """Makes Ignite's collectives work in the body if the sizes of tensors differ between ranks.
+    """Makes Ignite's collectives accept, in the body, tensors whose sizes differ between ranks.
 
-    ``idist.all_gather`` then concatenates tensors of unequal sizes. Besides, ``idist.broadcast``
+    In the body, ``idist.all_gather`` concatenates tensors of unequal sizes, and ``idist.broadcast``
     does not round a Python number to single precision.
     """
     functions = {
@@ -46,8 +46,10 @@ def among_unequal_ranks() -> Iterator[None]:
 def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
     """Restricts Ignite's collectives in the body to a group of ranks, as if no others existed.
 
+    In the body the ranks of the group are numbered from 0, in the order of ``ranks``.
+
     Args:
-        ranks: the ranks of the group, among them the rank of this process.
+        ranks: the ranks of the group. The rank of this process must be one of them.
         group: the process group of torch for these ranks.
     """
     index, all_reduce = list(ranks).index(distributed.get_rank()), idist.all_reduce
@@ -56,8 +58,8 @@ def among_ranks(ranks: Sequence[int], group: Any) -> Iterator[None]:
         return all_reduce(tensor, op, group)
 
     def broadcast(tensor: Any, src: int = 0, safe_mode: bool = False) -> Any:
-        # The tensor is pickled on the CPU, because a CUDA tensor would be unpickled on the device
-        # of the sender.
+        # A pickled CUDA tensor would arrive on the sender's device, so the tensor is sent from the
+        # CPU.
         sent = [tensor.cpu() if isinstance(tensor, torch.Tensor) else tensor]
         distributed.broadcast_object_list(sent, src=ranks[src], group=group)
         is_moved = isinstance(sent[0], torch.Tensor)
@@ -95,9 +97,11 @@ def _all_gather(
 ) -> Callable[..., Any]:
     """Returns a function like ``idist.all_gather`` that accepts tensors of unequal sizes.
 
+    A call with another group than ``default`` is passed to ``original`` unchanged.
+
     Args:
         original: ``idist.all_gather``.
-        default: the group that exchanges if a call has no argument ``group``; None for all ranks.
+        default: the process group for calls without the argument ``group``; None for all ranks.
         size: the number of ranks in the group ``default``; None for all ranks.
     """
 
@@ -110,7 +114,8 @@ def _all_gather(
         shapes = original(own, group=group).tolist()
         if all(shape == shapes[0] for shape in shapes):
             return original(tensor, group=group)
-        # Tensors are padded to the largest size on any rank, and cut back after the exchange.
+        # In each dimension, tensors are padded to the largest size on any rank. After the exchange
+        # the padding is cut off.
         largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
         padded = tensor.new_zeros(largest)
         padded[_corner(tensor.shape)] = tensor

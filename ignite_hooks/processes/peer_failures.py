@@ -1,6 +1,6 @@
-"""The scope of a run in which ranks report their failures to each other.
+"""A context manager around a run, in which ranks report their failures to each other.
 
-Without a report, the other ranks would wait in their next collective for the rank that failed.
+Without a report, the other ranks would wait for the failed rank in their next collective.
 """
 
 from contextlib import AbstractContextManager
@@ -18,14 +18,15 @@ __all__ = ["PeerFailures"]
 
 
 class PeerFailures(AbstractContextManager["PeerFailures", None]):
-    """Reports a failure in the body to the other ranks, and raises failures of other ranks here.
+    """Reports a failure in the body to the other ranks, and raises their failures in the body.
 
     A trainer enters this context around each run. With one process the context does nothing.
 
     Args:
         trainer: the trainer of the runs.
-        on_peer_failure: "exit" or "wait", for the case that another rank fails while this process
-            is blocked in a collective; see ``WatchedRun``.
+        on_peer_failure: what to do if another rank fails while this process is blocked in a
+            collective. "exit" ends the process. "wait" leaves it blocked until the collective times
+            out.
 
     Raises:
         ValueError: ``on_peer_failure`` is neither "exit" nor "wait".
@@ -58,6 +59,9 @@ class PeerFailures(AbstractContextManager["PeerFailures", None]):
             peers.leave(self._run)
 
     def report(self, error: BaseException) -> None:
-        """Reports a failure to the other ranks at once, before the error has left the run."""
+        """Reports a failure to the other ranks at once.
+
+        Without this call, the failure is reported when the error leaves the context.
+        """
         if self._peers is not None:
             self._peers.report(error, self._run)

@@ -1,15 +1,16 @@
 """Reports failures between ranks, so that no rank waits for a failed rank.
 
-The rank that fails writes its failure to the store of the default process group. On each other rank
-a *watcher* thread polls the store, even while the main thread is blocked. If the watcher finds a
-failure, it sends the main thread a signal whose handler raises an error. If an optimizer step is in
-progress, the run holds the signal back until the step is complete.
+A rank that fails writes its failure to the store of the default process group. On each rank a
+*watcher* thread polls the store, even while the main thread is blocked. If the watcher finds a
+failure of another rank, it sends the main thread a signal, and the handler of the signal raises an
+error. If an optimizer step is in progress, the run holds the signal back until the step is
+complete.
 
 A signal cannot interrupt a collective of gloo. If the main thread is blocked in such a collective,
 the process is ended, unless ``on_peer_failure`` is "wait".
 
-The code calls a run *outermost* if no handler of another run has started it. A run *is unwound*
-while an error leaves it.
+A handler can start a run of another trainer. A run is *outermost* if it was not started in this
+way. A run is being *unwound* while an error propagates out of it.
 """
 
 import multiprocessing
@@ -49,8 +50,8 @@ from ignite_hooks.processes.watched_run import WatchedRun
 
 __all__ = ["PeerWatch", "TimeLimits"]
 
-# SIGURG is ignored by default. So it does no harm if it arrives after the run, when the handler has
-# been removed.
+# SIGURG is ignored by default. So a signal that arrives after the run, when the handler has been
+# removed, does no harm.
 _SIGNAL: Any = getattr(signal, "SIGURG", None)  # None on Windows
 _LOGGER = getLogger(__name__)
 _NO_REPORT = "No other rank has reported a failure: a process may have been killed."
@@ -64,20 +65,23 @@ class TimeLimits(NamedTuple):
 
     Args:
         poll: the time between two polls of the store. (``Store.wait`` would be quicker, but torch
-            prints a warning each time it ends without a result.)
-        same_failure: the time for this rank to fail in the same way by itself, after it has read
-            the failure of another rank.
-        unblocking: the time for the main thread to raise an error with the failure of another rank.
-        unwinding: the time for the run to end after this error was raised. Also the time for an
-            optimizer step that must complete before the error is raised.
-        acknowledgement: the time for the other ranks to read a failure, or to end their run too,
-            before the process that holds the store may end.
-        other_failures: the time for a rank to report its failure in the previous run.
-        place_check: the time between two checks of the place of the main thread, which is the
-            position in the run and the line of code.
-        stalled: the time after which a warning says that ranks are at different places without
-            progress.
-        store_call: the time for one call of the store.
+            prints a warning each time the wait ends without a result.)
+        same_failure: the time from reading a failure of another rank until the main thread is
+            interrupted. In this time the main thread may fail by itself, in the same way.
+        unblocking: the time from the interruption until the main thread must have raised an error.
+            Otherwise it counts as blocked.
+        unwinding: the time from this error until the run must have ended. If the error must wait
+            for the end of an optimizer step, also the time for this step.
+        acknowledgement: at the end of a run, the time to wait for the other ranks: they must read
+            the failure of this rank, or end the run too. Then the process that holds the store may
+            end.
+        other_failures: the time to wait, when a run begins, for each rank's failure in the previous
+            run.
+        place_check: the time between two checks of the place of the main thread: its position in
+            the run and its line of code.
+        stalled: the time without progress after which a warning says that ranks wait at different
+            places.
+        store_call: the longest time that one call of the store may take.
     """
 
     poll: float = 0.2
@@ -97,9 +101,10 @@ time_limits = TimeLimits()
 class PeerWatch:
     """The failures of this rank and of the other ranks of a process group.
 
-    Failures are grouped into generations, which are numbered from 0. If the caller of a failed run
-    catches the error, the next failure belongs to the next generation. Such a caller may be a
-    handler of an outer run, or a script in which all ranks call ``run()`` again.
+    Failures are grouped into generations, which are numbered from 0. A generation has at most one
+    failure of each rank. If the caller of a failed run catches the error, the next failure belongs
+    to the next generation. Such a caller may be a handler of an outer run, or a script in which all
+    ranks call ``run()`` again.
 
     Keys in the store:
 
@@ -127,12 +132,14 @@ class PeerWatch:
         self.is_failing = False
         self._run_number = 0  # counts the outermost runs that this rank has begun
         self._generation = 0
-        # The main thread and the watcher thread take this lock to use the generation and its
+        # The main thread and the watcher thread hold this lock while they use the generation or its
         # failures.
         self._lock = threading.RLock()
-        self._own_failure: RankFailure | None = None  # the failure of this rank
-        self._own_run: WatchedRun | None = None  # the run in which this rank failed
-        self._peer_failure: RankFailure | None = None  # the first failure, if of another rank
+        # The failure of this rank in the present generation, and the run that failed.
+        self._own_failure: RankFailure | None = None
+        self._own_run: WatchedRun | None = None
+        # The first failure of the present generation, if another rank reported it; otherwise None.
+        self._peer_failure: RankFailure | None = None
         self._watcher: _Watcher | None = None
 
     @classmethod
@@ -157,16 +164,16 @@ class PeerWatch:
         return cls.current
 
     def enter(self, run: WatchedRun) -> None:
-        """Begins a run. The other ranks are watched from the start of the outermost run on.
+        """Begins a run. The beginning of an outermost run also starts the watcher.
 
         Args:
             run: the run that begins.
 
         Raises:
-            RuntimeError: a rank has failed before, and not all ranks have failed in the same way.
+            RuntimeError: a rank failed in an earlier run, and not all ranks failed in the same way.
         """
-        # If Ctrl-C interrupted the end of an earlier run, the earlier run is still listed, and its
-        # watcher is still alive.
+        # If Ctrl-C interrupted the end of an earlier run, this run is still on the list, and its
+        # watcher is still alive. Both are removed here.
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
             self._stop()
@@ -178,7 +185,7 @@ class PeerWatch:
             self._watcher = _Watcher(self, run.on_peer_failure)
 
     def leave(self, run: WatchedRun) -> None:
-        """Ends a run. The other ranks are watched until the outermost run ends.
+        """Ends a run. The end of the outermost run also ends the watcher.
 
         Args:
             run: the run that ends.
@@ -192,16 +199,16 @@ class PeerWatch:
         try:
             with suppress(StoreGone):
                 if self.is_failing:
-                    # This process may hold the store, and may end after this run. The other ranks
-                    # must read the failure before that.
+                    # This process may end after this run, and the store with it. The other ranks
+                    # must read the failure before.
                     self._wait_for_others(self._has_acknowledged)
         finally:
             self.runs = []
             self._stop()
         with suppress(StoreGone):
             self.store.post(f"ended/{self.rank}", str(self._run_number))
-            # The watchers of the other ranks poll the store until their runs end, so the store must
-            # live until then.
+            # The watchers of the other ranks poll the store until their runs end. The store must
+            # exist until then.
             if self._may_hold_store and not self.is_failing:
                 self._wait_for_others(self._has_ended)
 
@@ -209,8 +216,8 @@ class PeerWatch:
     def _may_hold_store(self) -> bool:
         """Returns whether the store may end with this process.
 
-        With a rendezvous by ``env://`` rank 0 or the launcher holds the store. If the store has
-        ended and another rank calls it, the call fails and torch prints a stack trace.
+        With ``init_method="env://"`` either rank 0 or the launcher holds the store. After the store
+        has ended, a call of another rank fails, and torch prints a stack trace.
         """
         return self.rank == 0 and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
 
@@ -224,7 +231,8 @@ class PeerWatch:
         """Reports a failure of this rank.
 
         Args:
-            error: the failure. Further errors while the same run is unwound are not reported.
+            error: the failure. Only the first error of a failing run is reported, not the errors
+                that follow while the run is unwound.
             run: the run that failed.
 
         Returns:
@@ -235,7 +243,8 @@ class PeerWatch:
         with suppress(StoreGone), self._lock:
             is_reported = self._own_failure is not None and self._own_run in self.runs
             if not is_reported:
-                # A known failure of this rank is then from an earlier run, whose caller caught it.
+                # If this rank has failed before, the caller of the failed run caught that error. So
+                # the new failure begins a generation.
                 if self._own_failure is not None:
                     self._begin_generation()
                 self._write_failure(error, run)
@@ -268,7 +277,7 @@ class PeerWatch:
                 cause.
         """
         if self._is_raised_by_watcher(error):
-            return
+            return  # the text of this error is the failure of the other rank already
         if peer_failure is None:
             if is_collective_failure(error):
                 add_note(error, _STORE_GONE if self.store.is_gone else _NO_REPORT)
@@ -281,13 +290,13 @@ class PeerWatch:
         return self._watcher is not None and error is self._watcher.raised
 
     def find_new_failure(self) -> RankFailure | None:
-        """Returns the failure of another rank.
+        """Returns the first failure of the generation, if another rank has reported it.
 
-        Returns None if there is no such failure, or if it is known already.
+        Returns None if no other rank has failed, or if the failure is known already.
         """
         with self._lock:
-            # If the caller has caught the last failure of this rank, another rank may have failed
-            # in the next generation.
+            # If the failed run of this rank is over, its caller caught the error. Then another rank
+            # may already have failed in the next generation.
             is_over = self._own_failure is not None and self._own_run not in self.runs
             if is_over and self.store.find(f"{self._generation + 1}/first"):
                 self._begin_generation()
@@ -319,9 +328,9 @@ class PeerWatch:
     def _skip_common_failures(self) -> None:
         """Skips the generations in which all ranks failed in the same way.
 
-        Another rank may already have failed in the run that begins here. Such a failure is left to
-        the watcher, because this rank may still fail in the same way, for example if a limit is
-        wrong on all ranks.
+        Another rank may already have failed in the run that this rank is about to begin. Such a
+        failure raises no error in this method, because this rank may still fail in the same way,
+        for example if a limit is wrong on all ranks. The watcher handles such a failure.
 
         Raises:
             RuntimeError: a rank failed in an earlier run, and not all ranks failed in the same way.
@@ -336,6 +345,7 @@ class PeerWatch:
                         raise _restart_error(first)
                     self._begin_generation()
             except StoreGone:
+                # Without the store, this rank cannot know whether all ranks failed in the same way.
                 if self._own_failure is not None:
                     raise _restart_error(self._peer_failure or self._own_failure) from None
 
@@ -367,7 +377,7 @@ class PeerWatch:
         """Waits for all other ranks, at most for the time limit ``acknowledgement``.
 
         Args:
-            is_done: returns whether the wait for a rank is over.
+            is_done: takes a rank, and returns whether the wait for this rank is over.
         """
         others = [rank for rank in range(self.size) if rank != self.rank]
         for _ in _poll_until(time.monotonic() + time_limits.acknowledgement):
@@ -380,7 +390,7 @@ class _Watcher:
     """A thread that polls the store for failures of other ranks during a run.
 
     Args:
-        peers: the failures of this rank and of the others.
+        peers: the object that reads and writes failures in the store.
         on_peer_failure: "exit" or "wait", as in ``WatchedRun``.
 
     Attributes:
@@ -408,7 +418,7 @@ class _Watcher:
         self._is_open = False
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, and restores the former signal handler."""
         self.close()
         self._ended.set()
         self._answered.set()
@@ -420,26 +430,27 @@ class _Watcher:
             self._former_handler = None
 
     def answer(self) -> None:
-        """Notes that the main thread has raised an error, for whatever reason."""
+        """Notes that the main thread has raised an error, so that no signal is sent to it."""
         self._answered.set()
 
     def _install(self) -> Any:
         """Installs the signal handler.
 
-        Python runs signal handlers only in the main thread. A run in another thread cannot be
-        interrupted, so its process is ended.
+        Python runs signal handlers only in the main thread. So a run in another thread cannot be
+        interrupted, and counts as blocked when another rank fails.
 
         Returns:
             The former handler; None if no handler can be installed.
         """
         if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return None
+        # `signal.signal` returns None if the former handler was not installed from Python.
         return signal.signal(_SIGNAL, self._handle) or signal.SIG_DFL
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Raises the failure of the other rank.
+        """Raises an error with the failure of another rank.
 
-        A signal that the watcher has not sent is passed on to the former handler.
+        If other code than the watcher has sent the signal, the former handler is called instead.
         """
         failure = self._to_raise
         if failure is None:
@@ -452,7 +463,7 @@ class _Watcher:
             raise self.raised
 
     def _watch(self) -> None:
-        """Polls the store until the run ends. This function is the code of the thread."""
+        """Polls the store until the run ends. The thread runs this function."""
         try:
             self._stalled.begin()
             while not self._ended.wait(self._limits.poll):
@@ -461,8 +472,8 @@ class _Watcher:
                     self._end_run(failure)
                 self._check_places()
         except StoreGone:
-            # Rank 0 has ended. If this happened before the end of the run, the next collective of
-            # this rank fails.
+            # Rank 0 or the launcher has ended, and no failure can be read any more. If rank 0 ended
+            # too early, the next collective of this rank raises an error.
             return
 
     def _end_run(self, failure: RankFailure) -> None:
@@ -478,6 +489,7 @@ class _Watcher:
                 _LOGGER.warning("%s. This rank waits for the timeout of its collective.", failure)
                 return
             _end_process(failure, "is blocked, for example in a collective")
+        # If the main thread has failed by itself (`raised` is None), it may take longer to end.
         is_unwound = self.raised is None or self._ended.wait(self._limits.unwinding)
         if not is_unwound and self._on_peer_failure == "exit":
             _end_process(failure, f"did not leave run() within {self._limits.unwinding:g} s")
@@ -537,7 +549,7 @@ def _restart_error(first: RankFailure) -> RuntimeError:
 
 
 def _poll_until(end: float) -> Iterator[None]:
-    """Yields at once, and then every 20 ms until a time of the monotonic clock."""
+    """Yields at once, and then every 20 ms until ``time.monotonic()`` reaches ``end``."""
     yield None
     while time.monotonic() < end:
         time.sleep(0.02)

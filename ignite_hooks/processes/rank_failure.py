@@ -25,17 +25,21 @@ The message of an error in a loader worker is long, because it contains the work
 """
 
 _PACKAGE = str(Path(__file__).parents[1])
+# A source file whose path begins with one of these is not the user's code.
 _LIBRARY_PATHS = (
     _PACKAGE,
     "<frozen",  # modules that are built into the interpreter, for example the import system
     *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
 )
-# gloo raises plain RuntimeErrors. Their text begins with the path of a source file of gloo.
+# A collective may raise a plain RuntimeError, which is recognized by one of these words. For
+# example, the text of an error of gloo begins with the path of a source file of gloo.
 _COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 
 
 class RankFailure(NamedTuple):
-    """A failure of a rank and its place, which can be written as text to a store of torch.
+    """A failure of a rank, with the place in the run where the rank failed.
+
+    ``encode`` and ``decode`` convert a failure to text and back, for the store of a process group.
 
     Args:
         rank: the rank that failed.
@@ -43,10 +47,11 @@ class RankFailure(NamedTuple):
         message: the text of the exception.
         place: the place of the rank in its run.
         line: the last line of the traceback that is in the user's code.
-        run_number: the number of runs that the rank had begun, without runs inside of other runs.
+        run_number: the number of runs that the rank had begun. A run that a handler of another run
+            has started is not counted.
         is_own: whether the rank failed by itself, and not because of a failure of another rank.
-        shared: if all ranks raise the error together, the text that they have in common; otherwise
-            an empty text.
+        shared: if all ranks raise the error together (see ``mark_shared``), the text that is equal
+            on all ranks; otherwise an empty text.
     """
 
     rank: int
@@ -62,7 +67,7 @@ class RankFailure(NamedTuple):
     def of(
         cls, error: BaseException, rank: int, place: RunPlace, *, run_number: int, is_own: bool
     ) -> "RankFailure":
-        """Returns the failure that an error has caused.
+        """Makes the failure that belongs to an exception.
 
         Args:
             error: the exception.
@@ -91,8 +96,9 @@ class RankFailure(NamedTuple):
     def is_like(self, other: "RankFailure") -> bool:
         """Returns whether two ranks failed by themselves, with the same error at the same place.
 
-        Errors that all ranks raise together are compared by their shared text and place. Their
-        classes may differ, because the rank on which the problem occurred may raise another class.
+        Errors that all ranks raise together are compared by their shared text and place only. Their
+        classes may differ: the rank with the problem raises the original exception, and the other
+        ranks raise a RuntimeError.
         """
         if self.shared or other.shared:
             return (self.shared, self.place) == (other.shared, other.place)
@@ -152,10 +158,11 @@ def _text_of(error: BaseException) -> str:
 def _last_line(files: Iterable[tuple[str, int, str]]) -> str:
     """Returns the last line of a stack that is in the user's code.
 
-    If no line is in the user's code, returns the last line.
+    If no line is in the user's code, returns the last line of the stack.
 
     Args:
-        files: for each line of the stack, outermost first, its path, line number and function.
+        files: (path, line number, name of the function) for each line of the stack. The outermost
+            call comes first.
     """
     found = "no line is known"
     is_users_found = False

@@ -1,9 +1,9 @@
-"""A check that every rank trains the same model: parameters are compared bit by bit.
+"""A check that every rank trains the same model: a difference in a single bit is noticed.
 
 If ranks begin with equal parameters and step with equal gradients, their parameters stay equal to
-the bit. Gradients are averaged only where the model is called through its distributed wrapper. If
-code calls the module inside the wrapper instead, each rank trains a different model, and only the
-model of rank 0 is saved. torch raises no error in this case.
+the bit. Gradients are averaged only if the model is called through its distributed wrapper, for
+example DDP. If code calls the module inside the wrapper instead, each rank trains a different
+model, and only the model of rank 0 is saved. torch raises no error in this case.
 """
 
 import functools
@@ -23,9 +23,9 @@ MAX_DIFFERENCE = 1e-3
 Differences due to rounding are much smaller.
 """
 
-# Maps the size of an element in bytes to the dtype of the word as which the element is summed.
-# Larger elements are summed as words of 4 bytes. If words of 8 bytes were summed, an even number of
-# changed signs would leave the sum unchanged.
+# Maps the size of an element in bytes to the dtype of the words that are summed. Larger elements
+# are summed as words of 4 bytes, and not as words of 8 bytes: a changed sign would change the sum
+# by 2**63, and two changed signs would change it by 2**64, which an int64 cannot show.
 _WORD_DTYPES = {1: torch.uint8, 2: torch.int16}
 _MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 
@@ -58,7 +58,9 @@ class SameParameters:
     def compare(
         self, parameters: Mapping[str, torch.Tensor], digests: Iterable[tuple[int, int]]
     ) -> None:
-        """Warns once, or raises an error, if parameters differ. Collective if the digests differ.
+        """Warns once, or raises an error, if parameters differ between ranks.
+
+        If the digests differ, this is a collective call.
 
         Args:
             parameters: as for ``digest``.
@@ -103,7 +105,10 @@ class SameParameters:
 
 
 def _differing(parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    """Returns the parameters that are not the same on all ranks, with their names. Collective."""
+    """Returns (name, parameter) for each parameter that differs between ranks.
+
+    A collective call.
+    """
     checksums: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(checksums, _checksums(parameters.values()))
     is_equal = [len(set(of_parameter)) == 1 for of_parameter in zip(*checksums, strict=True)]
@@ -132,10 +137,10 @@ def _checksum(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _differences_from_rank_0(parameter: torch.Tensor) -> list[float]:
-    """Returns for each rank the relative difference of a parameter from rank 0. Collective.
+    """Returns, for each rank, the relative difference of a parameter from rank 0.
 
-    The difference is relative to the norm of the parameter on rank 0. For a parameter that contains
-    NaN, the difference is infinite.
+    A collective call. The difference is relative to the norm of the parameter on rank 0. If the
+    parameter contains NaN, the difference is infinite.
     """
     own = parameter.detach().contiguous()
     own = torch.view_as_real(own) if own.is_complex() else own

@@ -1,7 +1,8 @@
 """Marks for failures that all ranks raise together at the same place.
 
 For example, a save fails on one rank. The ranks exchange the outcome of the save, and each rank
-raises an error. Afterwards all ranks are at the same place, and can continue together.
+raises an error. Afterwards all ranks are at the same place, and can continue together. The marks
+show that these errors are one failure, although their classes may differ.
 """
 
 __all__ = ["mark_shared", "shared_text"]
@@ -14,7 +15,7 @@ def mark_shared(error: BaseException, text: str) -> None:
 
     Args:
         error: the error of this rank.
-        text: names what has failed and on which ranks. Must be equal on all ranks.
+        text: says what has failed, and on which ranks. Must be equal on all ranks.
     """
     setattr(error, _ATTRIBUTE, text)
 

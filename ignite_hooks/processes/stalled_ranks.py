@@ -15,13 +15,13 @@ __all__ = ["StalledRanks"]
 class StalledRanks:
     """Compares the places of ranks that make no progress.
 
-    For example, only rank 0 runs an evaluator of this package. The evaluator waits in a collective
-    for the other ranks. The other ranks wait for rank 0, in the next batch or at the end of the
-    same event.
+    For example, a handler runs an evaluator of this package only on rank 0. The evaluator waits in
+    a collective for the other ranks. The other ranks have gone on, and wait for rank 0 in a later
+    collective, such as that of the next backward pass.
 
     If a rank is at the same place and line of code in two successive checks, the rank writes the
-    place and the line to the store. Ranks at the same place and line do the same work, which may
-    take long. So there is no warning if all ranks in the store are at the same place and line.
+    place and the line to the store. There is a warning only if the places or lines in the store
+    differ. Ranks at the same place and line do the same work, which may take long.
 
     Args:
         store: the store that the ranks share.
@@ -34,7 +34,8 @@ class StalledRanks:
         self._store, self._rank, self._size = store, rank, size
         self._after_seconds = after_seconds
         self._standing: tuple[RunPlace, str] | None = None  # the place and line at the last check
-        # The time of the first check at this place and line, or of the last warning after that.
+        # The time of the first check that found this place and line, or of the last warning about
+        # them.
         self._since = 0.0
         self._is_written = False  # whether the store has this place and line
 

@@ -28,11 +28,12 @@ class StoreGone(Exception):
 class StoreConnection:
     """A second connection to a store, for a thread that must not wait for the main thread.
 
-    A client of a store is locked during each call. When the main thread makes a process group, the
-    thread waits in such a call. Another thread with the same client would wait for the lock.
+    A client of a store is locked during each of its calls. When the main thread makes a process
+    group, it may wait in such a call until all other ranks have come. A second thread with the same
+    client would have to wait for the lock.
 
-    If a call has failed, no further calls are made, because torch prints a stack trace for each
-    failed call.
+    After a call has failed, this object makes no further calls, because torch prints a stack trace
+    for each failed call.
 
     Args:
         store: the store of the default process group.
@@ -64,12 +65,13 @@ class StoreConnection:
     def post(self, key: str, text: str) -> None:
         """Sets a key without waiting for the store.
 
-        Use this for the last call. When rank 0 has read the key, it may end, and the store with it.
+        Use this method for the last call of a rank. When rank 0 has read the key, rank 0 may end,
+        and the store with it, so the store may give no answer.
         """
         self._call(self._store.set, key, text)
 
     def put_if_empty(self, key: str, text: str) -> None:
-        """Sets a key unless it has a text already."""
+        """Sets a key if the key has no text yet."""
         self._call(self._store.compare_set, key, "", text)
 
     def _find(self, key: str) -> str:
@@ -77,8 +79,8 @@ class StoreConnection:
 
     def _put(self, key: str, text: str) -> None:
         self._store.set(key, text)
-        # The store does not answer `set`. But it handles the calls of a client in order, so an
-        # answer to `check` shows that the store has received the text.
+        # The store does not answer `set`. It handles the calls of a client in order, so its answer
+        # to `check` shows that it has received the text.
         self._store.check([key])
 
     def _call(self, function: Callable[..., Any], *arguments: str) -> Any:
@@ -101,10 +103,11 @@ def _second_client(store: Store, timeout: timedelta) -> Store:
         raise NotImplementedError(
             f"a {type(server).__name__} has no second connection before torch 2.8"
         )
-    # All ranks must use the same prefix. A launcher uses one store for all its attempts, with a
-    # different prefix for each attempt. The new client would lack the launcher's prefix, and torch
-    # has no function to read that prefix. So the first rank that comes here writes a random prefix
-    # through `store`, and the other ranks read it there.
+    # A launcher that restarts failed processes uses the same store for each attempt, with a
+    # different prefix for the keys of each attempt. The new client lacks this prefix, and torch has
+    # no function to read it. So the new client gets a random prefix, which must be equal on all
+    # ranks: the first rank that calls this function writes the prefix through `store`, and the
+    # other ranks read it through `store`.
     prefix = store.compare_set(f"{_PREFIX}/prefix", "", uuid4().hex).decode()
     client = TCPStore(
         server.host, server.port, is_master=False, wait_for_workers=False, timeout=timeout

@@ -9,7 +9,7 @@ from ignite_hooks.core.training_engine import TrainingEngine
 __all__ = ["OnPeerFailure", "RunPlace", "WatchedRun"]
 
 OnPeerFailure = Literal["exit", "wait"]
-"""The choices for a process that is blocked in a collective when another rank fails.
+"""What happens to a process that is blocked in a collective when another rank fails.
 
 "exit" ends the process, and "wait" leaves it blocked until the collective times out.
 """
@@ -36,13 +36,13 @@ class RunPlace(NamedTuple):
 
 
 class WatchedRun:
-    """A run of a trainer, its present place, and the user's choice if another rank fails.
+    """A run of a trainer, its present place, and what to do if another rank fails.
 
     Args:
         trainer: the trainer that runs.
-        on_peer_failure: the choice for the case that this process is blocked in a collective when
-            another rank fails. "exit" ends the process with exit code 1. "wait" leaves the process
-            there until the collective times out.
+        on_peer_failure: what to do if this process is blocked in a collective when another rank
+            fails. "exit" ends the process with exit code 1. "wait" leaves the process blocked until
+            the collective times out.
 
     Raises:
         ValueError: ``on_peer_failure`` is neither "exit" nor "wait".
