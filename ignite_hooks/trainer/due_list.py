@@ -26,10 +26,10 @@ class DueList:
             added.
         broken_off: the entries that were on the list when a request to stop broke off a validation.
             They are set aside until the next run in this process puts them back into ``entries``.
-        on_resume: the callbacks that a loaded checkpoint lists as due, until the resumed run has
-            put them on the list. Callbacks cannot be saved, so a checkpoint has numbers instead.
-            This attribute maps a kind of callback, such as "validations", to the numbers of the
-            due callbacks of this kind.
+        on_resume: maps a kind of callback, such as "validations", to the numbers of the callbacks
+            of this kind that a loaded checkpoint lists as due. (Callbacks cannot be saved, so a
+            checkpoint has their numbers.) Empty as soon as the resumed run has put these callbacks
+            on the list.
     """
 
     def __init__(self) -> None:
@@ -72,17 +72,18 @@ class DueList:
         self.broken_off, self.entries = [*self.broken_off, *self.entries], []
 
     def resume(self) -> None:
-        """Puts the callbacks that were set aside back on the list, before those added since."""
+        """Puts the callbacks that were set aside back on the list, in front of later callbacks."""
         earlier = [callback for _, callback in self.broken_off]
         later = [entry for entry in self.entries if entry[1] not in earlier]
-        # One statement changes both lists, so that after Ctrl-C each callback is in exactly one.
+        # One statement changes both lists. So after Ctrl-C each callback is in exactly one of them.
         self.entries, self.broken_off = [*self.broken_off, *later], []
 
     def call(self) -> None:
         """Calls the callbacks on the list, including those that are added during the calls.
 
-        Each callback is called at most once. If a called callback is added again, the new entry
-        stays for the next ``call``. Otherwise two callbacks that add each other would run for ever.
+        Each callback is called at most once. If a callback that was called is added again, the new
+        entry stays on the list for the next ``call``. Otherwise two callbacks that add each other
+        would be called for ever.
         """
         called: list[Callable[[], None]] = []
         self.remove_returned()

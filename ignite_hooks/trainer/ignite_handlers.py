@@ -24,8 +24,9 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
     """Warns if ``handler`` logs gradients, but no gradients exist at ``event``."""
     if not isinstance(handler, BaseWeightsHandler):
         return
-    # The classes are recognized by their names: each logger of Ignite (TensorBoard, MLflow, …) has
-    # a GradsScalarHandler and a GradsHistHandler, and no base class is common to these alone.
+    # The classes are recognized by their names. Each logger of Ignite (TensorBoard, MLflow, …) has
+    # a GradsScalarHandler and a GradsHistHandler of its own, and all their base classes have other
+    # subclasses, too.
     if not any(base.__name__.startswith("Grads") for base in type(handler).__mro__):
         return
     events = event if isinstance(event, EventsList) else [event]
@@ -42,7 +43,7 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
 
 
 def warn_of_lr_finder(handler: Any, event: Any, window_size: int) -> None:
-    """Warns if ``handler`` belongs to Ignite's FastaiLRFinder and a window has several batches.
+    """Warns if ``handler`` belongs to Ignite's FastaiLRFinder and gradients are accumulated.
 
     Args:
         handler: the handler that is being attached.
@@ -50,8 +51,8 @@ def warn_of_lr_finder(handler: Any, event: Any, window_size: int) -> None:
         window_size: the number of batches in a full window. The gradients of these batches are
             accumulated for one optimizer step.
     """
-    # FastaiLRFinder attaches several bound methods. Only one of them is attached to STARTED, so the
-    # check for this event makes the warning come once.
+    # FastaiLRFinder attaches several bound methods, only one of them to STARTED. So a warning for
+    # this method alone is given once.
     is_finder = isinstance(getattr(handler, "__self__", None), FastaiLRFinder)
     if is_finder and window_size > 1 and event == Events.STARTED:
         warnings.warn(

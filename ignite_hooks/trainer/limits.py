@@ -42,13 +42,11 @@ class Limits:
         return ", ".join(f"{name}={limit}" for name, limit in given.items()) or "no limit"
 
     def with_changes(self, shown: "Limits", now: "Limits") -> "Limits":
-        """Returns these limits, updated with the limits that were changed on the state.
-
-        A handler or the user may have written new limits there.
+        """Returns these limits, with the changes that a handler or the user wrote to the state.
 
         Args:
             shown: the limits that the trainer last wrote to the state.
-            now: the limits that the state shows now.
+            now: the limits that the state has now. A limit that differs from ``shown`` was changed.
         """
         mine, old, new = vars(self), vars(shown), vars(now)
         return Limits(**{n: mine[n] if new[n] == old[n] else new[n] for n in mine})
@@ -75,10 +73,10 @@ class Limits:
         self.check_values(progress, steps)
 
     def check_values(self, progress: Progress, steps: int) -> None:
-        """Raises a ValueError for a limit that is not a positive integer, or lies in the past.
+        """Raises a ValueError for a limit that is not a positive integer, or is exceeded already.
 
-        A limit lies in the past if it is lower than the number that is done already. The arguments
-        are those of ``check``.
+        For example, ``max_steps=100`` is exceeded after 101 steps. The arguments are those of
+        ``check``.
         """
         # An epoch that has begun counts as done, because ``max_epochs`` cannot end the run before
         # the end of this epoch.
@@ -100,8 +98,8 @@ class Limits:
     def check_written(self) -> None:
         """Raises a ValueError for limits that a handler must not write to the state.
 
-        Unlike ``check_values``, this method allows a limit that lies in the past: writing such a
-        limit ends the run at once.
+        Unlike ``check_values``, this method allows a limit that is exceeded already: a handler that
+        writes such a limit ends the run at once.
         """
         for name, value in vars(self).items():
             if value is not None and not (is_integer(value) and value >= 0):
@@ -148,15 +146,16 @@ class Limits:
         The arguments are those of ``steps_to_come``.
         """
         counts = [] if self.max_epochs is None else [self.max_epochs - progress.epochs]
-        # If the length is not known, the epoch may be so long that ``max_iters`` or ``max_steps``
-        # ends the run within it. The largest length stands for this case: no epoch is certain.
+        # If the length is not known, ``max_iters`` or ``max_steps`` may end the run within the
+        # present epoch. With ``sys.maxsize`` as the length, the results below are 0: no epoch is
+        # certain to complete.
         length = epoch_length or sys.maxsize
         if self.max_iters is not None:
             batches = self.max_iters - progress.iteration
             counts.append((progress.batches + batches) // length)
         if self.max_steps is not None:
-            # The run does not complete the epoch in which step ``max_steps`` + 1 would be made.
-            # ``epochs_for`` counts this epoch too, so 1 is subtracted.
+            # The run does not complete the epoch in which step ``max_steps`` + 1 would be made, but
+            # it completes all epochs before. ``epochs_for`` counts both, so 1 is subtracted.
             epochs = progress.epochs_for(self.max_steps - steps + 1, window_size, length)
             counts.append(epochs - 1 - progress.epochs)
         return min(counts)
@@ -173,10 +172,10 @@ class Limits:
 
 
 class ShownLimits(NamedTuple):
-    """The limits and the epoch length that the state of an engine shows.
+    """A copy of the limits and the epoch length that the state of an engine has.
 
-    Handlers may write to these attributes of the state. This copy is compared with the state later,
-    to find what has been written.
+    Handlers may write to these attributes of the state. Later the trainer compares the copy with
+    the state, to find out what handlers have written.
     """
 
     max_epochs: int | None = None
@@ -196,10 +195,10 @@ class ShownLimits(NamedTuple):
         return Limits(*self[:3])
 
     def asks_for_new_run(self, now: "ShownLimits") -> bool:
-        """Returns whether a limit was changed to None: Ignite's way to ask for a new run.
+        """Returns whether the user has set a limit to None, which is how Ignite begins a new run.
 
         Args:
-            now: the limits that the state shows now; ``self`` has those that it showed before.
+            now: the limits that the state has now. ``self`` has the earlier limits.
         """
         pairs = zip(self[:3], now[:3], strict=True)
         return any(before is not None and after is None for before, after in pairs)

@@ -37,13 +37,15 @@ TERMINATE_RUN, TERMINATE_EPOCH, INTERRUPT_RUN = (
 """The names of Ignite's three flags."""
 
 AT_LIMIT = "limit"
-"""The value of ``should_terminate`` at a limit, which a handler may still raise."""
+"""The value of ``should_terminate`` when a limit is reached.
 
-# Parts of ``StopRequest.caller``: the whole value if the flag was set without ``terminate()``, the
-# beginning if a function called ``terminate()``, and the text before the number of a rank.
-_FLAG_CALLER = "a handler that set `should_terminate`"
-_FUNCTION_PREFIX = "terminate() in "
-_RANK_SEPARATOR = " on rank "
+A handler may still write a higher limit to the state. The run then goes on.
+"""
+
+# Texts in ``StopRequest.caller``:
+_FLAG_CALLER = "a handler that set `should_terminate`"  # if it did not call ``terminate()``
+_FUNCTION_PREFIX = "terminate() in "  # before the name of a function that called ``terminate()``
+_RANK_SEPARATOR = " on rank "  # before the number of the rank that made the request
 
 
 class RunTerminated(Exception):
@@ -80,23 +82,28 @@ class StopRequest(NamedTuple):
         return f"{'terminate' if is_function else caller}{on_rank}{rank}"
 
     def with_rank(self, ranks: str) -> "StopRequest":
-        """Returns the same request with the ranks that made it, for example " on rank 1"."""
+        """Returns the request with the text ``ranks``, such as " on rank 1", after the caller."""
         return self._replace(caller=f"{self.caller}{ranks}")
 
     @classmethod
     def from_frame(cls, frame: FrameType, *, resumable: bool) -> "StopRequest":
         """Returns the request that the code of ``frame`` makes by calling ``terminate()``.
 
-        Ignite's handlers pass no reason to ``terminate()``, so the handler is found from the frame
-        that calls. After an ``EarlyStopping`` the run is finished; after a ``TimeLimit`` the next
-        job continues the run.
+        Ignite's handlers pass no reason to ``terminate()``, so the handler is found as the ``self``
+        of the frame. An ``EarlyStopping`` finishes the run. After a ``TimeLimit`` the next job
+        continues the run.
+
+        Args:
+            frame: the frame of the code that calls ``terminate()``.
+            resumable: the argument of ``terminate()``.
         """
         code = frame.f_code
         is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
         owner = frame.f_locals["self"] if is_method and "self" in frame.f_locals else None
         if owner is None or isinstance(owner, Engine):
             return cls(f"{_FUNCTION_PREFIX}{code.co_name}", not resumable)
-        # FastaiLRFinder ends only its search for a learning rate. The run is not finished.
+        # A run of a FastaiLRFinder ends with the search for a learning rate. The training is not
+        # finished.
         resumable = resumable or isinstance(owner, TimeLimit | FastaiLRFinder)
         return cls(type(owner).__name__, not resumable)
 
@@ -106,7 +113,7 @@ class RunRequests:
 
     With one process each request is active at once. With several processes a request becomes active
     when all ranks know of the request (``processes/decisions.py``). The loop obeys an active
-    request at the next place where requests are handled.
+    request at the next place where the loop handles requests.
 
     Args:
         is_single_process: whether there is one process only.
@@ -115,7 +122,7 @@ class RunRequests:
         requested_flags: maps the name of each flag that is set on this rank to its value.
         active_flags: maps the name of each flag that the loop obeys to its value.
         requested_stops: the requests to end the run that were made on this rank, the oldest first.
-            They tell who set ``should_terminate``, and whether the run is then finished.
+            These objects tell who set ``should_terminate``, and whether the run is then finished.
         active_stops: the requests to end the run that the loop obeys.
     """
 
@@ -164,7 +171,8 @@ class RunRequests:
                 reason.
         """
         if self.terminate_flag in (False, AT_LIMIT):
-            # The flag is not set, so the entries belong to a request that was withdrawn.
+            # No request of a handler is active now. So the entries belong to requests that were
+            # withdrawn.
             self.active_stops.clear()
             self.set_flag(TERMINATE_RUN, True)
         self.active_stops.append(stop)
@@ -178,9 +186,11 @@ class RunRequests:
         """Returns the requests that only this rank knows of; None if there are none.
 
         Returns:
-            A pair: the flags that were set, with their values, and the request to end the run (with
-            default values if only other flags were set).
+            A pair. The first part maps the names of flags to their values. The second part is the
+            request to end the run, which has default values if only other flags were set.
         """
+        # All ranks reach a limit together, so the value ``AT_LIMIT`` need not be shared. While
+        # ``AT_LIMIT`` is active, a request with another value is still unknown to the other ranks.
         flags = {
             flag: value
             for flag, value in self.requested_flags.items()
@@ -219,8 +229,8 @@ class RequestFlag:
     """A descriptor for one of Ignite's three flags, which keeps the flag in ``_requests``.
 
     Ignite's methods and handlers set the flag as on any engine. All three flags are kept in one
-    dictionary, so that the loop can test them at once: ``_requests.active_flags`` is empty if none
-    is set. The loop makes this test four times in each iteration.
+    dictionary, so that the loop can test all flags at once: ``_requests.active_flags`` is empty if
+    no flag is active. The loop makes this test four times in each iteration.
     """
 
     def __set_name__(self, owner: type[Any], name: str) -> None:

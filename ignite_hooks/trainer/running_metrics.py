@@ -1,4 +1,4 @@
-"""Ignite's running metrics, restored when a run continues in the middle of an epoch."""
+"""Restores Ignite's metrics when a run continues in the middle of an epoch."""
 
 from collections import deque
 from collections.abc import Callable
@@ -21,10 +21,15 @@ Update = Callable[[Any], Any]
 class RunningMetrics:
     """Restores the metrics of an engine when a run continues.
 
-    There are three reasons to restore them. Ignite resets a metric at STARTED or EPOCH_STARTED, and
-    both events are fired when a run continues in the middle of an epoch. A metric may have seen
-    batches of a window (the batches of one optimizer step) that was dropped; the next run gets
-    these batches again. And after a failure a metric may have missed the batch of the last step.
+    A run continues from the boundary between two optimizer steps, and the metrics must continue
+    from the same boundary. Without this class they would not, for three reasons:
+
+    - Ignite resets a metric at STARTED or EPOCH_STARTED. Both events are fired when a run continues
+      in the middle of an epoch.
+    - A metric may have been updated with batches of a window (the batches of one optimizer step)
+      that was dropped. The next run gets these batches again.
+    - If the run failed directly after a step, a metric may not have been updated with the last
+      batch of this step.
 
     Args:
         metrics: returns the metrics that are attached to the engine now.
@@ -36,12 +41,13 @@ class RunningMetrics:
         self._signals = signals
         # A cache of the attached metrics; None after handlers were added or removed.
         self._all_metrics: list[Metric] | None = None
-        self._updates: dict[Any, Update] = {}  # the handlers that update metrics, by key
+        # The handlers that update metrics (called updates below), by key.
+        self._updates: dict[Any, Update] = {}
         self._updated_at: dict[Any, int] = {}  # the iteration of the last call of each update
         # The iteration before the open window, and copies of the metrics after that iteration.
         self._before_window: tuple[int, list[_Snapshot]] | None = None
         self._to_restore: list[_Snapshot] | None = None  # the copies that the next run restores
-        # The keys of the updates that were not called after the last committed step.
+        # The keys of the updates that were not called with the batch of the last committed step.
         self._missed: list[Any] = []
 
     def tracked(self, key: Any, update: Update, iteration: int) -> Update:
@@ -51,7 +57,7 @@ class RunningMetrics:
             key: identifies this update when the handlers are looked up again.
             update: the handler of ITERATION_COMPLETED that updates a metric.
             iteration: the present iteration. A new update counts as called at this iteration, so
-                that the batch does not count as missed.
+                that the batch of this iteration does not count as missed.
         """
         updated_at, signals = self._updated_at, self._signals
         updated_at.setdefault(key, iteration)
@@ -66,8 +72,9 @@ class RunningMetrics:
                 updated_at[key] = (update(engine), iteration)[1]
             finally:
                 signals.release()
-                # A second Ctrl-C breaks off the update and sets this flag, which would mean that an
-                # optimizer step is half done. None is, so the flag is reset: the run can continue.
+                # A second Ctrl-C breaks off the update and sets this flag, which usually means that
+                # an optimizer step is half done. Here no step is in progress. So the flag is reset,
+                # and the run can continue later.
                 signals.was_interrupted = False
 
         return update_metric
@@ -105,14 +112,15 @@ class RunningMetrics:
 
         Args:
             iteration: the iteration of the last step boundary.
-            drops_window: whether a window is open that is dropped, so that the next run gets the
-                batches after that boundary again.
+            drops_window: whether a window is open. This window is dropped, and the next run gets
+                its batches again.
         """
         if self._to_restore is not None:
             return  # this run ended before it restored the copies, so the next run restores them
         opened, kept = self._before_window or (None, [])
-        # Before a window of one batch no copies are made, and the present metrics are right: if
-        # such a window is dropped, no metric has seen its batch.
+        # If the dropped window has copies, these are restored. Otherwise the present metrics are
+        # restored. These are right too: a window without copies has one batch, and if such a window
+        # is dropped, no metric was updated with this batch.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
         # One statement sets both attributes. If an exception comes before this statement, the
@@ -120,7 +128,10 @@ class RunningMetrics:
         self._to_restore, self._missed = kept if is_of_window else self._snapshots(), missed
 
     def forget(self) -> None:
-        """Drops the copies, before a new run or the load of a state: nothing is restored then."""
+        """Drops the copies, so that the next run restores nothing.
+
+        Called before a new run, and before a state is loaded.
+        """
         self._to_restore = self._before_window = None
         self._missed = []
 
@@ -128,19 +139,20 @@ class RunningMetrics:
         """Begins to note the iterations of updates, for a run that starts or continues.
 
         Args:
-            iteration: the last iteration before the run; no update has missed this iteration.
+            iteration: the last iteration before the run. Each update counts as called at this
+                iteration.
         """
         self._before_window = None
         self._updated_at.clear()
         self._updated_at.update(dict.fromkeys(self._updates, iteration))
 
     def restore(self, engine: Any, *, is_last_time: bool) -> None:
-        """Restores the metrics, and updates those that missed a batch with this batch.
+        """Restores the metrics. Then updates the metrics that missed the batch of the last step.
 
         Args:
             engine: the engine. Its state still has the output of the missed batch.
-            is_last_time: whether this is the last call before the next batch, because no event that
-                resets metrics comes before that batch.
+            is_last_time: whether this is the last call before the next batch. If False, the copies
+                are kept, because an event that resets metrics comes before the next batch.
         """
         if self._to_restore is None:
             return
@@ -183,7 +195,11 @@ def _with_nested(metrics: Iterable[Metric]) -> list[Metric]:
 
 
 def _collect(value: Any, found: dict[int, Metric]) -> None:
-    """Adds a metric, and the metrics in its attributes, to ``found``."""
+    """Adds ``value`` to ``found`` if it is a metric, and also the metrics in its attributes.
+
+    If ``value`` is a collection, adds the metrics in it. The keys of ``found`` are the ids of the
+    metrics.
+    """
     if isinstance(value, Metric):
         if id(value) not in found:
             found[id(value)] = value
@@ -196,9 +212,10 @@ def _collect(value: Any, found: dict[int, Metric]) -> None:
 
 
 def _copy_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the attributes, with copies of those that a metric may change in place.
+    """Returns the attributes, with copies of tensors and collections.
 
-    These are tensors and collections. The contents of collections are not copied.
+    A metric may change tensors and collections in place. The elements of collections are not
+    copied.
     """
     return {name: _copy_value(value) for name, value in attributes.items()}
 

@@ -59,8 +59,8 @@ def _describe_steps(trainer: TrainingEngine, feed: DataFeed | None) -> str:
     window_size: int = trainer.accelerator.gradient_accumulation_steps
     length = trainer.state.epoch_length or feed.length or feed.promised_length
     samples = _global_batch(feed, trainer.accelerator.num_processes)
-    # Rounded up, because the last window (the batches of one step) of an epoch may have fewer
-    # batches, and makes a step too.
+    # A window is the batches of one step. The number of steps is rounded up, because the last
+    # window of an epoch makes a step even if it has fewer batches.
     steps = [f"{_counted(-(-length // window_size), 'step')} an epoch"] if length else []
     if samples:
         product = f" ({window_size} × {samples:,})" if window_size > 1 else ""
@@ -78,7 +78,7 @@ def _global_batch(feed: DataFeed, processes: int) -> int | None:
     """Returns the number of samples in a batch, summed over all processes; None if not known."""
     try:
         return global_batch_size(feed.loader, processes)
-    except Exception:  # a property of the user's sampler may raise; a ``repr`` should not
+    except Exception:  # a property of the user's sampler may raise, but a ``repr`` should not raise
         return None
 
 
