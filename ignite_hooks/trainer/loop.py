@@ -1,4 +1,4 @@
-"""The loop of a trainer: the drawing in ``events.py`` as code, and every way out of it."""
+"""The loop of a trainer: the drawing in ``events.py`` as code, and every way to end a run."""
 
 import sys
 import time
@@ -55,7 +55,7 @@ __all__ = ["TrainingLoop"]
 
 
 class TrainingLoop(QuickEngine):
-    """Runs epochs over a ``DataFeed``; a ``RunPosition`` counts and decides when to stop.
+    """Runs epochs over a ``DataFeed``, with the counters and limits of a ``RunPosition``.
 
     The methods that follow the drawing in ``events.py`` are, from the outside in, ``_run_loop``,
     ``_loop``, ``_epochs`` and ``_iterations``. All four are generators, so that ``interrupt()`` can
@@ -64,21 +64,34 @@ class TrainingLoop(QuickEngine):
 
     A *window* is the batches whose gradients are accumulated for one optimizer step, and a *step
     boundary* is a place between two windows. At the end of each run, also of a run that failed,
-    ``_roll_back_to_boundary`` drops the open window, deactivates the loader in Accelerate, and
-    returns counters and data to the last step boundary. The next run continues from there.
+    ``_roll_back_to_boundary`` drops the open window, deactivates the loader in Accelerate, and sets
+    counters and data back to the last step boundary. The next run continues from this boundary.
 
-    An epoch is *full* if it gets no further batch. A full epoch completes before the run ends.
+    An epoch is *full* if it gets no further batch. If an epoch is full when the run is to end,
+    EPOCH_COMPLETED is fired first.
 
     The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) after the
     same events as Ignite. To end the run, the loop leaves the scopes that are open within on_loop,
     and then raises ``RunTerminated`` to get out of the generators. To end only the epoch, the loop
-    leaves the scopes within on_epoch, and then raises ``EpochTerminated``. A subclass must not
-    replace the three flags (``should_terminate`` and so on): the loop does not read the flags, but
-    the dictionary that their descriptors write to.
+    leaves the scopes within on_epoch, and then raises ``EpochTerminated``.
+
+    A subclass must not replace the three flags (``should_terminate`` and so on). The descriptors
+    below write the flags into a dictionary, and the loop reads this dictionary, not the flags.
 
     With several processes all ranks obey a request of one rank at the same step boundary
     (``Decisions``). This boundary is at most ``agree_every`` + 1 windows after the request, or at
     the end of the epoch if that comes first.
+
+    Args:
+        process_function: is called with the trainer and each batch. It makes the forward and the
+            backward pass; the loop makes the optimizer step.
+        optimizer_step: makes the optimizer step of each window, and counts the committed steps.
+        agree_every: with several processes, the number of windows from one exchange of requests to
+            the next.
+
+    Attributes:
+        stop_reason: why the last run ended. ``Trainer`` lists the values.
+        hook_channels: the channels of this trainer, with the scopes that are open now.
     """
 
     should_terminate = RequestFlag()
@@ -106,16 +119,18 @@ class TrainingLoop(QuickEngine):
         super().__init__(process_function)  # type: ignore[arg-type]
         # Kept to notice when a user replaces ``state`` by another object.
         self._own_state = self.state
+        # The engine clears this list when it calls the first handler of EPOCH_COMPLETED.
         self._position.uncompleted_epoch = self.list_cleared_at(Events.EPOCH_COMPLETED)
+        # The temporary changes that must be undone when the run ends, as callbacks that undo them.
         self._changes = UndoStack()
-        # The callbacks that undo the changes from before the run. The roll-back does not call them:
-        # the scopes around ``run``, which made these changes, undo them later.
+        # The callbacks for changes that were made before the run began. The roll-back does not call
+        # these callbacks: the scopes around ``run`` made these changes, and undo them later.
         self._outer_changes: tuple[Callable[[], None], ...] = ()
         # Whether the last run has been rolled back: the position is at a step boundary, and no
         # change is left to undo.
         self._is_rolled_back = True
-        # The value of a ``terminate_epoch()`` that the last run did not obey, because it failed
-        # before; False if there was none.
+        # The value of a ``terminate_epoch()`` that the last run did not obey, because the run
+        # failed first. False if there was no such request.
         self._pending_epoch_termination: Any = False
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
@@ -134,7 +149,10 @@ class TrainingLoop(QuickEngine):
     # The loop
 
     def _run_loop(self) -> Generator[State, None, State]:
-        """Runs everything from STARTED to COMPLETED, and rolls back; yields when interrupted."""
+        """Runs everything from STARTED to COMPLETED, and then rolls back.
+
+        Yields the state when the run is interrupted, and returns the state when the run ends.
+        """
         self.stop_reason = None
         self._requests.clear()
         if self._decisions is not None:
@@ -142,7 +160,8 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
-        # The scopes around ``run`` made these changes, and undo them after the run.
+        # So far only the scopes around ``run`` have made changes. These scopes undo the changes
+        # after the run.
         self._outer_changes = self._changes.pending
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
@@ -161,8 +180,9 @@ class TrainingLoop(QuickEngine):
         """Runs from STARTED to COMPLETED, within on_loop, as in the drawing."""
         self._clear_times()
         self._started = time.time()
-        # As long as ``_loop_depth`` is 0, STARTED has not been fired. TERMINATE is then not fired
-        # either, if a context handles a failure.
+        # While ``_loop_depth`` is 0, STARTED has not been fired. If a context on on_loop fails in
+        # this time and another context handles the failure, TERMINATE and COMPLETED are not fired
+        # either.
         self._loop_depth = self._epoch_depth = 0
         with self.hook_channels.on_loop:
             self._loop_depth = self._epoch_depth = len(self.hook_channels.scopes.open)
@@ -185,17 +205,17 @@ class TrainingLoop(QuickEngine):
         Before the first epoch, the run completes the work that the previous run left undone.
         """
         position = self._position
-        # Ignite's profilers write to the engine's table of handlers directly, when they are
-        # attached and again at STARTED. The engine does not notice, so the handlers are looked up
-        # again here, and STARTED is fired from the table.
+        # Ignite's profilers write to Ignite's table of handlers directly, when they are attached
+        # and again at STARTED. The engine, which keeps a copy of this table, does not notice. So
+        # the copy is renewed here, and STARTED is fired from the table itself.
         self._update_handlers()
         self._fire_from_table(Events.STARTED)
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
             self._decisions.exchange_now()
         self._check_limits()
-        # If a stop broke off a validation of the previous run, the validation is repeated first. So
-        # a run that is at its limit already does not end here.
+        # If a stop broke off a validation of the previous run, the validation is repeated below. So
+        # a run that is at its limit already must not end before.
         if not (self.is_broken_off and self._requests.terminate_flag == AT_LIMIT):
             yield from self._handle_requests()
         self._finish_previous_step()
@@ -223,13 +243,14 @@ class TrainingLoop(QuickEngine):
                         if position.limit_reached is not None:
                             self._stop_at_limit(position.limit_reached)
                         yield from self._handle_requests()
-                        # A ``terminate_epoch()`` at EPOCH_STARTED is an error. This rank raises the
-                        # error at once, although the other ranks do not know of the request yet.
+                        # A ``terminate_epoch()`` at EPOCH_STARTED is an error. With several
+                        # processes the other ranks do not know of this request yet, but the rank
+                        # that made the request raises the error at once.
                         if TERMINATE_EPOCH in self._requests.requested_flags:
                             raise EpochTerminated
-                # Handlers of EPOCH_STARTED may have drawn random numbers and reset metrics. This is
-                # undone if the run resumes in the middle of an epoch, because the saved run had not
-                # called these handlers at this place.
+                # Handlers of EPOCH_STARTED may have drawn random numbers and reset metrics. If the
+                # run resumes in the middle of an epoch, both are undone here, because the saved run
+                # did not call these handlers in the middle of its epoch.
                 position.restore_random_state(is_last_time=True)
                 self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
@@ -244,11 +265,12 @@ class TrainingLoop(QuickEngine):
             self._check_limits()  # a user may have written limits while the run was interrupted
 
     def _finish_previous_step(self) -> None:
-        """Does the rest of the work after the last step, which a failure has left undone.
+        """Completes the last step of the previous run, and calls the deferred callbacks.
 
-        Then calls the deferred callbacks, including those that handlers of STARTED have deferred,
-        such as ``Validation(at_start)``. If the epoch is full, the callbacks wait for
-        EPOCH_COMPLETED instead.
+        If a failure of the previous run came after its last step, STEP_COMPLETED and other work
+        that follows a step may still be missing. The deferred callbacks include those of handlers
+        of STARTED, such as ``Validation(at_start)``. If the epoch is full, the callbacks are called
+        after EPOCH_COMPLETED instead.
         """
         position = self._position
         if self._pending_epoch_termination and not position.place.progress.is_full:
@@ -260,8 +282,8 @@ class TrainingLoop(QuickEngine):
         self._check_limits()
         if not position.place.progress.is_full:
             self._call_deferred()
-            # If the run is at a limit, no epoch follows, so the callbacks that were due when the
-            # checkpoint was saved are called here.
+            # If the run is at a limit, no epoch follows. So the callbacks that were due when the
+            # checkpoint was saved must be called now.
             if self._due.on_resume and self._requests.terminate_flag == AT_LIMIT:
                 position.restore_random_state(is_last_time=True)
                 # In the middle of an epoch ``state.epoch`` also counts the present epoch.
@@ -272,9 +294,9 @@ class TrainingLoop(QuickEngine):
     def _call_deferred_on_resume(self) -> None:
         """Calls the callbacks that were due when the checkpoint of the resumed run was saved.
 
-        The saved run did not call them, because of a stop or a failure. They are called as soon as
-        the random generators are restored; before that, this method does nothing. If the epoch is
-        full, the callbacks wait for EPOCH_COMPLETED.
+        The saved run did not call these callbacks, because of a stop or a failure. This method does
+        nothing before the random generators are restored. If the epoch is full, the callbacks are
+        only put on the list, and are called after EPOCH_COMPLETED.
         """
         if self._due.on_resume and self._position.is_restored:
             make_due(self, self._due.on_resume)
@@ -293,8 +315,9 @@ class TrainingLoop(QuickEngine):
         requests, decisions = self._requests.active_flags, self._decisions
         window = optimizer_step.window
         fire_data_event = fire if self._has_data else _fire_nothing
-        # The first batch may start the workers of a loader, and torch then installs a handler of
-        # SIGCHLD. This handler must be wrapped, so that it can be held back during a step.
+        # The first batch may start the workers of a loader. torch then installs a handler of
+        # SIGCHLD, which must be wrapped before the next optimizer step, so that signals can be held
+        # back during the step.
         optimizer_step.signals.must_wrap_handlers = True
         try:
             if self._due.on_resume:
@@ -329,9 +352,9 @@ class TrainingLoop(QuickEngine):
                     # The length of a pass may become known with its first batch.
                     self._show_lengths()
                 optimizer_step.take_batch(self._count_batches_left)
-                # Metrics are copied before a window of several batches, to be restored if the
-                # window is dropped. A window of one batch needs no copies: if it is dropped, no
-                # metric has seen its batch yet.
+                # At the first batch of a window of several batches, metrics are copied, to be
+                # restored if the window is dropped. A window of one batch needs no copies: if it is
+                # dropped, no metric has been updated with its batch yet.
                 if window.count == 1 < window.size:
                     self._running_metrics.open_window(progress.iteration - 1)
                 is_closing = window.is_closing
@@ -387,10 +410,9 @@ class TrainingLoop(QuickEngine):
         fire(Events.DATALOADER_STOP_ITERATION)
         self._switch_data()
         yield from self._handle_requests()
-        if self._batches is ended:  # unless a handler has set other data
+        if self._batches is ended:  # no handler has set other data
             self._batches = iter(self._present_feed)
-        # The next pass may start workers, and torch then installs a handler of SIGCHLD, which must
-        # be wrapped, as in ``_iterations``.
+        # The next pass may start workers, which has the same consequence as in ``_iterations``.
         self._optimizer_step.signals.must_wrap_handlers = True
         self.state.batch = next(self._batches)
 
@@ -417,21 +439,25 @@ class TrainingLoop(QuickEngine):
         self._decisions.exchange_now()
         has_due = bool(self._due.entries)
         self._call_deferred()
-        # A handler of CHECKPOINT_SAVED may have requested a stop.
+        # A callback, or a handler of CHECKPOINT_SAVED, may have requested a stop.
         if has_due and not self._requests.terminate_flag:
             self._decisions.exchange_now()
             if self._requests.terminate_flag:
                 self._call_deferred()
 
     def _fire_epoch_completed(self) -> None:
-        """Fires EPOCH_COMPLETED; the epoch stays incomplete if a stop breaks off its validation.
+        """Fires EPOCH_COMPLETED, whose handlers include the validation at the end of the epoch.
 
-        In this case the next run fires EPOCH_COMPLETED again. The validation is then repeated, and
-        the handlers that come after the validation see its results.
+        If a stop breaks off this validation, the epoch stays incomplete, and the run ends. The next
+        run fires EPOCH_COMPLETED again, and so repeats the validation. Then the handlers that come
+        after the validation see its results.
+
+        Raises:
+            RunTerminated: a stop broke off the validation.
         """
         (before,) = self._position.uncompleted_epoch
         # Ignite's metrics compute their values before the validation. If the validation is broken
-        # off, they compute again in the next run, so the state from before is restored.
+        # off, the metrics compute their values again in the next run, and need the same state.
         restore_metrics = self._running_metrics.snapshot() if stop_monitors(self) else _do_nothing
         try:
             self._fire(Events.EPOCH_COMPLETED)
@@ -451,12 +477,12 @@ class TrainingLoop(QuickEngine):
         self._optimizer_step.scheduler.move_after_epoch(self)
 
     def _complete_run(self) -> None:
-        """Fires COMPLETED, unless ``terminate(skip_completed=True)`` asked not to."""
+        """Fires COMPLETED, except after ``terminate(skip_completed=True)``."""
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self._requests.terminate_flag != "skip_completed":
-            # Fired from the table, as STARTED is: at COMPLETED, Ignite's profilers remove the
-            # handlers that they wrote into the table at STARTED.
+            # At COMPLETED, Ignite's profilers remove the handlers that they wrote into Ignite's
+            # table at STARTED. So COMPLETED is fired from this table, as STARTED is.
             self._fire_from_table(Events.COMPLETED)
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
@@ -467,7 +493,7 @@ class TrainingLoop(QuickEngine):
     # Limits and lengths, which handlers read and write on the state
 
     def _check_limits(self) -> None:
-        """Adopts limits that handlers wrote to the state; requests the end of the run at a limit.
+        """Adopts limits that handlers wrote to the state, and ends the run if a limit is reached.
 
         This method is called wherever a handler may have written to the state: after STARTED, after
         EPOCH_STARTED, after each iteration, after each epoch, and after the deferred callbacks.
@@ -485,7 +511,8 @@ class TrainingLoop(QuickEngine):
         if limit is not None:
             progress = position.place.progress
             # If ``max_epochs`` or ``max_iters`` is reached at the end of an epoch, the run ends
-            # normally, without TERMINATE. ``max_steps`` fires TERMINATE even there.
+            # without TERMINATE, as in Ignite. If ``max_steps`` is reached, TERMINATE is fired even
+            # at the end of an epoch.
             if progress.batches and (limit == "max_steps" or not progress.is_full):
                 self._stop_at_limit(limit)
         elif self._requests.active_flags and self.stop_reason in vars(position.limits):
@@ -518,18 +545,20 @@ class TrainingLoop(QuickEngine):
         """Writes the limits and the length of the present epoch to the state."""
         position, state = self._position, self.state
         shown = ShownLimits(**vars(position.limits), epoch_length=position.length_of_epoch)
-        # One statement writes to the state and to ``shown``. If an exception came between two
-        # statements, the next run would take the difference for a value that a user has written.
+        # One statement writes to the state and to ``shown``. If Ctrl-C came between two statements,
+        # the two would differ, and the next run would take a value on the state for a limit that a
+        # user has written.
         state.max_epochs, state.max_iters, state.max_steps, state.epoch_length = position.shown = (
             shown
         )
         self._show_lengths()
 
     def _show_lengths(self) -> None:
-        """Writes the length of the present epoch, and the epochs that ``max_steps`` takes.
+        """Writes the length of the present epoch to ``state.epoch_length``.
 
-        They are written to ``state.epoch_length`` and ``state.max_epochs``. A value that a handler
-        has written there is not overwritten, so that ``_check_limits`` can adopt the value.
+        If ``max_steps`` is the limit, also writes the number of epochs for these steps to
+        ``state.max_epochs``. A value that a handler has written to one of the two attributes is not
+        overwritten, so that ``_check_limits`` can adopt the value.
         """
         state, position = self.state, self._position
         shown, length, max_epochs = position.shown, state.epoch_length, state.max_epochs
@@ -555,12 +584,13 @@ class TrainingLoop(QuickEngine):
         data, feed = self.state.dataloader, self._position.feed
         return None if feed is not None and data is feed.loader else data
 
-    # The ways out
+    # The ways to end a run
 
     def _stop_at_limit(self, limit: str) -> None:
         """Requests the end of the run because ``limit`` is reached.
 
-        An earlier request to end the run keeps its reason and its value.
+        If the end of the run has been requested before, that request keeps its reason and its
+        value, which may be "skip_completed".
         """
         if self._decisions is not None and not self._requests.terminate_flag:
             # No step boundary follows, so this is the last chance to obey a request of another
@@ -568,18 +598,17 @@ class TrainingLoop(QuickEngine):
             self._decisions.exchange_now()
         asked = self._requests.stop.reason if self._requests.terminate_flag else limit
         self.stop_reason = self.stop_reason or asked
-        # An earlier request keeps its value, which may be "skip_completed".
         if not self._requests.terminate_flag:
             self._requests.set_flag(TERMINATE_RUN, AT_LIMIT)
 
     def _end_short_epoch(self) -> None:
-        """Ends an epoch whose data have ended earlier than expected."""
+        """Ends an epoch whose data have ended earlier than expected, and drops the open window."""
         self._optimizer_step.drop_window()
         progress = self._position.place.progress
         self._position.mark_boundary(progress._replace(is_full=True))
 
     def _handle_requests(self) -> Generator[State, None, None]:
-        """Obeys the active requests: raises to end the run or the epoch, yields to interrupt.
+        """Obeys the active requests. Yields the state if the run is to be interrupted.
 
         Raises:
             RunTerminated: the run is to end; the scopes within on_loop have been left.
@@ -601,14 +630,16 @@ class TrainingLoop(QuickEngine):
                 # left before this scope, although they were entered earlier.
                 with deactivated(feed.loader, out_of_order=True):
                     yield self.state
-            except GeneratorExit:  # the run will not continue, and the feed may be closed already
+            except GeneratorExit:
+                # The run will not continue. The end of ``deactivated`` has made the loader active
+                # again, even if the feed is closed already.
                 feed.deactivate()
                 raise
             if feed is not self._position.feed:  # set_data() was called during the interruption
                 feed.deactivate()
 
     def _end_terminated_run(self, reason: str) -> None:
-        """Ends the run before its limit, with TERMINATE if STARTED has been fired."""
+        """Ends the run before its limit. Fires TERMINATE if STARTED has been fired."""
         self.stop_reason = reason
         self._note_ended_by()
         if self._loop_depth:
@@ -618,7 +649,7 @@ class TrainingLoop(QuickEngine):
     def _note_ended_by(self) -> None:
         """Notes which handler or function has ended the run, if any.
 
-        A ``terminate()`` at TERMINATE or COMPLETED no longer changes this.
+        A later ``terminate()``, by a handler of TERMINATE or COMPLETED, does not change the note.
         """
         self._position.ended_by, self._is_end_noted = self.ended_by, True
 
@@ -649,8 +680,8 @@ class TrainingLoop(QuickEngine):
             Whether a context has handled the failure. If so, the run has ended as if it had been
             terminated.
         """
-        # A ``terminate()`` from before the failure does not handle the failure, so the flag is
-        # cleared.
+        # Only a ``terminate()`` that a context calls after the failure handles the failure. So the
+        # flag of an earlier ``terminate()`` is cleared.
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
@@ -664,7 +695,7 @@ class TrainingLoop(QuickEngine):
         return False
 
     def _roll_back_to_boundary(self) -> None:
-        """Returns counters, data and window to the last step boundary, and undoes pending changes.
+        """Sets counters, data and window back to the last step boundary, and undoes all changes.
 
         If the run has failed at a step boundary, the deferred callbacks stay on the list for the
         next run. If an exception breaks off this method, the next run calls the method again.
@@ -676,19 +707,19 @@ class TrainingLoop(QuickEngine):
         self._changes.undo_all(self._outer_changes)
         self._reset_firing()
         self._due.remove_returned()
-        optimizer_step.count_step(self.state)
+        optimizer_step.count_step(self.state)  # Ctrl-C may have come before the step was counted
         drops_window = not position.is_at_boundary
         if has_failed and drops_window:
             # The next run gets the batches of the window again, and handlers then defer their
-            # callbacks again.
+            # callbacks again. So the present entries are removed.
             self._due.clear()
             optimizer_step.scheduler.forget_validation()
         is_leaving = has_failed and not drops_window and self.is_leaving_epoch
         self._pending_epoch_termination = (
             is_leaving and self._requests.active_flags[TERMINATE_EPOCH]
         )
-        # The run counts as failed until ``run`` calls ``_note_outcome`` in its last statement,
-        # because an exception may come before that statement.
+        # Every run counts as failed until the last statement of ``run`` calls ``_note_outcome``,
+        # because Ctrl-C may come before that statement.
         position.roll_back(has_failed=True)
         self.state.iteration = position.place.progress.iteration
         self._running_metrics.end_run(self.state.iteration, drops_window=drops_window)
@@ -699,7 +730,7 @@ class TrainingLoop(QuickEngine):
         self._is_rolled_back = True
 
     def _call_deferred(self) -> None:
-        """Calls the deferred callbacks and, if the run ends here, the callbacks of ``call_at_end``.
+        """Calls the deferred callbacks, and at the end of the run those of ``call_at_end``.
 
         If a stop breaks off a validation among the deferred callbacks, the validation and the
         callbacks after it are set aside for the next run.
@@ -732,8 +763,8 @@ class TrainingLoop(QuickEngine):
         """Stops the run after a validation was broken off.
 
         The validation and the callbacks after it are set aside for the next run. A stop monitor is
-        a source of requests to stop, such as a signal. Its ``obey`` ends the run and defers a save,
-        which is made before this method returns.
+        a source of requests to stop, such as a signal. The method ``obey`` of the monitor ends the
+        run and defers a save. The save is made before ``_stop_broken_off`` returns.
         """
         self._due.break_off()
         for watch in stop_monitors(self):
@@ -745,8 +776,8 @@ class TrainingLoop(QuickEngine):
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds a handler, as Ignite does.
 
-        A handler of this package that cannot work on a trainer, or not at this event, raises its
-        error here, and not in the run.
+        If a handler of this package cannot work on a trainer or at this event, the error is raised
+        now, and not during the run.
         """
         if isinstance(handler, Handler):
             handler.check(self, event_name)
@@ -756,7 +787,7 @@ class TrainingLoop(QuickEngine):
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     def _update_handlers(self) -> None:
-        """Looks up the handlers again, and notes which of them update metrics."""
+        """Renews the engine's copy of Ignite's table, and notes which handlers update metrics."""
         self._running_metrics.forget_updates()
         super()._update_handlers()
 
@@ -792,10 +823,10 @@ class TrainingLoop(QuickEngine):
 
     @property
     def batches_left(self) -> int | None:
-        """The number of batches from the present one to the next known end.
+        """The number of batches up to the next known end, including the present batch.
 
-        This is the end of the data, of the epoch or of the run, whichever comes first. None if no
-        end is known.
+        The next end is the end of the data, of the epoch or of the run, whichever comes first. None
+        if no end is known.
         """
         return self._position.batches_left
 
@@ -824,9 +855,10 @@ class TrainingLoop(QuickEngine):
                 should after a time limit or a budget. If False, the run is finished.
         """
         if self.should_terminate in (False, AT_LIMIT):
-            # The flag is not set, so the entries belong to a request that was withdrawn.
+            # No request of a handler is set now. So the entries belong to requests that were
+            # withdrawn.
             self._requests.requested_stops.clear()
-        # Ignite's handlers pass no reason, so the caller's frame tells which handler calls.
+        # Ignite's handlers pass no reason, so the calling handler is found by its frame.
         self._requests.requested_stops.append(
             StopRequest.from_frame(sys._getframe(1), resumable=resumable)
         )
@@ -848,8 +880,8 @@ class TrainingLoop(QuickEngine):
     ) -> Callable[[], None]:
         """Lets any rank request that ``obey`` is called on all ranks, at the same step boundary.
 
-        The ranks exchange their requests at step boundaries and at the end of each epoch. ``obey``
-        is called before the callbacks that are due there. With one process this method must not be
+        The ranks exchange their requests at step boundaries and at the end of each epoch. There,
+        ``obey`` is called before the deferred callbacks. With one process this method must not be
         called.
 
         Args:
@@ -866,7 +898,7 @@ class TrainingLoop(QuickEngine):
 
     @property
     def is_ending(self) -> bool:
-        """True if the run ends at the next place where requests are handled, on all ranks."""
+        """True if the run ends, on all ranks, at the next place where the loop handles requests."""
         return bool(self._requests.terminate_flag)
 
     @property
@@ -890,12 +922,19 @@ class TrainingLoop(QuickEngine):
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off a validation: callbacks are set aside for the next run."""
+        """True if a stop broke off a validation, so that callbacks are set aside for the next run.
+
+        Also True after the load of a checkpoint that lists callbacks as due, until the resumed run
+        has put these callbacks on its own list.
+        """
         return self._due.is_broken_off
 
     @property
     def is_leaving_epoch(self) -> bool:
-        """True if ``terminate_epoch()`` is to end the epoch; deferred callbacks wait until then."""
+        """True if a ``terminate_epoch()`` is about to end the present epoch.
+
+        Deferred callbacks are then called after EPOCH_COMPLETED.
+        """
         return (
             TERMINATE_EPOCH in self._requests.active_flags
             and self._position.place.progress.batches > 0
@@ -924,9 +963,10 @@ class TrainingLoop(QuickEngine):
     def call_at_end(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Registers ``callback``, to be called at the end of each run.
 
-        The callback is called at the last step boundary, after the deferred callbacks. TERMINATE
-        and COMPLETED are fired later, because a longer run would not fire them at this boundary. A
-        run that fails, or that ends between two step boundaries, does not call the callback.
+        The callback is called at the last step boundary, after the deferred callbacks and before
+        TERMINATE and COMPLETED. So a checkpoint that the callback saves is the same as that of a
+        longer run, which does not fire these events at this boundary. A run that fails, or that
+        ends between two step boundaries, does not call the callback.
 
         Returns:
             A function that removes the callback again.
@@ -976,10 +1016,11 @@ class TrainingLoop(QuickEngine):
         state.validation = state_dict["validation"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads a state in Ignite's format: the next run continues at its iteration and batch.
+        """Loads a state in Ignite's format. The next run continues after the saved iteration.
 
-        Shuffled data keeps its order only if its sampler derives the order from the number of the
-        pass, as Accelerate's seedable sampler does.
+        The state does not contain the order of shuffled data. So the run gets the same batches only
+        if the sampler derives the order from the number of the pass, as Accelerate's seedable
+        sampler does.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(
@@ -1041,8 +1082,8 @@ class TrainingLoop(QuickEngine):
 class _Unwinding(AbstractContextManager[None, None]):
     """The outermost scope of a run, which rolls back when the run ends.
 
-    This scope is a class and not a generator. If user code keeps a traceback, a suspended generator
-    in the traceback would stay open.
+    This scope is a class and not a generator with ``contextmanager``. User code may keep a
+    traceback, and a suspended generator in this traceback would stay open.
     """
 
     def __init__(self, loop: TrainingLoop) -> None:
@@ -1062,4 +1103,4 @@ def _do_nothing() -> None:
 
 
 def _fire_nothing(event: Any) -> None:
-    """Stands in for ``_fire``: without data Ignite fires no GET_BATCH events."""
+    """Replaces ``_fire`` for the GET_BATCH events, which Ignite does not fire without data."""
