@@ -27,10 +27,10 @@ __all__ = ["RunPosition"]
 class RunPosition:
     """The counters and limits of a run, its last step boundary, and the saved state to resume from.
 
-    The counters here decide what the run does. The engine's state only shows copies: if a handler
-    overwrites a copy, the run makes the same steps. This class does not use the engine. The loop
-    moves the position forward, and rolls the position back to the last step boundary when batches
-    are dropped before their step.
+    These counters decide what the run does. The engine's state has only copies of the counters, for
+    handlers to read: if a handler overwrites a copy, the run makes the same steps. This class does
+    not use the engine. The loop moves the position forward. If a run ends within a window, the loop
+    rolls the position back to the last step boundary.
 
     Args:
         optimizer_step: counts the committed steps, and holds the open window.
@@ -39,15 +39,17 @@ class RunPosition:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
-        given_limits: the limits that were passed to ``run``, without such changes. When the run is
-            over, they replace ``limits``, so that changes by handlers end with the run.
-        shown: the limits that the trainer last wrote to the engine's state or adopted from there.
-            Here ``max_epochs`` may be derived from ``max_steps``; ``limits`` then has none.
+        given_limits: the limits that were passed to ``run``, without the changes by handlers. The
+            next run after the end of this run is based on ``given_limits``, so that changes by
+            handlers end with the run.
+        shown: the limits and the epoch length that the trainer last wrote to the engine's state or
+            adopted from there. If ``max_steps`` is the only limit, ``shown.max_epochs`` is the
+            number of epochs for these steps, and ``limits.max_epochs`` is None.
         epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
             pass.
         is_resumed: whether the next run continues the run of another process.
-        is_unfinished: whether the run has work left even at its limit: it failed, or callbacks that
-            it should have called are still due.
+        is_unfinished: whether work is left even if a limit is reached, because the run failed or
+            has not called all its deferred callbacks.
         epoch_termination: the value of the request that ended the present epoch before its last
             batch; False if there was no such request.
         length_of_pass: the number of batches in the last epoch that was one whole pass; None if
@@ -77,8 +79,8 @@ class RunPosition:
         self.epoch_termination: Any = False
         self.ended_by: str | None = None
         self.uncompleted_epoch: list[tuple[Place, Any]] = []
-        # A function that moves the feed to the loaded position. It is called once, when the next
-        # run has chosen its data; otherwise None.
+        # A function that moves the feed to the loaded position. The function is called once, when
+        # the next run has chosen its data. None if no position was loaded.
         self._pending_seek: Callable[[DataFeed], None] | None = None
         self.find_generators: Callable[[], FoundGenerators] = FoundGenerators
         # The random state from the checkpoint; None as soon as the generators are restored.
@@ -104,6 +106,8 @@ class RunPosition:
         if self.epoch_length is not None or feed is None:
             return self.epoch_length
         if self.epoch_termination:
+            # The length that the epoch would have had. Without ``feed.length``, ``shown`` has only
+            # an estimate of this length.
             return None if feed.length is None else self.shown.epoch_length
         if progress.is_full:
             return progress.batches
@@ -124,23 +128,27 @@ class RunPosition:
         return self._with_rest_of_pass(feed.promised_length)
 
     def _with_rest_of_pass(self, length: int | None) -> int | None:
-        """Returns the length that the present epoch has, given that it ends with this pass.
+        """Returns the length of the present epoch if the epoch ends with the present pass.
+
+        The length is the number of batches in the epoch so far plus the rest of the pass. (After
+        ``set_data`` within an epoch, the epoch has had batches that are not in this pass.)
 
         Args:
             length: the number of batches in the pass; None if not known.
         """
         assert self.feed is not None
-        # Until ``_pending_seek`` is called, the feed is not at the position of this run.
+        # Until ``_pending_seek`` is called, the feed is not at the position of this run, so the
+        # rest of its pass is not the rest of this epoch.
         if not length or self._pending_seek is not None:
             return length or None
         return self.place.progress.batches + length - self.feed.position.batches
 
     @property
     def batches_left(self) -> int | None:
-        """The number of batches from the present one to the next known end.
+        """The number of batches up to the next known end, including the present batch.
 
-        This is the end of the data, of the epoch or of the run, whichever comes first. None if no
-        end is known.
+        The next end is the end of the data, of the epoch or of the run, whichever comes first. None
+        if no end is known.
         """
         if self.feed is None:
             return None
@@ -162,7 +170,10 @@ class RunPosition:
 
     @property
     def is_between_steps(self) -> bool:
-        """True at a step boundary if the feed has given no batch since: the place can be saved."""
+        """True at a step boundary if the feed has not given the next batch yet.
+
+        Only then ``place`` can be saved: the position in the data belongs to the counters.
+        """
         return (
             self.feed is not None
             and self.is_at_boundary
@@ -199,8 +210,8 @@ class RunPosition:
             return
         progress = Progress() if is_new else self.place.progress
         length, window_size = epoch_length or feed.length, step.accumulation.full_size()
-        # A full epoch that ``terminate_epoch()`` ended has had fewer batches than its length. The
-        # missing batches never come, so they are counted as given here.
+        # If ``terminate_epoch()`` has ended the present epoch, the epoch is full with fewer batches
+        # than its length. The missing batches never come, so they are counted as if they had come.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
@@ -229,29 +240,32 @@ class RunPosition:
 
     @property
     def has_epoch_to_complete(self) -> bool:
-        """True if the epoch is full and ``is_restored``: only the end of the epoch is missing."""
+        """True if only the end of the epoch is missing, so that EPOCH_STARTED is not fired.
+
+        The epoch is then full, and the random generators are restored.
+        """
         return self.place.progress.is_full and self._random_state is None
 
     @property
     def ends_with_data(self) -> bool:
-        """True if the end of the data ends this epoch: it is one pass, and has had batches.
+        """True if the epoch ends with the data: the epoch is one pass, and has had batches.
 
         The loop reads this property when the data have no further batch and the epoch is not full.
         """
         return self.epoch_length is None and self.place.progress.batches > 0
 
     def end_epoch_early(self, request: Any = True) -> None:
-        """Ends the present epoch here: the epoch gets no further batches.
+        """Marks the present epoch as full, so that it gets no further batch.
 
         Args:
-            request: the request to end the epoch. Its value decides whether EPOCH_COMPLETED is
-                fired.
+            request: the value of the request to end the epoch. With "skip_epoch_completed" the loop
+                does not fire EPOCH_COMPLETED.
         """
         self.epoch_termination = request
         self.mark_boundary(self.place.progress._replace(is_full=True))
 
     def complete_epoch(self) -> None:
-        """Counts a complete epoch, and keeps the values that ``reopen_epoch`` needs."""
+        """Counts the present epoch as complete, and keeps what ``reopen_epoch`` needs."""
         progress = self.place.progress
         if self.epoch_length is None and not self.epoch_termination:
             self.length_of_pass = progress.batches
@@ -261,7 +275,7 @@ class RunPosition:
         self.epoch_termination = False
 
     def reopen_epoch(self, before: tuple[Place, Any]) -> None:
-        """Undoes ``complete_epoch``: the epoch will be completed once more.
+        """Undoes ``complete_epoch``, so that the epoch can be completed again.
 
         Args:
             before: the entry of ``uncompleted_epoch``.
@@ -280,8 +294,8 @@ class RunPosition:
         """
         limits = self.limits.with_changes(self.shown.limits, now.limits)
         if limits == Limits():
-            # A handler has removed ``max_steps``, the only limit. The ``max_epochs`` that was
-            # derived from it is still on the state, and is now the limit.
+            # A handler has removed ``max_steps``, the only limit. The state still has the
+            # ``max_epochs`` that was derived from ``max_steps``. This is the limit from now on.
             limits = now.limits
         limits.check_written()
         self.adopt_epoch_length(now)
@@ -291,7 +305,7 @@ class RunPosition:
     def adopt_epoch_length(self, now: ShownLimits) -> None:
         """Adopts the epoch length if another length was written to the state.
 
-        The present epoch may become full thereby.
+        With a smaller length, the present epoch may become full.
 
         Raises:
             ValueError: the length cannot be used.
@@ -335,7 +349,7 @@ class RunPosition:
             self.place = self._boundary
 
     def change_feed(self, feed: DataFeed) -> None:
-        """Takes the next batches from ``feed``; the counters stay."""
+        """Takes the next batches from ``feed``. The counters stay unchanged."""
         self.feed = feed
         self.place = self.place._replace(position=feed.position)
         self._boundary = self._boundary._replace(position=feed.position)
@@ -364,19 +378,24 @@ class RunPosition:
         if self.shown.asks_for_new_run(now) or live == Limits():
             return None
         is_over = live.reached(progress, steps) is not None and not self.is_unfinished
+        # If the call repeats the limits of a run that is not over, the run keeps its own limits,
+        # with the changes by handlers.
         if given == self.given_limits and not is_over:
             given = Limits()
-        # After a finished run a limit that is not higher than before begins a new run. So it is
-        # checked against the beginning of a run, and not against the steps that are done.
+        # After a finished run, a limit that is reached already begins a new run. So the steps that
+        # are done, and an epoch that has begun, are not held against the limits. As in Ignite,
+        # ``max_epochs`` and ``max_iters`` must still not be lower than the counters.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
         else:
             given.check(progress, steps)
         before = self.given_limits.with_changes(shown, now.limits) if is_over else live
         if self.is_resumed and given != Limits():
-            before = given  # the limits that the other process was given do not apply here
+            before = given  # the limits of the saved run do not apply to this process
         further = given if given != Limits() else before
         if further.reached(progress, steps):
+            # The limit is reached already. An unfinished run only does the work that is left. After
+            # a finished run, a new run begins.
             return further if self.is_unfinished else None
         limits = given | before.without_reached(progress, steps)
         limits.check_values(progress, steps)
@@ -422,7 +441,7 @@ class RunPosition:
     def continue_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
         """Continues the run on ``feed``.
 
-        On the same data the run continues where it stopped; on other data a new epoch begins.
+        On the same data the run continues at its position; on other data a new epoch begins.
 
         Raises:
             ValueError: ``epoch_length`` is not the length of the epoch that continues.
@@ -433,7 +452,7 @@ class RunPosition:
             self._pending_seek = None
         elif feed is not before:
             progress = self.place.progress
-            # An epoch that has had all its batches is completed first, before the new data is used.
+            # A full epoch needs no data. It is completed before the new data is used.
             self.place = Place(progress if progress.is_full else progress.at_epoch_start())
             self.epoch_length = epoch_length or self.epoch_length
         feed.update_length()
@@ -451,9 +470,10 @@ class RunPosition:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state from which another process can continue: numbers, lists and tensors.
 
-        Call this at a step boundary, when all callbacks of that boundary have returned. The keys
-        "asked", "cut" and "has_drawn_since" differ from the names of the attributes, because older
-        checkpoints have these keys.
+        Call this at a step boundary, when all callbacks of that boundary have returned. Some keys
+        differ from the names of the attributes, because older checkpoints have these keys: "asked"
+        is ``given_limits``, "passed_length" is ``length_of_pass``, "has_drawn_since" is
+        ``_has_dropped_batches``, and "cut" is ``epoch_termination``.
         """
         assert self.feed is not None
         device = self._optimizer_step.accelerator.device
@@ -476,7 +496,7 @@ class RunPosition:
     def unknown_parts(self, found: FoundGenerators | None = None) -> dict[str, str]:
         """Returns the reasons why a resume may not restore some parts of the run.
 
-        The result maps the name of such a part, as in ``ResumeReport``, to the reasons.
+        The result maps the name of such a part, for example "data", to the reasons.
 
         Args:
             found: the random generators of the run; default: the method searches for them.
@@ -491,7 +511,8 @@ class RunPosition:
         """Makes the next run continue at the saved position, on data built in the same way."""
         progress = Progress(*state_dict["progress"])
         device = self._optimizer_step.accelerator.device
-        # Called only to raise an error, before anything is changed, if the state cannot be used.
+        # The result is not used. If the state is invalid, this call raises an error before anything
+        # is changed.
         RandomState.from_state_dict(state_dict["random"], device)
         self.place = self._boundary = Place(progress, taken=self._optimizer_step.window.taken)
         self.limits = Limits(**state_dict["limits"])
@@ -505,6 +526,8 @@ class RunPosition:
             drops_pass = feed.drops_pass(state_dict["data"])
             ends_pass = feed.ends_pass(state_dict["data"])
             feed.load_state_dict(state_dict["data"])
+            # The feed may have dropped or ended the saved pass, for example because the data has
+            # changed. If an epoch is one pass, the epoch then starts again, or is full.
             if self.epoch_length is None and drops_pass:
                 self.place = self.place._replace(progress=progress.at_epoch_start())
             elif self.epoch_length is None and ends_pass:
@@ -528,8 +551,8 @@ class RunPosition:
 
         def seek(feed: DataFeed) -> None:
             feed.seek(position)
-            # Ignite's state does not say whether an epoch is one pass. If both have the same
-            # length, the epoch is taken to be one pass.
+            # Ignite's state does not say whether an epoch is one pass. If epoch and pass have the
+            # same length, the epoch counts as one pass.
             if feed.length == epoch_length:
                 self.epoch_length = None
 
@@ -558,9 +581,10 @@ class RunPosition:
     def restore_random_state(self, *, is_last_time: bool) -> None:
         """Calls the callbacks of ``call_on_resume``, and restores the generators of a resumed run.
 
-        Does nothing without a random state to restore. The loop calls this method after STARTED and
-        again after EPOCH_STARTED. The handlers of these events may draw random numbers and reset
-        metrics, and the saved run had not called them at this place.
+        Does nothing if there is no random state to restore. The loop calls this method after
+        STARTED and again after EPOCH_STARTED, because handlers of these events may draw random
+        numbers and reset metrics. In the middle of an epoch, where the resumed run continues, the
+        saved run did not call these handlers.
 
         Args:
             is_last_time: whether this is the last call before the next batch.

@@ -71,12 +71,23 @@ class Trainer(TrainingLoop):
       time when ``run`` was called.
     - ``model_outputs``, ``loss``: the outputs of the model and the loss for the present batch.
 
+    Args:
+        process_function: is called with the trainer and each batch. It makes the forward and the
+            backward pass, and returns ``state.output``.
+        model: the prepared model.
+        optimizer_step: makes the optimizer steps, with its accelerator, optimizer and scheduler.
+        feeds: prepares the data, and finds data that was used before.
+        modules: those of the factory's other arguments that are modules, by the name of the
+            argument.
+        agree_every: see ``create_supervised_trainer``.
+        on_peer_failure: see ``create_supervised_trainer``.
+
     Attributes:
         stop_reason: why the last run ended: the limit that was reached ("max_epochs", "max_iters"
             or "max_steps"); "exception"; the class of the handler that called ``terminate()``
-            ("EarlyStopping"); "terminate" if a function called ``terminate()``; or, with a
-            ``SaveCheckpoint``, the name of a signal. With several processes the rank that requested
-            the stop is added ("EarlyStopping on rank 1"), unless all ranks requested it.
+            ("EarlyStopping"); "terminate" if a function called ``terminate()``; or the name of the
+            signal for which a ``SaveCheckpoint`` has stopped the run. If only some of several
+            processes requested the stop, the rank is added ("EarlyStopping on rank 1").
         ended_by: the name of the handler or function that finished the run before its limit; None
             if there was none. A process that resumes a finished run has nothing left to do.
         resume_report: says which parts of a saved run were restored, and how exactly; None if no
@@ -111,9 +122,9 @@ class Trainer(TrainingLoop):
         self._peer_failures = PeerFailures(self, on_peer_failure)
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
-        # Two scopes are entered around every run: one can hold back signals, the other undoes
-        # changes. The functions get the trainer as an argument, so that they hold no reference to
-        # the trainer.
+        # Two scopes are entered around every run. In the first, signals can be held back. The
+        # second collects the changes that must be undone when the run ends. The functions get the
+        # trainer as an argument, so that they hold no reference to the trainer.
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
         # A cache: the model with its wrappers, and the same model without them.
@@ -128,7 +139,7 @@ class Trainer(TrainingLoop):
 
     @property
     def hooks(self) -> Hooks:
-        """The contexts of this trainer, each on a channel: one of eight parts of the loop."""
+        """The contexts of this trainer, each on one of the eight channels (parts of the loop)."""
         return self._hooks
 
     @hooks.setter
@@ -154,7 +165,7 @@ class Trainer(TrainingLoop):
     def parameter_digest(self) -> tuple[int, int] | None:
         """Returns a digest of this rank's parameters, to be compared with the other ranks' digests.
 
-        None unless several ranks train, each with the whole model.
+        Returns None if there is only one rank, or if the ranks hold different parts of the model.
         """
         return (
             self._same_parameters.digest(self._replicated_parameters())
@@ -163,7 +174,9 @@ class Trainer(TrainingLoop):
         )
 
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
-        """Warns once, or raises, if ranks have different parameters. Collective if digests differ.
+        """Warns once, or raises an error, if ranks have different parameters.
+
+        If the digests differ, this is a collective call.
 
         Args:
             digests: the digests of all ranks, in the order of the ranks.
@@ -200,14 +213,14 @@ class Trainer(TrainingLoop):
             for path, parameter in module.named_parameters()
             if (name == "model" or id(parameter) in trained)
             and f"{name}.{path}" not in ignored  # the user has excluded this parameter from DDP
-            and type(parameter.data) is torch.Tensor
+            and type(parameter.data) is torch.Tensor  # the bytes of a subclass cannot be read
         }
 
     def _unwrapped_model(self) -> torch.nn.Module:
-        """Returns the model without wrappers, from a cache."""
+        """Returns the model without wrappers, from a cache if the model is the same as before."""
         if self._unwrapped_cache[0] is not self.model:
-            # Cached, because ``unwrap_model`` makes hundreds of calls, which is too slow for each
-            # save.
+            # The result is cached, because ``unwrap_model`` makes hundreds of calls, and is too
+            # slow to be called for each save.
             bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             self._unwrapped_cache = (self.model, bare)
         unwrapped_model: torch.nn.Module = self._unwrapped_cache[1]
@@ -227,9 +240,9 @@ class Trainer(TrainingLoop):
     def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
         """The objects that the last search for random generators has looked into.
 
-        The mapping maps the name of each object to a function. This function returns the object, or
-        None if the object no longer exists. A name begins with "model", "optimizer",
-        "process_function" or the like. The property returns the identical mapping until a search
+        The property maps the name of each object to a function. This function returns the object,
+        or None if the object no longer exists. A name begins with "model", "optimizer",
+        "process_function" or the like. The property returns the same mapping object until a search
         looks into a new object.
         """
         return self._found_generators.watched
@@ -237,7 +250,7 @@ class Trainer(TrainingLoop):
     def unknown_parts(self) -> dict[str, str]:
         """Returns the reasons why a resume may not restore some parts of the run.
 
-        The result maps the name of such a part, as in ``ResumeReport``, to the reasons.
+        The result maps the name of such a part, for example "data", to the reasons.
         """
         return self._position.unknown_parts()
 
@@ -250,6 +263,8 @@ class Trainer(TrainingLoop):
             "optimizer": getattr(self.optimizer, "optimizer", self.optimizer),
             "scheduler": getattr(self.lr_scheduler, "scheduler", self.lr_scheduler),
         }
+        # These objects are not searched: parts of the trainer, the wrappers of objects in
+        # ``others``, and the data, whose generators the feed finds.
         excluded = [self.accelerator, step, self._position, self._feeds, self.model, self.optimizer]
         excluded.append(self.hook_channels)
         data_generators = FoundGenerators()
@@ -276,8 +291,8 @@ class Trainer(TrainingLoop):
         If no limit is given, a new run has the limits of ``set_limits``, or lasts one epoch if
         ``set_limits`` was not called. A run that continues keeps its limits.
 
-        A run that was stopped or failed continues where its last committed step ended, at the next
-        batch of the same pass over the data. A finished run continues if a higher limit is given;
+        A run that was stopped or failed continues after its last optimizer step, at the next batch
+        of the same pass over the data. A finished run continues if a higher limit is given;
         otherwise a new run begins, with the next pass. Limits count from the beginning of the run,
         not from this call. Handlers may write other limits to the state; these limits hold for the
         rest of the run.
@@ -325,23 +340,23 @@ class Trainer(TrainingLoop):
             if not is_interrupted(self):
                 self._finish_unwinding()
             state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
-        # The outcome is noted in the statement that returns. If an exception (Ctrl-C) comes before
-        # this statement, the run counts as failed, and the next ``run()`` continues the run.
+        # The statement that returns also notes the outcome. If Ctrl-C comes before this statement,
+        # the run counts as failed, and the next ``run()`` continues the run.
         return self._note_outcome() or state  # type: ignore[func-returns-value]
 
     def load_best(self) -> "CheckpointEntry":
         """Loads the weights of the best checkpoint of this run, to test the model after the run.
 
-        The weights of the model are loaded, and those of a loss function that has weights.
+        The weights of the model are loaded, and the weights of a loss function that has weights.
         Everything else is left unchanged: counters, optimizer, scheduler, metrics, modes and
         handlers. Weights and counters then belong to different steps, so nothing is saved until
-        training continues. If ``run`` continues the training, it warns, and starts from the loaded
+        training continues. If training continues, ``run`` warns, and starts from the loaded
         weights. To continue where the run ended, resume from its last checkpoint instead.
 
         The best checkpoint is chosen by the ``metric`` and the ``mode`` of the trainer's
-        ``SaveCheckpoint``, among the checkpoints of this run that still exist (``keep_best=1``
-        keeps the best). With several processes all of them must call this method, and all load the
-        same checkpoint.
+        ``SaveCheckpoint``, among the checkpoints of this run that still exist. (With
+        ``keep_best=1`` the best checkpoint is not deleted.) With several processes all of them must
+        call this method, and all load the same checkpoint.
 
         Returns:
             The checkpoint that was loaded.
@@ -407,8 +422,8 @@ class Trainer(TrainingLoop):
                 if limit is not None:  # the loop adopts the limits that it finds on the state
                     setattr(self.state, name, limit)
         elif position.is_finished(given, ShownLimits.read(self.state)):
-            # ``is_last_time=False``, because the next ``run`` may be given a higher limit. It then
-            # resumes the run, and must restore the generators again.
+            # ``is_last_time=False`` keeps the saved random state. If the next ``run`` is given a
+            # higher limit, it resumes the saved run, and restores the generators again.
             position.restore_random_state(is_last_time=False)
             self._report_finished(given)
             return self.state  # type: ignore[no-any-return]
@@ -424,13 +439,13 @@ class Trainer(TrainingLoop):
 
         try:
             # If Ctrl-C comes within torch at the end of a ``with torch.no_grad()``, gradients stay
-            # disabled. So the setting from before the run is restored.
+            # disabled. So ``restore`` sets them as before the run.
             with undo_on_exit(restore, out_of_order=True):
                 state = self._advance_run(run)
         except BaseException:
             if is_interrupted(self):
-                raise  # Ctrl-C came before the interrupted run continued; the run can still do so
-            # A second Ctrl-C may have left scopes open; this ``with`` closes them.
+                raise  # Ctrl-C came before the interrupted run continued, so it stays interrupted
+            # A second Ctrl-C may have left scopes open. The end of this ``with`` closes the scopes.
             with self.hook_channels.scopes:
                 self.stop_reason = "exception"
                 self._roll_back_to_boundary()
@@ -440,7 +455,7 @@ class Trainer(TrainingLoop):
         return state
 
     def _report_finished(self, given: Limits) -> None:
-        """Sets ``stop_reason`` of a resumed run that is finished; warns unless at a limit."""
+        """Sets ``stop_reason`` of a resumed run that is finished; warns if no limit finished it."""
         position, ended_by = self._position, self._position.ended_by
         if ended_by is None:
             limits = given | position.limits
@@ -449,7 +464,7 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        # The next ``run()`` continues the run, as it would in the process that ended the run.
+        # A further ``run()`` continues the run, as it does in the process that ended the run.
         position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
@@ -532,9 +547,9 @@ class Trainer(TrainingLoop):
         self._show_lengths()
 
     def _set_up_run(self, data: Any, given: Limits, epoch_length: int | None) -> None:
-        """Decides whether a new run begins or the last run continues, and within which limits.
+        """Sets up a new run, or the continuation of the last run, with its limits.
 
-        This is called before the first event is fired and before the first batch is read.
+        This method is called before the first event is fired and before the first batch is read.
         """
         if epoch_length is not None:
             check_count("epoch_length", epoch_length, "leave it out for one pass over the data")
@@ -574,9 +589,10 @@ class Trainer(TrainingLoop):
     def return_to_train_mode(self) -> None:
         """Sets the model to train mode, except for frozen submodules.
 
-        A submodule is *frozen* if it was in eval mode when the epoch began. Ignite's own trainer
-        calls ``model.train()`` in each iteration. So users' handlers may leave the model in eval
-        mode, as an evaluator of ``ignite.engine.create_supervised_evaluator`` does.
+        A submodule is *frozen* if it was in eval mode when the epoch began. This method is needed
+        because users' handlers may leave the model in eval mode, for example by an evaluator of
+        ``ignite.engine.create_supervised_evaluator``. With Ignite's own trainer this does no harm,
+        because the trainer calls ``model.train()`` in each iteration.
         """
         # If a handler has set a frozen module to train mode, the module is no longer frozen.
         self._frozen_modules = [module for module in self._frozen_modules if not module.training]
@@ -585,15 +601,15 @@ class Trainer(TrainingLoop):
             module.training = False
 
     def _note_frozen_modules(self) -> None:
-        """Notes which submodules are frozen: in eval mode, while the model is in train mode."""
-        # If the whole model is in eval mode, the modes of its submodules mean nothing.
+        """Notes which submodules are frozen: those in eval mode, if the model is in train mode."""
+        # If the whole model is in eval mode, eval mode does not show that a submodule is frozen.
         if self.model.training:
             self._frozen_modules = [
                 module for module in self.model.modules() if not module.training
             ]
 
     def _adopt_replaced_state(self) -> None:
-        """Continues from a new state object that a user has assigned to ``trainer.state``."""
+        """Continues from the counters of a new ``trainer.state``, if a user has assigned one."""
         state = self.state
         if state is self._own_state:
             return
@@ -665,7 +681,7 @@ def _half_done_message(trainer: Trainer) -> str:
 
 
 def _warn_without_validation(trainer: Trainer) -> None:
-    """Warns if no Validation is attached. Called if the scheduler moves after validations only."""
+    """Warns if no Validation is attached, although the scheduler moves only after a validation."""
     # Imported here: most trainers never need it, and the import takes 60 ms.
     from ignite_hooks.evaluation.validation import validations_without_result
 
