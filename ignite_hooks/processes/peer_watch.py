@@ -6,8 +6,10 @@ failure of another rank, it sends the main thread a signal, and the handler of t
 error. If an optimizer step is in progress, the run holds the signal back until the step is
 complete.
 
-A signal cannot interrupt a collective of gloo. If the main thread is blocked in such a collective,
-the process is ended, unless ``on_peer_failure`` is "wait".
+A signal cannot interrupt a collective. If the main thread is blocked in a collective of NCCL, the
+watcher aborts the collective. A collective of gloo cannot be aborted, so the watcher ends the
+process. With ``on_peer_failure="wait"`` the process waits for the timeout of the collective
+instead.
 
 A handler can start a run of another trainer. A run is *outermost* if it was not started in this
 way. A run is being *unwound* while an error propagates out of it.
@@ -69,14 +71,13 @@ class TimeLimits(NamedTuple):
         same_failure: the time from reading a failure of another rank until the main thread is
             interrupted. In this time the main thread may fail by itself, in the same way.
         unblocking: the time from the interruption until the main thread must have raised an error.
-            Otherwise it counts as blocked.
-        unwinding: the time from this error until the run must have ended. If the error must wait
-            for the end of an optimizer step, also the time for this step.
-        acknowledgement: at the end of a run, the time to wait for the other ranks: they must read
-            the failure of this rank, or end the run too. Then the process that holds the store may
-            end.
-        other_failures: the time to wait, when a run begins, for each rank's failure in the previous
-            run.
+            After this time the main thread counts as blocked.
+        unwinding: the time from the error in the main thread until the run must have ended. If an
+            optimizer step holds the error back, also the time for this step.
+        acknowledgement: at the end of a run, the longest wait for the other ranks to read the
+            failure of this rank, or to end the run too. The store may end with this process.
+        other_failures: if a run begins after a failed run, the time to wait for each rank's report
+            on the failed run.
         place_check: the time between two checks of the place of the main thread: its position in
             the run and its line of code.
         stalled: the time without progress after which a warning says that ranks wait at different
@@ -172,8 +173,8 @@ class PeerWatch:
         Raises:
             RuntimeError: a rank failed in an earlier run, and not all ranks failed in the same way.
         """
-        # If Ctrl-C interrupted the end of an earlier run, this run is still on the list, and its
-        # watcher is still alive. Both are removed here.
+        # If Ctrl-C interrupted the end of an earlier run, the earlier run is still on the list, and
+        # its watcher is still alive. Both are removed here.
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
             self._stop()
@@ -190,7 +191,7 @@ class PeerWatch:
         Args:
             run: the run that ends.
         """
-        if self.runs[:1] != [run]:
+        if self.runs[:1] != [run]:  # not the outermost run
             self.runs = [each for each in self.runs if each is not run]
             self.is_failing = False  # a handler of the outer run may catch the failure
             return
@@ -200,7 +201,7 @@ class PeerWatch:
             with suppress(StoreGone):
                 if self.is_failing:
                     # This process may end after this run, and the store with it. The other ranks
-                    # must read the failure before.
+                    # must read the failure before that.
                     self._wait_for_others(self._has_acknowledged)
         finally:
             self.runs = []
@@ -216,8 +217,9 @@ class PeerWatch:
     def _may_hold_store(self) -> bool:
         """Returns whether the store may end with this process.
 
-        With ``init_method="env://"`` either rank 0 or the launcher holds the store. After the store
-        has ended, a call of another rank fails, and torch prints a stack trace.
+        With ``init_method="env://"`` either rank 0 or the launcher holds the store. torchrun sets
+        ``TORCHELASTIC_USE_AGENT_STORE`` if the launcher does. After the store has ended, a call of
+        another rank fails, and torch prints a stack trace.
         """
         return self.rank == 0 and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
 
@@ -244,7 +246,7 @@ class PeerWatch:
             is_reported = self._own_failure is not None and self._own_run in self.runs
             if not is_reported:
                 # If this rank has failed before, the caller of the failed run caught that error. So
-                # the new failure begins a generation.
+                # the new failure belongs to a new generation.
                 if self._own_failure is not None:
                     self._begin_generation()
                 self._write_failure(error, run)
@@ -450,7 +452,8 @@ class _Watcher:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Raises an error with the failure of another rank.
 
-        If other code than the watcher has sent the signal, the former handler is called instead.
+        Does nothing if this rank is failing already. If other code than the watcher has sent the
+        signal, calls the former handler.
         """
         failure = self._to_raise
         if failure is None:
@@ -489,7 +492,8 @@ class _Watcher:
                 _LOGGER.warning("%s. This rank waits for the timeout of its collective.", failure)
                 return
             _end_process(failure, "is blocked, for example in a collective")
-        # If the main thread has failed by itself (`raised` is None), it may take longer to end.
+        # `raised` is None if the main thread has failed by itself. Then the unwinding may take any
+        # time.
         is_unwound = self.raised is None or self._ended.wait(self._limits.unwinding)
         if not is_unwound and self._on_peer_failure == "exit":
             _end_process(failure, f"did not leave run() within {self._limits.unwinding:g} s")

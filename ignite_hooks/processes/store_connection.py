@@ -29,8 +29,8 @@ class StoreConnection:
     """A second connection to a store, for a thread that must not wait for the main thread.
 
     A client of a store is locked during each of its calls. When the main thread makes a process
-    group, it may wait in such a call until all other ranks have come. A second thread with the same
-    client would have to wait for the lock.
+    group, such a call may wait until all other ranks make the group, too. A second thread with the
+    same client would have to wait for the lock.
 
     After a call has failed, this object makes no further calls, because torch prints a stack trace
     for each failed call.

@@ -210,6 +210,9 @@ class TrainingLoop(QuickEngine):
         # the copy is renewed here, and STARTED is fired from the table itself.
         self._update_handlers()
         self._fire_from_table(Events.STARTED)
+        # Metrics and random generators are restored after STARTED. If the run continues in the
+        # middle of an epoch, they are restored again after EPOCH_STARTED. At the beginning of an
+        # epoch, the handlers of EPOCH_STARTED reset metrics and draw random numbers as usual.
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
             self._decisions.exchange_now()
@@ -412,7 +415,8 @@ class TrainingLoop(QuickEngine):
         yield from self._handle_requests()
         if self._batches is ended:  # no handler has set other data
             self._batches = iter(self._present_feed)
-        # The next pass may start workers, which has the same consequence as in ``_iterations``.
+        # The next pass may start workers, and torch then installs a handler of SIGCHLD, as in
+        # ``_iterations``.
         self._optimizer_step.signals.must_wrap_handlers = True
         self.state.batch = next(self._batches)
 
@@ -431,7 +435,7 @@ class TrainingLoop(QuickEngine):
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._fire_epoch_completed()
-        # If EPOCH_COMPLETED has handlers, the list was cleared when the first of them was called.
+        # If EPOCH_COMPLETED has handlers, the list was cleared when the first handler was called.
         self._position.uncompleted_epoch.clear()
         if self._decisions is None:
             self._call_deferred()
@@ -746,7 +750,8 @@ class TrainingLoop(QuickEngine):
     def _finish_deferred(self) -> None:
         """Calls the callbacks that are still due when a run has ended without a failure.
 
-        Such callbacks were deferred by handlers of COMPLETED or in a window that was dropped.
+        Such callbacks were deferred by handlers of COMPLETED, or by handlers of a window that was
+        dropped.
         """
         if self.stop_reason != "exception":
             self._call_deferred_or_stop()
@@ -865,7 +870,7 @@ class TrainingLoop(QuickEngine):
         super().terminate(skip_completed)
 
     def stop_on_all_ranks(self, reason: str) -> None:
-        """Ends the run after the present event; another process can resume it from a checkpoint.
+        """Ends the run after the present event. Another process can resume the run.
 
         All ranks must call this at the same place.
 
@@ -990,7 +995,9 @@ class TrainingLoop(QuickEngine):
 
         The position consists of the counters, the limits, the position in the data with the order
         of its samples, and the states of the random generators. Model, optimizer and scheduler are
-        not included. Call this at a step boundary, when all callbacks have returned.
+        not included. Call this at a step boundary, when all callbacks have returned. The key
+        "validation" has the number of validations, and "due" has the numbers of the callbacks that
+        are due (see ``due_numbers``).
         """
         # After a failure the callbacks that were not called are still due, and are saved as such.
         has_failed = self.stop_reason == "exception"
@@ -1003,8 +1010,8 @@ class TrainingLoop(QuickEngine):
 
         The random generators are restored when the handlers of STARTED have returned. In the middle
         of an epoch they are restored again after the handlers of EPOCH_STARTED, because the saved
-        run had not called these handlers at this place. If the saved run was finished, the next
-        ``run`` returns at once, unless a higher limit is passed.
+        run did not call these handlers in the middle of its epoch. If the saved run was finished,
+        the next ``run`` trains only if a higher limit is passed; otherwise it returns at once.
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
@@ -1074,7 +1081,7 @@ class TrainingLoop(QuickEngine):
 
     @property
     def _present_feed(self) -> DataFeed:
-        """The feed; during a run there always is one."""
+        """The feed, which always exists during a run."""
         assert self._position.feed is not None
         return self._position.feed
 

@@ -39,8 +39,8 @@ class RunPosition:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
-        given_limits: the limits that were passed to ``run``, without the changes by handlers. The
-            next run after the end of this run is based on ``given_limits``, so that changes by
+        given_limits: the limits that were passed to ``run``, without the changes by handlers. After
+            a limit was reached, a further ``run`` begins with these limits, so that changes by
             handlers end with the run.
         shown: the limits and the epoch length that the trainer last wrote to the engine's state or
             adopted from there. If ``max_steps`` is the only limit, ``shown.max_epochs`` is the
@@ -172,7 +172,7 @@ class RunPosition:
     def is_between_steps(self) -> bool:
         """True at a step boundary if the feed has not given the next batch yet.
 
-        Only then ``place`` can be saved: the position in the data belongs to the counters.
+        Only then ``place`` can be saved, because the position in the data belongs to the counters.
         """
         return (
             self.feed is not None
