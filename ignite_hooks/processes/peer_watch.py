@@ -218,8 +218,8 @@ class PeerWatch:
         """Returns whether the store may end with this process.
 
         With ``init_method="env://"`` either rank 0 or the launcher holds the store. torchrun sets
-        ``TORCHELASTIC_USE_AGENT_STORE`` if the launcher does. After the store has ended, a call of
-        another rank fails, and torch prints a stack trace.
+        ``TORCHELASTIC_USE_AGENT_STORE`` to "True" if the launcher holds the store. After the store
+        has ended, a call of another rank fails, and torch prints a stack trace.
         """
         return self.rank == 0 and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
 
