@@ -306,18 +306,18 @@ def _check_handlers(handlers: Any) -> None:
         if isinstance(handler, Metric):
             name = type(handler).__name__
             raise TypeError(
-                f"`handlers` must have attach(engine), handlers[{index}] is the metric {name}: "
-                f'give it to an evaluator, create_supervised_evaluator(model, {{"name": {name}()}})'
-                ", and the evaluator to `validation`; or attach it by name, with "
-                "metric.attach(trainer, name)"
+                f"`handlers` must hold handlers, handlers[{index}] is the metric {name}: to "
+                "compute it on held-out data, write validation=Validation("
+                f'create_supervised_evaluator(model, {{"name": {name}()}}), loader); to compute it '
+                'while training, write metric.attach(trainer, "name")'
             )
         try:
             inspect.signature(attach).bind("engine")
         except TypeError as error:
             raise TypeError(
-                f"`handlers` must have attach(engine), attach() of handlers[{index}] "
-                f"({type(handler).__name__}) needs other arguments ({error}): attach the handler "
-                "yourself, with attach(trainer, …)"
+                f"`handlers` must have attach(engine), handlers[{index}] is a "
+                f"{type(handler).__name__}, whose attach() takes other arguments ({error}): take "
+                "it out of the list, and write handler.attach(trainer, …) yourself"
             ) from None
 
 
@@ -421,10 +421,11 @@ def _check_parameters(
     foreign = sum(id(parameter) not in ids for parameter in own)
     if foreign:
         raise ValueError(
-            "`optimizer` must hold parameters of `model` (or of a `loss_fn`, `batch_processor` or "
-            f"other function that is a module), {foreign} of its {len(own)} parameters belong to "
-            "none of these: make the optimizer from model.parameters() after the last change to "
-            "the model"
+            "`optimizer` must hold only parameters of `model` (or of a `loss_fn`, "
+            "`batch_processor` or other function that is a module), got "
+            f"{foreign} of {len(own)} parameters from "
+            "elsewhere: make the optimizer from model.parameters() after the last change to the "
+            "model"
         )
 
 

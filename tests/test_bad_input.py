@@ -280,7 +280,7 @@ BEFORE_THE_FIRST_BATCH = {
     "second clipper": (
         lambda data: attach_twice(data, lambda trainer: GradientClipping(max_norm=1.0)),
         ValueError,
-        ("one GradientClipping", "got a second one", "remove()"),
+        ("at most one GradientClipping", "got a second one", "remove()"),
     ),
     "clipper in handlers and as grad_clip": (
         lambda data: train(
@@ -289,12 +289,12 @@ BEFORE_THE_FIRST_BATCH = {
             handlers=[GradientClipping(clip_value=1.0)],
         ),
         ValueError,
-        ("one GradientClipping", "got a second one", "as `grad_clip` or in `handlers`"),
+        ("at most one GradientClipping", "got a second one", "as `grad_clip` or in `handlers`"),
     ),
     "clipper on an engine that does not step": (
         clip_without_step,
         ValueError,
-        ("must have an OptimizerStep", "has none", "attach OptimizerStep(accelerator, optimizer)"),
+        ("must have an OptimizerStep", "got none", "attach OptimizerStep(accelerator, optimizer)"),
     ),
     "second OptimizerStep": (
         lambda data: attach_twice(data, lambda t: OptimizerStep(t.accelerator, t.optimizer)),
@@ -384,7 +384,7 @@ BEFORE_THE_FIRST_BATCH = {
     "optimizer of another model": (
         lambda data: train(data, optimizer=sgd(make_model())),
         ValueError,
-        ("`optimizer`", "must hold parameters of `model`", "4 of its 4", "model.parameters()"),
+        ("`optimizer`", "must hold only parameters of `model`", "4 of 4", "model.parameters()"),
     ),
     "optimizer that is None": (
         lambda data: train(data, optimizer=None),
@@ -698,5 +698,5 @@ def test_a_prepared_optimizer_of_another_model_is_an_error():
     accelerator = cpu()
     model = make_model()
     optimizer = accelerator.prepare(sgd(make_model()))
-    with pytest.raises(ValueError, match="`optimizer` must hold parameters of `model`"):
+    with pytest.raises(ValueError, match="`optimizer` must hold only parameters of `model`"):
         create_supervised_trainer(model, optimizer, F.mse_loss, batches(), accelerator=accelerator)

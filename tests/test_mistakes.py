@@ -211,7 +211,7 @@ MISTAKES = {
     "best of no metric": (
         lambda s: SaveCheckpoint(s.folder, keep_best=1),
         ValueError,
-        "`metric` must be given with `keep_best`, which is 1, got None: name one of state.metrics",
+        "`metric` must be given with keep_best=1, got None: name one of state.metrics, metric=",
     ),
     "misspelt metric": (
         metric_that_is_missing,
@@ -249,8 +249,8 @@ MISTAKES = {
     "event of a trainer on an evaluator": (
         lambda s: s.evaluator().add_event_handler(TrainEvents.STEP_COMPLETED, print),
         ValueError,
-        "Event TrainEvents.STEP_COMPLETED is not a valid event for this Evaluator: attach to the "
-        "engine that fires it, a trainer for TrainEvents",
+        "Event TrainEvents.STEP_COMPLETED is not a valid event for this Evaluator: attach to an "
+        "engine that fires it (only a trainer fires TrainEvents)",
     ),
     "number for an event": (
         lambda s: s.trainer().add_event_handler(5, print),
@@ -352,14 +352,14 @@ MISTAKES = {
     "metric among the handlers": (
         lambda s: s.trainer(handlers=[Accuracy()]),
         TypeError,
-        "`handlers` must have attach(engine), handlers[0] is the metric Accuracy: give it to an "
-        "evaluator, create_supervised_evaluator(model, ",
+        "`handlers` must hold handlers, handlers[0] is the metric Accuracy: to compute it on "
+        "held-out data, write validation=Validation(create_supervised_evaluator(model, ",
     ),
     "logger among the handlers": (
         lambda s: s.trainer(handlers=[NeedsMore()]),
         TypeError,
-        "attach() of handlers[0] (NeedsMore) needs other arguments (missing a required argument: "
-        "'log_handler'): attach the handler yourself, with attach(trainer, …)",
+        "handlers[0] is a NeedsMore, whose attach() takes other arguments (missing a required "
+        "argument: 'log_handler'): take it out of the list, and write handler.attach(trainer, …)",
     ),
     "function among the handlers": (
         lambda s: s.trainer(handlers=[lambda engine: None]),
@@ -422,7 +422,8 @@ MISTAKES = {
     "class of a scheduler": (
         lambda s: s.trainer(lr_scheduler=StepLR),
         TypeError,
-        "StepLR needs more",
+        "`lr_scheduler` must be a scheduler, or a callable that takes the optimizer alone, got the "
+        "class StepLR, which takes more (",
     ),
     "class of a handler": (
         lambda s: s.trainer(handlers=[GarbageCollector]),
@@ -456,7 +457,7 @@ MISTAKES = {
     "optimizer of another model": (
         lambda s: s.trainer(torch.nn.Linear(4, 2)),
         ValueError,
-        "`optimizer` must hold parameters of `model`",
+        "`optimizer` must hold only parameters of `model`",
     ),
     "scheduler of another optimizer": (
         lambda s: s.trainer(lr_scheduler=StepLR(SGD(s.model.parameters(), lr=0.1), 1)),
@@ -481,12 +482,12 @@ MISTAKES = {
     "two clippings": (
         lambda s: s.trainer(grad_clip=s.clipping(), handlers=[s.clipping()]),
         ValueError,
-        "`engine` must have one GradientClipping, got a second one: give only one, as `grad_clip`",
+        "`engine` must have at most one GradientClipping, got a second one: give only one, as ",
     ),
     "clipping without a step": (
         lambda s: s.clipping().attach(ignite.engine.Engine(lambda engine, batch: None)),
         ValueError,
-        "`engine` must have an OptimizerStep before a GradientClipping, and it has none",
+        "`engine` must have an OptimizerStep before a GradientClipping, got none: write create_",
     ),
     "no data": (
         lambda s: s.trainer(s.model, s.optimizer, s.loss_fn, None).run(max_epochs=1),
@@ -533,7 +534,7 @@ MISTAKES = {
     "resume from nowhere": (
         lambda s: s.trainer(resume_from=s.folder / "nowhere"),
         FileNotFoundError,
-        "where there is no checkpoint: fix the path, or write ResumeCheckpoint(",
+        "nowhere, which does not exist: fix the path, or write ResumeCheckpoint(",
     ),
     "resume from a folder without checkpoints": (
         lambda s: s.trainer(resume_from=ResumeCheckpoint(s.folder)),

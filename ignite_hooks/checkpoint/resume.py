@@ -4,6 +4,7 @@ import warnings
 from contextlib import closing
 from dataclasses import KW_ONLY
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -35,6 +36,7 @@ from ignite_hooks.core.fields import SourcePath
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.paths import is_url
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import is_trainer
 
@@ -246,10 +248,12 @@ class ResumeCheckpoint(Handler):
             )
         if self.on_missing == "start":
             return None
+        is_missing = not (is_url(self.source) or Path(self.source).exists())
+        reason = "which does not exist" if is_missing else "where there is no checkpoint"
         raise FileNotFoundError(
-            f"`source` must be a checkpoint or a directory of them, got {self.source}, where there "
-            'is no checkpoint: fix the path, or write ResumeCheckpoint(path, on_missing="start") '
-            "to begin from scratch"
+            f"`source` must be a checkpoint or a directory of them, got {self.source}, {reason}: "
+            'fix the path, or write ResumeCheckpoint(path, on_missing="start") to begin from '
+            "scratch"
         )
 
     def _read_checkpoint(

@@ -169,8 +169,8 @@ class SaveCheckpoint(Scheduled):
         """Checks the options that depend on each other."""
         if self.keep_best and self.metric is None:
             raise ValueError(
-                f"`metric` must be given with `keep_best`, which is {self.keep_best}, got None: "
-                'name one of state.metrics, "val_accuracy" for instance'
+                f"`metric` must be given with keep_best={self.keep_best}, got None: name one of "
+                'state.metrics, metric="val_accuracy" for example'
             )
         if self.wait_seconds is not None and self.on_busy != "wait":
             raise ValueError(

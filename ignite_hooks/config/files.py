@@ -153,7 +153,7 @@ def _format_module(name: Any) -> ModuleType:
 def _format_of_suffix(path: Path) -> str:
     if path.suffix.lower() not in _SUFFIXES:
         raise ValueError(
-            f"`path` must end in one of {', '.join(_SUFFIXES)}, got {path}: the suffix says the "
-            "format"
+            f"`path` must end in one of {', '.join(_SUFFIXES)}, got {path}: write the "
+            "settings in one of these formats, run.yaml for example"
         )
     return _SUFFIXES[path.suffix.lower()]

@@ -107,7 +107,7 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
     if accelerator is not None and not isinstance(accelerator, Accelerator):
         raise TypeError(
             f"`accelerator` must be an accelerate.Accelerator, got {shown_type(accelerator)}: "
-            "pass Accelerator(cpu=True) for the CPU, or leave it out"
+            "pass Accelerator(), or Accelerator(cpu=True) for the CPU"
         )
     if accelerator is None:
         accumulation = GradientState().plugin_kwargs

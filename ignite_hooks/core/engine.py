@@ -235,7 +235,7 @@ class EventCheckingEngine(Engine):
         name = str(event_name).rpartition(".")[2].upper()
         close = get_close_matches(name, known, n=1, cutoff=0.75)
         if isinstance(event_name, Enum):
-            remedy = "attach to the engine that fires it, a trainer for TrainEvents"
+            remedy = "attach to an engine that fires it (only a trainer fires TrainEvents)"
         elif isinstance(event_name, int):
             remedy = f"write an event, Events.ITERATION_COMPLETED(every={event_name}) for example"
         elif close:

@@ -62,9 +62,9 @@ class GradientClipping(Handler):
         _find_optimizer_step(engine)
         if attached_handlers(engine, GradientClipping):
             raise ValueError(
-                "`engine` must have one GradientClipping, got a second one: give only one, as "
-                "`grad_clip` or in `handlers`; to replace an attached one, remove() its attachment "
-                "first"
+                "`engine` must have at most one GradientClipping, got a second one: give only one, "
+                "as `grad_clip` or in `handlers`; to replace one, first call remove() of what its "
+                "attach() has returned"
             )
 
     def attach_to(self, attachment: Attachment) -> None:
@@ -101,7 +101,7 @@ def _find_optimizer_step(engine: Engine) -> OptimizerStep:
     for step in attached_handlers(engine, OptimizerStep):
         return step
     raise ValueError(
-        "`engine` must have an OptimizerStep before a GradientClipping, and it has none: give the "
-        "clipping to the factory, create_supervised_trainer(…, grad_clip=…), or attach "
-        "OptimizerStep(accelerator, optimizer) first, which makes the steps itself"
+        "`engine` must have an OptimizerStep before a GradientClipping, got none: write "
+        "create_supervised_trainer(…, grad_clip=…), or first attach OptimizerStep(accelerator, "
+        "optimizer), which calls optimizer.step() in your place"
     )

@@ -384,8 +384,8 @@ def _call_maker(lr_scheduler: Any, optimizer: Optimizer) -> Any:
         if not isinstance(lr_scheduler, type):
             raise
         raise TypeError(
-            "`lr_scheduler` must be made from the optimizer alone, "
-            f"{lr_scheduler.__name__} needs more arguments ({error}): pass "
+            "`lr_scheduler` must be a scheduler, or a callable that takes the optimizer alone, got "
+            f"the class {lr_scheduler.__name__}, which takes more ({error}): pass "
             f"lambda optimizer: {lr_scheduler.__name__}(optimizer, …)"
         ) from error
 

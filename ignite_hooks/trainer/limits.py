@@ -86,7 +86,9 @@ class Limits:
             if value is None:
                 continue
             check_count(
-                name, value, "leave it out for no such limit; without any limit one epoch is run"
+                name,
+                value,
+                "leave it out for no such limit; if no limit at all is given, one epoch is run",
             )
             if value < done[name]:
                 raise ValueError(

@@ -119,7 +119,7 @@ def test_an_unknown_argument_is_refused(tmp_path):
 
 
 def test_keep_best_needs_a_metric(tmp_path):
-    message = r"`metric` must be given with `keep_best`, which is 2, got None: name one of"
+    message = r"`metric` must be given with keep_best=2, got None: name one of"
     with pytest.raises(ValueError, match=message):
         SaveCheckpoint(tmp_path, keep_best=2)
 

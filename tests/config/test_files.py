@@ -160,7 +160,7 @@ def test_error_for_swapped_arguments_is_short():
 def test_an_unknown_suffix_is_an_error_and_no_file(tmp_path, clip, name):
     for call in (lambda: save(clip, tmp_path / name), lambda: load(tmp_path / name)):
         with pytest.raises(
-            ValueError, match=rf"`path` must end in one of \.json, \.toml, .*, got .*{name}: the"
+            ValueError, match=rf"`path` must end in one of \.json, \.toml, .*, got .*{name}: write"
         ):
             call()
     assert not list(tmp_path.iterdir())

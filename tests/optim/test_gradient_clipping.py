@@ -272,9 +272,9 @@ def test_clipping_can_be_attached_at_another_event():
 
 def test_a_second_clipper_is_an_error_when_it_is_attached():
     trainer = make_trainer({"max_norm": 1.0})
-    with pytest.raises(ValueError, match=r"must have one GradientClipping.*remove\(\) its"):
+    with pytest.raises(ValueError, match=r"must have at most one GradientClipping.*remove\(\)"):
         GradientClipping(clip_value=1.0).attach(trainer)
-    with pytest.raises(ValueError, match="must have one GradientClipping"):
+    with pytest.raises(ValueError, match="must have at most one GradientClipping"):
         make_trainer({"max_norm": 1.0}, handlers=[GradientClipping(max_norm=1.0)])
 
 
@@ -310,7 +310,7 @@ def test_a_clipper_may_follow_one_that_was_removed():
 
 def test_clipping_without_an_optimizer_step_is_an_error():
     engine = Engine(lambda engine, batch: None)
-    message = r"`engine` must have an OptimizerStep .*, or attach OptimizerStep\("
+    message = r"`engine` must have an OptimizerStep .*, or first attach OptimizerStep\("
     with pytest.raises(ValueError, match=message):
         GradientClipping(max_norm=1.0).attach(engine)
     engine.add_event_handler(Events.ITERATION_COMPLETED, GradientClipping(max_norm=1.0))
