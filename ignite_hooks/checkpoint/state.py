@@ -2,9 +2,9 @@
 
 ``writer.py`` has a table of all stages, and ``layout.py`` has the names of the files.
 
-A run of training may extend over several processes, each of which resumes the run. All of them
-write the same ``training_id`` to the manifests of their checkpoints. A branch, that is a new run
-that begins at a checkpoint of another run, has a new id.
+A run of training may stop and be resumed in a new process several times. All checkpoints of the
+run have the same ``training_id`` in their manifests. A branch, which is a new run that begins at a
+checkpoint of another run, has a new id.
 """
 
 from collections.abc import Mapping
@@ -81,9 +81,9 @@ class TrainingState:
             model is written by ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved. A resume
             has to unpickle these objects.
-        uncertain: maps the name of a part, as in the ``ResumeReport``, to the reason why that part
-            may have changed since the step that is saved. The reasons for parts that may have
-            unsaved state are saved separately, see ``unknown_parts``.
+        uncertain: the parts that a failure of the run may have changed after the step that is
+            saved. Maps the name of a part in the ``ResumeReport``, for example "handlers", to the
+            reason. Parts that may have unsaved state for other reasons are in ``unknown_parts``.
     """
 
     trainer: TrainingEngine
@@ -106,8 +106,8 @@ class TrainingState:
         """Checks that the state can be saved.
 
         Raises:
-            ValueError: the model has the weights of another step, or an object needs pickle, which
-                ``trust_pickle`` does not allow.
+            ValueError: the model has the weights of another step, or an object is registered with
+                the accelerator although ``trust_pickle`` is False.
         """
         if (step := step_of_borrowed_weights(self.trainer)) is not None:
             raise ValueError(
@@ -153,8 +153,12 @@ class TrainingState:
     def objects(self) -> dict[str, dict[str, Any]]:
         """Returns the states of handlers, of metrics and of the user's objects.
 
-        Each section of the result maps names to states. The user's objects are those in ``also``
-        and the attributes of ``trainer.state`` that are registered to be saved.
+        Returns:
+            A dict with five sections, each of which maps names to values. "user_state" has the
+            attributes of ``trainer.state`` that are registered to be saved. "metrics" has the
+            values of metrics, and "measured_at" the iterations in which validations measured them.
+            "handlers" has the states of handlers and of the objects that they hold. "also" has the
+            states of the objects in ``also``.
 
         Raises:
             TypeError: a state cannot be saved without pickle.
@@ -177,19 +181,19 @@ class TrainingState:
 
     @cached_property
     def data_of_validations(self) -> ValidationData:
-        """The data of the evaluators that the trainer validates with."""
+        """The data that the trainer's validations use."""
         return ValidationData(self.trainer)
 
     def _held_states(self) -> dict[str, Any]:
-        """Returns the states of objects that handlers hold, if they can be saved.
+        """Returns those states of objects held by handlers that can be saved.
 
-        For each object whose state cannot be saved, ``_unsavable`` gets the reason.
+        If the state of an object cannot be saved, the reason is added to ``_unsavable``.
         """
         states: dict[str, Any] = {}
         for name, each in self.handler_objects.held.items():
             try:
                 states |= _capture_states({name: each}, "{}", self.trainer)
-            # The run may never use the object, so the save goes on without its state.
+            # The run may never use the object, so the save goes on without the state of the object.
             except Exception as error:
                 self._unsavable[name] = str(error)
         return states
@@ -201,7 +205,7 @@ class TrainingState:
         rank0_digests: Mapping[str, Any],
         unknown: Sequence[Mapping[str, str]] = (),
     ) -> dict[str, Content]:
-        """Returns a mapping from the names of the files that this process writes to the contents.
+        """Returns the contents of the files that this process writes, by the names of the files.
 
         Each process must call this method for its own files. The tensors in the contents share
         memory with the tensors of the trainer. So the contents must be written or copied before the
@@ -210,10 +214,11 @@ class TrainingState:
         Args:
             rank: the rank of this process.
             objects: the result of ``objects()`` on this process.
-            rank0_digests: the result of ``digests_of`` for the objects of rank 0.
-            unknown: one mapping for each rank, from the name of a part to the reason why the part
-                may have unsaved state. The mapping of rank 0 is not used, because rank 0 computes
-                its own reasons here.
+            rank0_digests: the result of ``digests_of`` for the objects of rank 0. Only the other
+                ranks use it.
+            unknown: for each rank, in the order of the ranks, the parts that may have unsaved
+                state, with the reasons, as ``unknown_parts`` returns them. Only rank 0 uses this
+                argument, and ignores its own entry, because this method computes it.
         """
         rank_content = self.trainer.position_state_dict()
         rank_content["evaluations"] = self.data_of_validations.state_dict()
@@ -221,10 +226,13 @@ class TrainingState:
         # process writes only its states that differ from those of rank 0.
         if rank != 0:
             rank_content["objects"] = _differing_states(objects, rank0_digests)
-        # The second argument of Objects completes the message "the state of … must be made of".
+        # If the content cannot be saved, the second argument of Objects completes the error message
+        # "the state of … must be made of tensors".
         files: dict[str, Content] = {rank_file(rank): Objects(rank_content, "the data loader")}
         if rank != 0:
             return files
+        # "kinds" and "groups" let a resume check that the optimizer is built as in the saved run.
+        # "modules" has the information that is needed to read the file of each module.
         trainer_content: dict[str, Any] = {
             "kinds": self.class_names(),
             "groups": self.groups(),
@@ -232,7 +240,7 @@ class TrainingState:
             "modules": {},
             "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
-            # The reasons of rank 0 are computed here, those of the other ranks are given.
+            # The reasons of rank 0 are computed here, those of the other ranks are in `unknown`.
             "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),
@@ -255,7 +263,8 @@ class TrainingState:
                 files[SCALER] = Objects(scaler.state_dict(), "the gradient scaler")
         if (scheduler := self.trainer.lr_scheduler) is not None:
             files[SCHEDULER] = Objects(scheduler.state_dict(), "the scheduler")
-        # For a split model, Accelerate's `save_state` writes the registered objects as well.
+        # If the model is split over processes, Accelerate's `save_state` writes the model, and the
+        # registered objects too.
         registered_here = [] if self.is_sharded else registered_objects(self.trainer.accelerator)
         for number, registered in enumerate(registered_here):
             name = type(registered).__name__
@@ -265,10 +274,10 @@ class TrainingState:
         return files
 
     def unknown_parts(self) -> dict[str, str]:
-        """Returns a mapping from parts that may have unsaved state to the reasons.
+        """Returns the parts that may have state that no checkpoint saves, with the reasons.
 
-        A part is given by its name in the ``ResumeReport``. Call ``objects()`` first, because that
-        method notes the states that cannot be saved.
+        The result maps the name of a part in the ``ResumeReport`` to the reason. Call ``objects()``
+        first, because that method notes the states that cannot be saved.
         """
         unknown = {}
         modules = self.whole_modules.items()
@@ -299,7 +308,7 @@ class TrainingState:
         return unknown
 
     def write_sharded(self, folder: Path) -> None:
-        """Writes a split model and its optimizer with Accelerate's ``save_state``.
+        """Writes a model that is split over processes, and its optimizer, with ``save_state``.
 
         All processes must call this method together.
         """
@@ -311,11 +320,11 @@ class TrainingState:
     def user_keys(self) -> list[str]:
         """The names of the attributes of ``trainer.state`` to save.
 
-        Some are those that the user has registered, the others are those that handlers write.
+        The user has registered some of these attributes, and handlers of Ignite write the others.
         """
         keys = [*self.trainer.state_dict_user_keys, *state_names_of_handlers(self.trainer)]
-        # The trainer adds `optimizer_step` to the keys for Ignite's own Checkpoint. The checkpoints
-        # of this package have this number among the counters.
+        # The trainer adds `optimizer_step` to the keys for Ignite's own Checkpoint. It is left out
+        # here, because this package saves it with the counters.
         return [key for key in dict.fromkeys(keys) if key != "optimizer_step"]
 
     def class_names(self) -> dict[str, str | None]:
@@ -332,7 +341,10 @@ class TrainingState:
         }
 
     def groups(self) -> list[list[str]]:
-        """Returns the names of the parameters of each group of the optimizer."""
+        """Returns, for each parameter group of the optimizer, the names of its parameters.
+
+        A parameter that belongs to no module of the trainer has the name "?".
+        """
         names: dict[int, str] = {}
         for module_name, each in self.plain_names.items():
             for name, parameter in each.plain_state(dict(each.parameters)).items():
@@ -343,7 +355,14 @@ class TrainingState:
 
 
 def digests_of(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Returns a digest of each state, to find the states that differ between processes."""
+    """Returns a digest (a hash) of each state, to find the states that differ between processes.
+
+    Args:
+        objects: the result of ``TrainingState.objects``: sections that map names to states.
+
+    Returns:
+        The same sections, which map the names to digests.
+    """
     return {
         section: {name: digest_of(state) for name, state in states.items()}
         for section, states in objects.items()
@@ -365,9 +384,16 @@ def _differing_states(
 def _capture_states(
     objects: Mapping[str, Any], description: str, trainer: TrainingEngine
 ) -> dict[str, Any]:
-    """Returns the states of objects, after a check that they can be saved without pickle."""
+    """Returns the states of objects, after a check that they can be saved without pickle.
+
+    Args:
+        objects: maps names to objects.
+        description: describes an object in an error message; ``{}`` stands for its name.
+        trainer: the trainer.
+    """
     states = {name: StatefulObject(each, trainer).state_dict() for name, each in objects.items()}
     for name, state in states.items():
+        # The constructor raises a TypeError for a state that needs pickle.
         Objects(state, description.format(name))
     return states
 

@@ -1,16 +1,17 @@
-"""A directory of checkpoints: commits, lists, verifies, prunes and removes them.
+"""Commits, lists, verifies, prunes and removes the checkpoints in a directory.
 
-A checkpoint is a folder, ``step_00000500``, with a file ``manifest.json`` that lists all other
+A checkpoint is a folder, for example ``step_00000500``. Its file ``manifest.json`` lists all other
 files with their sizes and hashes. ``has_all_files`` and ``find_problems`` compare this list with
 the files on the disk. While the folder is being filled, the manifest is called ``incomplete.json``.
-A commit renames the file to ``manifest.json``, and a removal begins by renaming it back. So at any
-time, whatever happens to the process or the machine, a folder either is a complete checkpoint or is
-not a checkpoint.
+A commit renames the file to ``manifest.json``, and a removal begins by renaming it back. So a
+folder with a ``manifest.json`` is a complete checkpoint, even if the process or the machine has
+crashed during a save or a removal.
 
-The folder of a checkpoint may have been moved, with a symbolic link left in its place. In this case
-a removal deletes only the link: nothing outside the directory is ever changed.
+A user may have moved the folder of a checkpoint, and left a symbolic link in its place. In this
+case a removal deletes only the link: nothing outside the directory is ever changed.
 
-Only one process calls ``CheckpointStore``; the others only write their files into the folder.
+If a run has several processes, only one of them changes the directory through ``CheckpointStore``.
+The others only write their own files into the folder that this process has created.
 """
 
 import errno
@@ -88,7 +89,7 @@ _WithManifest = TypeVar("_WithManifest", bound=_HasManifest)
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Returns whether a folder of this name may be a checkpoint."""
+    """Returns whether a name is that of a checkpoint's folder, for example ``step_00000500``."""
     return _FOLDER_NAME.fullmatch(name) is not None
 
 
@@ -110,11 +111,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def is_still_there(checkpoint: Checkpoint) -> bool:
-    """Returns whether a checkpoint has not been removed or replaced since its manifest was read.
+    """Returns whether a folder still is the same checkpoint as when its manifest was read.
 
-    If a file of the checkpoint could not be read, the result explains why. A removal renames the
-    manifest before it deletes a file. So if the result is True, the file is damaged. If the result
-    is False, the removal may have deleted the file.
+    Call this function if a file of the checkpoint could not be read. True means that the file is
+    damaged: a removal renames the manifest before it deletes any file. False means that the
+    checkpoint has been removed or replaced, so the file may have been deleted with it.
     """
     try:
         # The manifests are compared as text, because a metric may be NaN, and NaN != NaN.
@@ -122,7 +123,7 @@ def is_still_there(checkpoint: Checkpoint) -> bool:
     except OSError as error:
         # These errors show that the folder has been removed. Any other error may be temporary.
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-    except ValueError:
+    except ValueError:  # the manifest is damaged, but still there
         return True
 
 
@@ -163,11 +164,12 @@ class CheckpointStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # Maps a folder to the version of its manifest file (inode, size and times) and the content.
+        # Maps a folder to the version of its manifest file (inode, size and times) and the content
+        # of the file.
         self._manifest_cache: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Returns the checkpoints, the newest first. Only their manifests are checked."""
+        """Returns the checkpoints, the newest first. Only their manifests are read."""
         found = []
         for folder in self._checkpoint_folders():
             with suppress(OSError, ValueError):
@@ -175,9 +177,9 @@ class CheckpointStore:
         return sorted(found, key=lambda each: each.manifest.number, reverse=True)
 
     def broken(self) -> dict[Path, str]:
-        """Returns a mapping from folders that are not checkpoints to the reasons.
+        """Returns the folders that look like checkpoints but are none, with the reasons.
 
-        The result has the folders that are named like checkpoints and have any of their files.
+        Such a folder has the name of a checkpoint, and at least one file of a checkpoint.
         """
         found = {folder: _find_defect(folder) for folder in self._checkpoint_folders()}
         return {folder: why for folder, why in found.items() if why is not None}
@@ -187,7 +189,7 @@ class CheckpointStore:
         return {folder: why for folder, why in self.broken().items() if why != UNFINISHED}
 
     def begin(self, step: int) -> Path:
-        """Removes the remains of killed saves, and creates an empty folder for a checkpoint.
+        """Removes the remains of saves that were killed, and creates a folder for a new checkpoint.
 
         If a folder of this name exists already, for example from the same step of an earlier run,
         the existing folder stays, and a number is appended to the name of the new folder.
@@ -210,7 +212,7 @@ class CheckpointStore:
         return folder
 
     def commit(self, folder: Path, manifest: Manifest) -> None:
-        """Turns a folder into a checkpoint; its files must have been synced to the disk."""
+        """Turns a folder into a checkpoint. Its files must have been synced to the disk before."""
         incomplete = folder / INCOMPLETE
         incomplete.write_bytes(manifest.dumps())
         sync(incomplete)
@@ -219,7 +221,8 @@ class CheckpointStore:
 
     def amend(self, folder: Path, manifest: Manifest) -> None:
         """Replaces the manifest of a checkpoint; its other files are not touched."""
-        # A folder with a manifest is complete, even if this process is killed and the file stays.
+        # If this process is killed before the rename, incomplete.json stays in the folder. This does
+        # no harm: a folder with a manifest.json is complete, whatever other files it has.
         amended = folder / INCOMPLETE
         amended.write_bytes(manifest.dumps())
         sync(amended)
@@ -231,8 +234,8 @@ class CheckpointStore:
         numbers = [0]
         for folder in self._checkpoint_folders():
             # A folder with one of these errors is not a checkpoint, or belongs to another user. Any
-            # other error is raised: with a number missing, the next checkpoint could get a smaller
-            # number than an existing one, and count as older.
+            # other error is raised. If it were ignored, the largest number could be missed, and the
+            # next checkpoint would count as older than an existing one.
             with suppress(FileNotFoundError, PermissionError, ValueError):
                 numbers.append(self._manifest_of(folder).number)
         return max(numbers) + 1
@@ -242,9 +245,9 @@ class CheckpointStore:
     ) -> None:
         """Removes old checkpoints of one run, and keeps the newest and the best checkpoints.
 
-        The checkpoints of other runs stay. A checkpoint with a missing or truncated file does not
-        count as one of the newest or best. Such a checkpoint is removed if it is older than each
-        checkpoint that is kept as one of the newest.
+        The checkpoints of other runs stay. A checkpoint with a missing or truncated file is
+        damaged, and does not count as one of the newest or best. It is removed when it is older
+        than all checkpoints that are kept as the newest.
 
         Args:
             training: the identifier of the run in the manifests.
@@ -258,9 +261,9 @@ class CheckpointStore:
             return
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
         kept = list(islice(filter(has_all_files, newest_first), keep_last))
-        # A checkpoint with a number below `oldest` is removed, unless it is one of the best. The
-        # best are added after `oldest` is computed: otherwise an old best checkpoint would protect
-        # all checkpoints after it.
+        # A checkpoint with a number below `oldest` is removed, except if it is one of the best. The
+        # best ones are added after `oldest` is computed. Otherwise the best checkpoint, if it is
+        # old, would protect all checkpoints after it.
         oldest = min((each.manifest.number for each in kept), default=inf)
         kept += islice(filter(has_all_files, best_first(newest_first, metric, mode)), keep_best)
         failures = []
@@ -269,7 +272,8 @@ class CheckpointStore:
                 try:
                     self.remove(checkpoint.folder)
                 except OSError as error:
-                    # The error is raised after the loop, so that the other checkpoints are removed.
+                    # The error is raised after the loop, so that the other old checkpoints are
+                    # removed first.
                     failures.append(error)
         if failures:
             raise failures[0]
@@ -293,7 +297,7 @@ class CheckpointStore:
     def discard(self, folder: Path) -> None:
         """Removes the remains of a failed save.
 
-        If they cannot be removed, no error is raised, and the next save tries to remove them.
+        If the remains cannot be removed, no error is raised, and the next save tries again.
         """
         with suppress(OSError):
             if _is_unfinished(folder):
@@ -336,9 +340,9 @@ class CheckpointStore:
                 )
 
     def _checkpoint_folders(self) -> Iterator[Path]:
-        """Yields the folders that have a checkpoint's name, and links to folders.
+        """Yields the folders with the name of a checkpoint. A link to a folder counts as one.
 
-        A folder is yielded once, even if several links point to it.
+        Each folder is yielded only once, even if several links point to it.
         """
         if not os.path.isdir(self.directory):
             return
@@ -402,10 +406,10 @@ def best_first(
 
 
 def _find_defect(folder: Path) -> str | None:
-    """Returns why a folder is not a checkpoint.
+    """Returns the reason why a folder is an incomplete or damaged checkpoint.
 
-    Returns None if the folder is a checkpoint, or has none of a checkpoint's files. A save or a
-    removal may be in progress, so the folder may change while it is examined.
+    Returns None if the folder is a checkpoint, or has no file of a checkpoint. A save or a removal
+    may be in progress, so the folder may change while this function examines it.
     """
     try:
         if _has_manifest(folder):
@@ -418,7 +422,7 @@ def _find_defect(folder: Path) -> str | None:
         return f"it cannot be read ({error.strerror})"
     except ValueError:
         return "its manifest is damaged"
-    # The manifest may have been committed after the first check, so it is checked again.
+    # A save may have added the manifest after the first check, so it is checked again.
     if MANIFEST in names:
         return None if _has_manifest(folder) else "its manifest is not a file"
     if INCOMPLETE in names:
@@ -427,9 +431,9 @@ def _find_defect(folder: Path) -> str | None:
 
 
 def _has_manifest(folder: Path) -> bool:
-    """Returns whether the manifest is a regular file.
+    """Returns whether a folder has a manifest that is a regular file.
 
-    Call this function before opening the file: opening a FIFO would wait for ever.
+    Call this function before opening the manifest. If it is a FIFO, opening it would wait for ever.
 
     Raises:
         PermissionError: the folder cannot be entered.
@@ -443,7 +447,7 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """Returns whether a folder is an unfinished save or removal."""
+    """Returns whether a folder is left from a save or a removal that is not finished."""
     try:
         is_file = stat.S_ISREG((folder / INCOMPLETE).lstat().st_mode)
     except OSError:
@@ -461,16 +465,16 @@ def _remove_leftover(folder: Path) -> None:
     incomplete = folder / INCOMPLETE
     with incomplete.open("rb") as file:
         text = file.read(MAX_MANIFEST_BYTES)
-    # The deletions are synced to the disk before incomplete.json is deleted. If this process is
-    # killed in between, incomplete.json still lists the files that have to be deleted.
+    # incomplete.json is deleted last, after the other deletions are synced to the disk. If this
+    # process is killed before, incomplete.json still lists the files that have to be deleted.
     try:
         names = list(Manifest.loads(text).files)
     except ValueError:
-        # The list of files is missing or cut off: the save is unfinished. Every file in the folder
-        # comes from this save.
+        # The list of files is missing or cut off, so a save has not finished. All files in the
+        # folder come from that save.
         _remove_all(folder)
-        # Nobody needs the removed files. So an error here, for example because the disk is full,
-        # must not stop the new save that removes them.
+        # An error of sync(), for example because the disk is full, must not stop the new save. At
+        # worst, files that nobody needs are on the disk again after a power loss.
         with suppress(OSError):
             sync(folder)
     else:
@@ -496,8 +500,8 @@ def _remove_listed(folder: Path, names: list[str]) -> None:
     root, parents = Path(os.path.realpath(folder)), set()
     for name in names:
         path = folder / name
-        # A name in an edited manifest, or a sub-folder that is a link, may lead out of the folder.
-        # Such a name is skipped: nothing outside of the folder is deleted.
+        # If a user has edited the manifest, or a sub-folder is a link, a name may lead out of the
+        # folder. Such a name is skipped: nothing outside of the folder is deleted.
         is_flat = path.parent == folder
         is_within = is_flat or Path(os.path.realpath(path.parent)) == (root / name).parent
         if is_within and (path.is_symlink() or not path.is_dir()):

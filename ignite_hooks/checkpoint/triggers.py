@@ -1,7 +1,9 @@
 """The triggers of a save: a schedule, the clock, a signal, or the end of a run.
 
-A trigger makes a save due, which is the first of the four stages of a save. ``writer.py`` has a
-table of all stages.
+A trigger makes a save due: the save is made once all other handlers of the present event have
+returned. This is the first of the four stages of a save. ``writer.py`` has a table of all stages.
+
+A step boundary is a point between two optimizer steps. Only there, a checkpoint can be saved.
 """
 
 import warnings
@@ -39,7 +41,8 @@ from ignite_hooks.processes.decisions import name_ranks
 
 __all__ = ["CheckpointTriggers"]
 
-# A request for a save is a text: the name of a signal, or this text if `every_seconds` have passed.
+# A rank requests a save by a text: the name of the signal that it has received, or the text below
+# if `every_seconds` have passed.
 _CLOCK = "clock"
 
 
@@ -49,7 +52,8 @@ class CheckpointTriggers:
     Args:
         options: the options of the handler.
         trainer: the trainer; no strong reference is kept.
-        announce: is called with the folder of each complete checkpoint, before CHECKPOINT_SAVED.
+        announce: is called with the folder of each complete checkpoint, before CHECKPOINT_SAVED is
+            fired.
     """
 
     def __init__(
@@ -60,16 +64,17 @@ class CheckpointTriggers:
         self._signals = StopSignals(options.on_signals, options.grace_seconds)
         self._is_stopping = False  # True once all processes know of a signal, and the run will end
         self._is_saving = False  # True during a save, and after a save that has failed
-        # Maps the name of a part of the state to the reason why a failure may have changed the part
-        # since the last step boundary, that is since the last point between two optimizer steps.
+        # The parts of the state that a failure of the run may have changed since the last step
+        # boundary. Maps the name of a part, for example "handlers", to the reason.
         self._uncertain: dict[str, str] = {}
         self._newest: Path | None = None  # the folder of the last complete checkpoint
         self._last_save_time = monotonic()
-        # Whether the run before the present one has failed, and whether a run is in progress.
+        # `_is_after_failure` is True if the run before the present one has failed, and `is_in_run`
+        # is True while a run is in progress.
         self._is_after_failure = self.is_in_run = False
         self._scheduled_iteration = -1  # the last iteration at which a schedule asked for a save
-        # The trainer keeps the two functions below. With a strong reference to the trainer, they
-        # would keep it alive.
+        # The trainer keeps the two functions below. They refer to the trainer weakly: otherwise the
+        # trainer and the functions would keep each other alive.
         engine = ref(trainer)
 
         def announce_saved(folder: Path) -> None:
@@ -82,26 +87,26 @@ class CheckpointTriggers:
 
         self._writer = CheckpointWriter(options, trainer, announce_saved)
         is_single_process = self._writer.ranks.size == 1
-        # If True, after_step() only has to check for a signal, which costs one comparison.
+        # If True, a signal is all that after_step() has to check for, which takes one comparison.
         self._waits_for_signals_only = (
             is_single_process and options.every_seconds is None and not options.background
         )
         self.save = save
-        # The scope that is entered first is left last. So the lock is released after the other
-        # scope has waited for the writer, that is after the last file was written.
+        # Each run enters these two scopes, and leaves the second one first. The second scope waits
+        # for the writer, so the first scope releases the lock after the last file was written.
         enter_at_each_run(trainer, lambda trainer: _LockScope(self, trainer))
         enter_at_each_run(trainer, self._waiting_for_writer)
 
     def defer(self, trainer: TrainingEngine) -> None:
-        """Makes the trainer save after all handlers of the present event and the validation."""
+        """Makes the trainer save after the validation and all handlers of the present event."""
         trainer.defer(self.save, Turn.CHECKPOINT)
 
     def schedule(self, trainer: TrainingEngine) -> None:
-        """Defers the save that a schedule asks for.
+        """Defers a save that a schedule has requested.
 
         If a signal breaks off the validation of this step, the state is saved at once, without the
-        values of the validation. When the run continues or is resumed, it first makes the
-        validation, and then saves a second time, with the values.
+        metrics of the validation. When the run continues or is resumed, it first repeats the
+        validation, and then saves a second time, with the metrics.
         """
         self._scheduled_iteration = trainer.place.progress.iteration
         self.defer(trainer)
@@ -118,10 +123,11 @@ class CheckpointTriggers:
             return self._scheduled_iteration == trainer.place.progress.iteration
 
         def save_and_stop() -> None:
+            # The trainer has set its deferred callbacks aside for the next run, which repeats the
+            # validation first. A save that a schedule has requested stays among them, because it is
+            # to be made with the metrics of the validation. Any other save is cancelled, because
+            # the save for the signal, which _handle_requests() defers, takes its place.
             if not is_due():
-                # A save that a schedule has asked for is made now and again after the validation,
-                # so it stays deferred. Any other deferred save is cancelled, because
-                # _handle_requests() defers a save for the signal.
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
 
@@ -130,8 +136,8 @@ class CheckpointTriggers:
             None if ranks.size == 1 else ranks.any_of,
             save_and_stop,
         )
-        # A due entry is work that a checkpoint lists as still to be done. With this entry, the
-        # resumed run makes the scheduled save after the validation.
+        # A checkpoint lists the due entries, which are work still to be done. With the entry below,
+        # a resumed run makes the scheduled save after the validation.
         undo = [add_due_entry(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
             undo.append(add_stop_monitor(trainer, watch))
@@ -143,21 +149,21 @@ class CheckpointTriggers:
         return remove
 
     def check_state(self, trainer: TrainingEngine) -> None:
-        """Raises, before the first batch, if the state cannot be saved.
+        """Raises an error, before the first batch, if the state cannot be saved.
 
-        If the lock is not held, the run is ended instead.
+        If the lock is not held, the method ends the run instead.
         """
         if not self._writer.lock.is_held:
-            # A signal has ended the wait for the lock. Without the lock nothing may be written.
+            # A signal has ended the wait for the lock, and without the lock nothing may be saved.
             trainer.terminate(resumable=True)
             return
-        # around_run() has noted the position too, but after that a new run resets the counters. So
-        # the position is noted again.
+        # around_run() has noted the position before. If the run is a new one, the trainer has reset
+        # its counters since, so the position is noted again.
         self._note_start(trainer)
         self._writer.rehearse(trainer)
 
     def request_on_all_ranks(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Makes the trainer of several processes handle the signals and clocks of all ranks.
+        """Makes all ranks handle the signals and the clocks of all ranks at the same step.
 
         Returns:
             A function that undoes this.
@@ -167,7 +173,7 @@ class CheckpointTriggers:
         )
 
     def after_step(self, trainer: TrainingEngine) -> None:
-        """Handles a signal and the clock after a step of a trainer with a single process.
+        """Saves after a step if a signal or the clock has requested it, with a single process.
 
         The method also announces a checkpoint that was completed in the background.
         """
@@ -182,7 +188,7 @@ class CheckpointTriggers:
     def _own_request(self) -> str | None:
         """Returns the request of this rank; None if there is none.
 
-        The name of a signal asks to save and stop, and ``_CLOCK`` asks to save only.
+        The name of a signal is a request to save and stop. ``_CLOCK`` is a request to save only.
         """
         every = self._options.every_seconds
         is_due = every is not None and monotonic() - self._last_save_time >= every
@@ -201,8 +207,8 @@ class CheckpointTriggers:
 
     @contextmanager
     def around_run(self, trainer: TrainingEngine) -> Iterator[None]:
-        """A scope around a run that notes signals, takes the lock, and saves at the end."""
-        # attach() has made these checks already, but the disk may have changed since.
+        """A scope around a run, which notes signals, takes the lock, and saves at the end."""
+        # The checks were made when the handler was attached, but the disk may have changed since.
         check_directory(self._directory)
         warn_if_full(self._directory, trainer)
         if not is_interrupted(trainer):
@@ -220,6 +226,8 @@ class CheckpointTriggers:
                 except BaseException as error:
                     self._save_after_failure(trainer, error)
                     raise
+                # A handler of EXCEPTION_RAISED can handle the exception of a failed run. In this
+                # case no exception arrives at the `yield` above.
                 if trainer.stop_reason == "exception" and not is_interrupted(trainer):
                     self._save_after_failure(trainer, None)
                 if _has_ended_well(trainer) and self._writer.lock.is_held:
@@ -227,15 +235,16 @@ class CheckpointTriggers:
                         self._save_now(trainer)
                     self._writer.note_end(trainer)
             if _has_ended_well(trainer):
-                # A signal may have arrived during the last save. _has_signal() then makes the
-                # signal the stop reason.
+                # A signal may have arrived during the last save. If so, this call makes the signal
+                # the stop reason.
                 self._has_signal(trainer)
 
     def wait_for_others(self) -> None:
-        """Notes the newest checkpoint in the directory.
+        """Waits for another run that writes to the directory, and notes the newest checkpoint.
 
-        With ``on_busy="wait"`` the method first waits until no other run holds the lock. After the
-        wait the lock is free again: the trainer's run takes the lock when the run begins.
+        The wait lets a resume find the last checkpoint of the other run. It takes place only with
+        ``on_busy="wait"``. This method does not keep the lock: the trainer takes it when its own
+        run begins.
         """
         lock = self._writer.lock
         if self._options.on_busy == "wait" and not lock.is_held:
@@ -246,7 +255,7 @@ class CheckpointTriggers:
     def _take_lock(self, trainer: TrainingEngine) -> None:
         """Takes the lock of the directory for a run. A signal ends the wait for the lock.
 
-        A run that was interrupted still holds the lock.
+        If the run continues after an interruption, it still holds the lock, and nothing is done.
         """
         lock = self._writer.lock
         was_taken = lock.is_held
@@ -258,15 +267,16 @@ class CheckpointTriggers:
 
         During a run nothing is done, because the end of the run releases the lock.
         """
-        # The thread may still be writing, because Ctrl-C can break off the wait for the thread.
+        # After a run, the background thread may still be writing, because Ctrl-C can break off the
+        # wait for it. In this case the lock is kept too.
         if not (self.is_in_run or self._writer.is_writing):
             self._writer.lock.release()
 
     def _note_start(self, trainer: TrainingEngine) -> None:
         """Notes that there is nothing to save at the present position.
 
-        If the run before has failed, nothing is noted, because it may have steps that were not
-        saved.
+        If the run before has failed, its last steps may not be saved. So the position then does not
+        count as saved.
         """
         if not self._is_after_failure:
             self._writer.note_start(trainer)
@@ -274,16 +284,17 @@ class CheckpointTriggers:
     def _has_signal(self, trainer: TrainingEngine) -> bool:
         """Returns whether a rank has received a signal; if so, sets the trainer's stop reason."""
         reason = _first_signal(self._writer.ranks.gather(self._signals.received))
+        # If `_is_stopping`, the signal has ended the run, and the stop reason is set already.
         if reason is not None and not self._is_stopping:
             trainer.stop_reason = reason
         return reason is not None
 
     @contextmanager
     def _waiting_for_writer(self, trainer: TrainingEngine) -> Iterator[None]:
-        """A scope around a run that waits at the end until the background thread has written.
+        """A scope around a run, which waits at the end until the background thread has written.
 
-        An error in the thread is raised. If the run has failed too, the error of the run is raised,
-        and the error of the thread becomes a note on it.
+        An error in the thread is raised. If the run has failed too, the error of the run is raised
+        instead, with a note that describes the error in the thread.
         """
         if not is_interrupted(trainer):
             self._is_after_failure = trainer.stop_reason == "exception"
@@ -298,8 +309,8 @@ class CheckpointTriggers:
         self._writer.wait()
 
     def _save(self, trainer: TrainingEngine) -> None:
-        # The save is deferred further in two cases. If a validation has ended the epoch, the epoch
-        # is completed first. If gradients are being accumulated, the optimizer step is made first.
+        # The save is deferred again in two cases: terminate_epoch() was called, so the epoch has to
+        # be completed first; or gradients are being accumulated, so the step has to be made first.
         if is_running(trainer) and (trainer.is_leaving_epoch or not trainer.is_between_steps):
             self.defer(trainer)
         elif is_interrupted(trainer) and not trainer.is_between_steps:
@@ -311,21 +322,23 @@ class CheckpointTriggers:
         else:
             self._save_now(trainer)
             self._last_save_time = monotonic()
-            # A checkpoint that is written in the background is not complete yet.
+            # The run has saved what the signal asked for, so a further signal is a new request. A
+            # checkpoint that is written in the background is not complete yet.
             if self._is_stopping and not self._options.background:
                 self._signals.mark_complete()
 
     def _save_now(self, trainer: TrainingEngine) -> None:
-        # If the save fails, the flag stays True, so that _save_after_failure() knows the cause.
+        # If the save fails, the flag stays True, which tells _save_after_failure() the cause of the
+        # failure.
         self._is_saving = True
         self._writer.save(trainer, self._uncertain)
         self._is_saving = False
 
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
-        """Makes a run end without an error if a signal has arrived and a loader worker has died.
+        """Makes a run end without an error if a loader worker dies after a signal has arrived.
 
-        A signal to all processes of a job ends each worker that does not ignore the signal. After
-        that there are no more batches, but the state of the last step boundary can be saved.
+        A signal to all processes of a job ends each worker that does not ignore the signal. A dead
+        worker gives no more batches, but the state of the last step boundary can be saved.
 
         Returns:
             A function that undoes this.
@@ -348,16 +361,16 @@ class CheckpointTriggers:
         return lambda: channels.drop(hooks)
 
     def _save_after_failure(self, trainer: TrainingEngine, error: BaseException | None) -> None:
-        """Saves the last step boundary of a failed run, if a signal has asked for a save.
+        """Saves the state of the last step boundary of a failed run, if a signal has requested it.
 
         Nothing is done without a signal, or if the state is saved already. A note on the error says
         whether the state was saved.
 
         Args:
             trainer: the trainer, whose run has failed.
-            error: the exception that has ended the run. The note is added to this exception. None
-                if a handler of EXCEPTION_RAISED has handled the exception; then a warning replaces
-                the note.
+            error: the exception that has ended the run, which gets the note. None if a handler of
+                EXCEPTION_RAISED has handled the exception. In this case a warning replaces the
+                note.
         """
         name = self._signals.received
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
@@ -392,10 +405,10 @@ class CheckpointTriggers:
 
 
 class _LockScope(AbstractContextManager[None, None]):
-    """The outermost scope of a run, which releases the lock unless the run is interrupted.
+    """A scope around a run, which releases the lock at the end, unless the run is interrupted.
 
-    If Ctrl-C breaks off ``__exit__``, the call must be repeated. The scope is not a generator,
-    because the end of a generator cannot be repeated.
+    If Ctrl-C breaks off ``__exit__``, ``__exit__`` is called again later. So the scope is a class
+    and not a generator: the code after the ``yield`` of a generator cannot be run a second time.
     """
 
     def __init__(self, triggers: CheckpointTriggers, trainer: TrainingEngine) -> None:
@@ -412,10 +425,10 @@ class _LockScope(AbstractContextManager[None, None]):
 
 
 def _first_signal(requests: Sequence[str | None]) -> str | None:
-    """Returns the name of the signal on the first rank that has received a signal, or None.
+    """Returns the name of the signal that a rank has received; None if no rank has received one.
 
-    If some ranks have not received this signal, the text ends with the first rank that has received
-    the signal: "SIGTERM on rank 1".
+    If several ranks have received signals, the signal of the lowest rank is taken. If some ranks
+    have not received this signal, the text names the lowest rank that has: "SIGTERM on rank 1".
     """
     signals = [None if each == _CLOCK else each for each in requests]
     first = next((each for each in signals if each is not None), None)

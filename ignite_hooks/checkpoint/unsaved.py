@@ -1,15 +1,15 @@
-"""Values that change in a run and are in no state: counters of handlers, lists in closures.
+"""Finds values that change in a run and are in no ``state_dict``, such as a counter of a handler.
 
-No checkpoint can restore such values, so the report of a resume names them. Each save compares the
-present values with the first values, which are recorded in the first run of the process, after the
-handlers of STARTED. If a value has not changed since, the process that resumes has the same value,
-and nothing is reported. Objects of libraries are not compared, because their values are clocks,
-files and connections.
+No checkpoint can restore such values, so the report of a resume names them. The first run of a
+process records the values at its start, after the handlers of STARTED. Each save compares the
+present values with these initial values. A value that has not changed is not reported: the script
+that resumes creates the same value again. Objects of libraries are not compared, because their
+values are clocks, files and connections.
 
-A class may inherit its ``state_dict`` from Ignite. Such a ``state_dict`` has only the attributes
-that Ignite's class defines. Here, the other attributes of the object are called attributes beside
-the state. A user's metric may have such attributes. A resume in the middle of an epoch loses their
-values.
+A class may inherit its ``state_dict`` from a class of Ignite, for example a user's metric from
+Ignite's ``Accuracy``. An inherited ``state_dict`` has only the attributes that Ignite's class
+defines. All other attributes of the object are called attributes beside the state here. A resume in
+the middle of an epoch loses their values.
 """
 
 import io
@@ -64,20 +64,22 @@ __all__ = [
     "unsaved_changes",
 ]
 
-# Each save digests all values, so these bounds limit the work for one value. If a value exceeds a
-# bound, only a part of the value is digested, and changes of the rest are not noticed.
+# Each save computes a digest (a hash) of each value, so these bounds limit the work for one value.
+# If a value exceeds a bound, only a part of the value is digested, and changes of the rest are not
+# noticed.
 _MAX_DEPTH = 8  # levels of containers within each other
 _MAX_ELEMENTS = 10_000  # elements of all these containers together
 _MAX_NUMBERS = 1_000_000  # numbers in a list or an array
-# The next two bounds decide only whether a value is short enough to serve as its own digest.
+# A text up to the first bound, and an integer up to the second, are their own digests.
 _MAX_TEXT = 200
 _MAX_INT = 2**63
 # Classes of libraries whose objects are compared, because users fill them with their own values.
 _COMPARED_LIBRARY_CLASSES = (Namespace, SimpleNamespace, UserDict, UserList, FastaiLRFinder)
 _SCALAR_TYPES = (bool, int, float, complex, str, bytes, type(None), Enum, PurePath, np.generic)
-# Attributes of Ignite's metrics that the first batch, or the last call of `compute`, sets.
+# Attributes that Ignite's metrics set again at the first batch or in `compute`. So they need not be
+# saved, and are not compared.
 _DERIVED_ATTRIBUTES = {"_is_reduced", "_num_classes", "_result", "_type"}
-# Attributes of `trainer.state` that the trainer itself sets.
+# Attributes of `trainer.state` that the trainer itself sets, so that they are not compared.
 _STATE_ATTRIBUTES = {
     *vars(State()),
     *("loss", "max_steps", "model_outputs", "optimizer_step", "start_epoch", "start_step"),
@@ -86,7 +88,10 @@ _STATE_ATTRIBUTES = {
 
 
 def record_initial_values(trainer: TrainingEngine) -> None:
-    """Records the present values of each object that has no record in this process yet."""
+    """Records the present values of all objects as their initial values.
+
+    An object that has a record in this process already keeps it.
+    """
     initial = _initial_values(trainer)
     handler_objects = HandlerObjects.of(trainer)
     for path, values in (
@@ -143,19 +148,24 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
     return "; ".join(reasons)
 
 
-# The path of an attribute of `trainer.state` begins with this prefix.
+# The paths in messages begin with this prefix for attributes of `trainer.state`.
 _STATE = "trainer.state."
-# The attributes beside the state of an object are recorded under the object's path and this suffix.
+# The attributes beside the state of an object are recorded separately from its other values, under
+# the path of the object with this suffix.
 _BESIDE = " beside its state"
 UNKNOWN = "?"
-"""The digest of an iterator whose position cannot be read."""
-# Maps the path of a holder, an object that stores values, to a mapping from the names of the values
-# to lists of digests. A list has several digests if several values have the same path and name.
+"""The digest of an iterator whose position cannot be read.
+
+Such an iterator is always reported, because a change of its position cannot be noticed.
+"""
+# Maps the path of an object to the digests of the values that the object stores, by name. For
+# example, {"MyHandler": {"count": ["3"]}}. A list has several digests if several values have the
+# same path and name.
 Values = dict[str, dict[str, list[str]]]
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the digests of the values at the first record of each object.
+    """Returns the digests of the initial values of each object that has a record.
 
     Callers add the digests of objects that have no record yet.
     """
@@ -164,17 +174,17 @@ def _initial_values(trainer: TrainingEngine) -> Values:
 
 
 def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) -> Values:
-    """Returns digests of the present values that are in no state.
+    """Returns the digests of the present values that are in no ``state_dict``.
 
-    These are the values that handlers hold, and attributes of ``trainer.state``.
+    These values are stored by objects without a state that handlers hold, and by ``trainer.state``.
     """
     values: Values = {}
     for path, holder in handler_objects.stateless:
         if (stored := stored_by_user(holder)) is not None:
             digests = values.setdefault(path, {})
             for name, value in stored:
-                # Most values are numbers. The `repr` of a number serves as its digest, which saves
-                # a call.
+                # Most values are numbers. The `repr` of a number serves as its digest, which is
+                # faster than a call of digest_of_value().
                 cls = type(value)
                 is_short = (
                     cls is float
@@ -199,7 +209,7 @@ def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
 
 
 def _digests_beside_state(handler_objects: HandlerObjects) -> Values:
-    """Returns digests of the attributes beside the state, for all objects that have any."""
+    """Returns the digests of the attributes beside the state, for all objects that have any."""
     return {
         f"{path}{_BESIDE}": {
             name: [digest_of_value(value)] for name, value in _attributes_beside_state(each)
@@ -223,13 +233,19 @@ def _changed_beside_state(trainer: TrainingEngine, handler_objects: HandlerObjec
 
 
 def _inherits_state(cls: type) -> bool:
-    """Returns whether a class inherits a ``state_dict`` from Ignite that may be incomplete."""
+    """Returns whether objects of a class may have attributes beside the state.
+
+    This is so if the class inherits its ``state_dict`` from Ignite, and may have more attributes
+    than that ``state_dict`` saves.
+    """
     source = next((each for each in cls.__mro__ if "state_dict" in vars(each)), object)
     if source.__module__.partition(".")[0] != "ignite":
         return False
     if not is_library_code(cls):
         return True
-    # The values of Frequency and GpuInfo describe the machine, not the training.
+    # The class is one of Ignite's metrics. If it names no attributes to save, its state is empty.
+    # Frequency and GpuInfo need no state, because their values describe the machine and not the
+    # training.
     measures_the_machine = issubclass(cls, Frequency | GpuInfo)
     return source is Metric and not _names_in_state(cls) and not measures_the_machine
 
@@ -247,7 +263,7 @@ def _attributes_beside_state(obj: Any) -> Iterator[tuple[str, Any]]:
     for name, value in stored_values(obj):
         if name not in saved_names:
             yield name, value
-            if issubclass(type(value), Metric):  # for example, a CohenKappa has a metric within it
+            if issubclass(type(value), Metric):  # a metric within a metric, as in CohenKappa
                 yield from ((f"{name}.{n}", each) for n, each in stored_values(value))
 
 
@@ -257,14 +273,15 @@ def _is_reset_before_use(trainer: TrainingEngine, obj: Any) -> bool:
         return False
     is_between_epochs = trainer.place.progress.batches == 0
     events = (Events.ITERATION_STARTED, *([Events.EPOCH_STARTED] if is_between_epochs else []))
+    # Ignite resets a metric by calling its method `started`.
     return any(is_handler_of_event(trainer, each, obj.started) for each in events)
 
 
 def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
     """Returns the names and values that an object stores; None if the object is not compared.
 
-    Objects of users are compared, and objects of a few library classes. A list, dict, set or deque
-    is returned as a single value with an empty name.
+    Compared are functions, classes and objects of the user's code, and objects of a few library
+    classes. A list, dict, set or deque is returned as a single value with an empty name.
     """
     cls = type(holder)
     if cls in (list, dict, set, deque):
@@ -279,7 +296,7 @@ def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
 
 
 def _output_store_names(trainer: TrainingEngine) -> Iterator[str]:
-    """Yields the names of the attributes that each ``EpochOutputStore`` fills after an epoch."""
+    """Yields the names of the attributes of ``trainer.state`` that an ``EpochOutputStore`` sets."""
     for function, _ in handlers_with_arguments(trainer):
         owner = getattr(function, "__self__", None)
         if isinstance(owner, EpochOutputStore) and hasattr(owner, "name"):
@@ -298,7 +315,8 @@ def digest_of_value(value: Any) -> str:
         return UNKNOWN
     if type(digestible) is bytes:
         return xxh3_128_hexdigest(digestible)
-    # A short scalar, or the name of a class, serves as its own digest.
+    # A scalar and a class are pairs of texts here, such as ("int", "0x3"). If the pair is short, it
+    # serves as its own digest.
     is_name = (
         type(digestible) is tuple and len(digestible) == 2 and {*map(type, digestible)} == {str}
     )
@@ -312,7 +330,8 @@ def _digestible(value: Any, budget: list[int], depth: int) -> Any:
     cls = type(value)
     budget[0] -= 1
     if issubclass(cls, _SCALAR_TYPES):
-        # Python refuses to write very long integers in decimal digits.
+        # Integers are written in hexadecimal digits, because Python refuses to write very long
+        # integers in decimal digits.
         return cls.__name__, hex(value) if cls is int else repr(value)
     if issubclass(cls, torch.Tensor | np.ndarray):
         return _sample(value)
@@ -327,13 +346,15 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
     """Returns a container as data that can be digested, within the bounds."""
     cls = type(value)
     if not is_library_code(cls):
-        # A container of a user's class is not iterated, because this could run any code. Only its
-        # length is compared, unless the container has a state, which is saved.
+        # A container of a user's class is not iterated, because an iteration could run any code.
+        # Its length is compared instead. If the container has a state, the checkpoint saves it, and
+        # not even the length is compared.
         return cls.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(cls, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:
         in_order = sorted(elements, key=repr) if issubclass(cls, set | frozenset) else elements
-        # After version 2 of its format, marshal's output depends on reference counts too.
+        # In format 2, equal values always give equal bytes. In later formats of marshal, the bytes
+        # also depend on reference counts.
         return marshal.dumps(in_order, 2)
     if depth == _MAX_DEPTH or budget[0] < 0:
         return cls.__name__, len(elements)
@@ -348,7 +369,10 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
 
 
 def _iterator_position(iterator: Any, budget: list[int], depth: int) -> Any:
-    """Returns the position of an iterator without advancing it; None if the position is unknown."""
+    """Returns how far an iterator has advanced; None if the position is unknown.
+
+    The iterator itself is not advanced.
+    """
     if isinstance(iterator, GeneratorType):
         if getgeneratorstate(iterator) == GEN_CREATED:
             return "generator, not begun"

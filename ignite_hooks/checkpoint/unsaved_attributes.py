@@ -1,11 +1,11 @@
-"""Attributes of modules and optimizers that no ``state_dict`` has: a counter, a cached mask.
+"""Finds attributes of modules and optimizers that change in a run and are in no ``state_dict``.
 
-A ``state_dict`` has the parameters and the persistent buffers of a module. Attributes that a
-forward pass changes, and buffers with ``persistent=False``, are not in a ``state_dict``. After a
-resume they have their initial values again, and the report of the resume names them. This file
-examines the model, loss functions, modules that ``batch_processor`` calls, modules that handlers
-hold, and optimizers of a user's class. A module that customizes its saving, for example by
-``get_extra_state``, is assumed to save all that it needs.
+A ``state_dict`` has the parameters and the persistent buffers of a module. It does not have other
+attributes, such as a counter that each forward pass changes, nor buffers with ``persistent=False``.
+After a resume, these attributes and buffers have their initial values again, and the report of the
+resume names them. Examined are the model, loss functions, modules that ``batch_processor`` calls,
+modules that handlers hold, and optimizers of a user's class. A module that customizes its saving,
+for example by ``get_extra_state``, is assumed to save all that it needs.
 """
 
 from collections.abc import Callable
@@ -33,11 +33,12 @@ __all__ = ["record_initial_attributes", "unsaved_attributes"]
 
 # The path of an object that a handler holds begins with this prefix.
 _HANDLER_PREFIX = "handler "
-# The remedies end the messages about changed attributes. Each belongs to a part of the report.
+# The remedies are the ends of the messages about changed attributes.
 _MODULE_REMEDY = (
     "register tensors as buffers, and return other values from get_extra_state(); an attribute "
     "that each forward() sets before reading it need not be saved"
 )
+# Maps a part of the ResumeReport to the remedy in the message about this part.
 _REMEDIES = {
     "model": _MODULE_REMEDY,
     "handlers": _MODULE_REMEDY,
@@ -50,19 +51,22 @@ Values = dict[str, dict[str, Any]]
 
 
 def record_initial_attributes(trainer: TrainingEngine) -> None:
-    """Records the unsaved attributes of each object that has no record in this process yet."""
-    _ = trainer.generators  # this property searches the objects of the run, which _holders() needs
+    """Records the present values of the unsaved attributes as their initial values.
+
+    An object that has a record in this process already keeps it.
+    """
+    # Reading this property searches the objects of the run. _holders() uses the result.
+    _ = trainer.generators
     initial = _initial_values(trainer)
     for path, values in _current_values(trainer):
         initial.setdefault(path, values)
 
 
 def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
-    """Returns messages about attributes that have changed since the first record.
+    """Returns messages about unsaved attributes that have changed since they were recorded.
 
-    The result maps the name of a part of the ``ResumeReport`` to the message. The objects examined
-    are those that the last search for ``trainer.generators`` has found. Each save makes this
-    search.
+    The result maps the name of a part of the ``ResumeReport`` to the message. The objects are not
+    searched here: each save reads ``trainer.generators`` before, which searches them.
     """
     initial = _initial_values(trainer)
     changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}
@@ -85,7 +89,7 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the digests of the values at the first record of each object.
+    """Returns the digests of the initial values of each object that has a record.
 
     Callers add the digests of objects that have no record yet.
     """
@@ -117,7 +121,8 @@ def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, An
 def _holders(trainer: TrainingEngine) -> list[Holder]:
     """Returns the objects to compare.
 
-    The objects are selected again only after a new search for ``trainer.generators``.
+    They are selected from the objects that ``trainer.generators`` has found. The selection is kept
+    until the next search.
     """
     searched = trainer.searched_objects
     cached = engine_storage(trainer).get("attribute_holders")
@@ -133,13 +138,16 @@ def _holders(trainer: TrainingEngine) -> list[Holder]:
 def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holder]:
     """Yields modules, the optimizer, and the objects within them.
 
-    Objects within a module or optimizer that customizes its saving are left out.
+    A module or optimizer that customizes its saving is left out, with the objects within it.
+
+    Args:
+        searched: maps the path of an object to a function that returns the object.
     """
     # Maps the path of a module or an optimizer to True if the object customizes its saving.
     saves_itself: dict[str, bool] = {}
     for path, get in searched.items():
         obj, root = get(), path.partition(".")[0]
-        if root == "scheduler":
+        if root == "scheduler":  # the state_dict() of a scheduler has its attributes
             continue
         if issubclass(type(obj), torch.nn.Module):
             if root.startswith(_HANDLER_PREFIX) and not tensors_in(obj):
@@ -148,7 +156,8 @@ def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holde
             saves_itself[path] = has_custom_state(obj)
         elif issubclass(type(obj), Optimizer):
             saves_itself[path] = type(obj).state_dict is not Optimizer.state_dict
-        # The innermost module or optimizer on the path decides whether the object is compared.
+        # The object itself or, if it is neither a module nor an optimizer, the innermost one around
+        # it decides whether the object is compared.
         owner = next((above for above in _path_and_parents(path) if above in saves_itself), None)
         if owner is not None and not saves_itself[owner]:
             yield path, get
@@ -162,7 +171,11 @@ def _path_and_parents(path: str) -> Iterator[str]:
 
 
 def _unsaved_values(obj: Any) -> dict[str, Any]:
-    """Returns the attributes of an object that its state does not have, by name."""
+    """Returns the attributes of an object that its ``state_dict`` does not have, by name.
+
+    Of a module of a library, only the non-persistent buffers are returned. Of an optimizer of a
+    library, nothing is returned.
+    """
     cls = type(obj)
     if issubclass(cls, torch.nn.Module):
         is_user_class = not is_library_code(cls)
@@ -186,13 +199,16 @@ def _saved_storages(trainer: TrainingEngine, holders: list[Holder]) -> set[int]:
 
 
 def _is_saved(saved_storages: set[int], value: Any) -> bool:
-    """Returns whether a value consists of tensors that are in a state."""
+    """Returns whether a value is a tensor, or a list of tensors, whose storages are all saved."""
     pointers = _storage_pointers(value)
     return bool(pointers) and saved_storages.issuperset(pointers)
 
 
 def _storage_pointers(value: Any) -> list[int]:
-    """Returns the addresses of the storages of a tensor, or of the tensors in a list."""
+    """Returns the addresses of the storages of a tensor, or of the tensors in a list.
+
+    For any other value, the result is empty.
+    """
     if isinstance(value, list | tuple):
         return [pointer for each in value for pointer in _storage_pointers(each)]
     is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided

@@ -1,7 +1,8 @@
-"""Weights of a checkpoint without a trainer: for testing, inference or fine-tuning.
+"""Loads the weights of a checkpoint without a trainer, for testing, inference or fine-tuning.
 
-``checkpoints`` lists the checkpoints of a source. ``load_weights`` loads the weights of a model, or
-of any other saved module, and ``export_weights`` writes such weights to one safetensors file.
+A source is a directory of checkpoints, a single checkpoint, or the URL of either. ``checkpoints``
+lists the checkpoints of a source. ``load_weights`` loads the weights of a model, or of any other
+saved module. ``export_weights`` writes such weights to a safetensors file.
 """
 
 import os
@@ -70,20 +71,24 @@ MapLocation: TypeAlias = str | torch.device | Mapping[str, str] | Callable[[Any,
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """A checkpoint, described by its manifest.
+    """The description of a checkpoint, read from its file ``manifest.json``.
 
     Attributes:
         step: the number of committed optimizer steps. A step is committed if it has changed the
             parameters.
         epoch: the number of complete epochs.
         metric: the name of the metric that decides which checkpoint is best; None without a metric.
-        metric_value: the value of the metric; None if it was not measured.
-        is_best: whether the checkpoint is the best of its run among the checkpoints in the source.
-            A checkpoint with NaN is never the best. Of equal values the newer checkpoint is better.
+        metric_value: the value of the metric, measured with the saved weights; None if there is no
+            such value.
+        is_best: whether the checkpoint is the best of its run. Only the checkpoints of the source
+            that was listed are compared. A checkpoint whose value is NaN is never the best. Of two
+            equal values, the newer checkpoint is better.
         path: the folder of the checkpoint, or its URL if the source is a URL.
-        run: the identifier of the run. A directory may have checkpoints of several runs.
+        run: the identifier of the run of training that saved the checkpoint. A directory may have
+            checkpoints of several runs.
         saved_at: the time of the save, with its time zone.
-        number: the number of the checkpoint in its directory, in the order of commits.
+        number: a number that grows with each checkpoint saved to the directory. The newest
+            checkpoint of a directory has the largest number.
     """
 
     step: int
@@ -104,7 +109,8 @@ class LoadedWeights(CheckpointEntry):
     With ``strict=True`` both tuples of names are empty.
 
     Attributes:
-        missing: names that only the module has. Their values in the module are unchanged.
+        missing: names of parameters and buffers that only the module has. Their values in the
+            module are unchanged.
         unexpected: names that only the checkpoint has. Their values are not loaded.
     """
 
@@ -118,7 +124,8 @@ def checkpoints(source: str | Path) -> list[CheckpointEntry]:
     Args:
         source: a directory of checkpoints, a single checkpoint, or the URL of either. Damaged
             checkpoints are left out, with a warning. A URL without checkpoints gives an empty list
-            and no error, because some servers answer the same for an empty and an absent folder.
+            and no error, because some servers give the same answer for an empty folder and for a
+            missing one.
 
     Raises:
         FileNotFoundError: the directory does not exist.
@@ -141,10 +148,10 @@ def load_weights(
     cache_dir: str | Path | None = None,
     verify: bool = True,
 ) -> LoadedWeights:
-    """Loads the weights of a checkpoint into a module; returns the entry of the checkpoint.
+    """Loads the weights of a checkpoint into a module, and returns which checkpoint it was.
 
     The files are verified, and no code in them is run. If the weights do not fit, the module is
-    left unchanged, and the error lists the names and shapes that differ. Parameters and buffers
+    left unchanged, and a ValueError lists the names and shapes that differ. Parameters and buffers
     keep their device and their dtype: values of another dtype are converted, with a warning. Frozen
     parameters stay frozen, and submodules keep their train or eval mode.
 
@@ -155,27 +162,32 @@ def load_weights(
         module: the module.
         source: a directory of checkpoints, a single checkpoint, or the URL of either. A single
             checkpoint is loaded even if it is not the best of its run.
-        which: "best" is the checkpoint with the best metric in the run of the newest checkpoint;
-            "last" is the newest undamaged checkpoint, which a resume would load; an int selects the
-            newest checkpoint of that step; any other text, or a path, selects the checkpoint folder
-            with that name or path in ``source``.
-        part: "model", "loss_fn", or the name of another saved object: "also/NAME" or
-            "handlers/NAME". Further names select a state within a state: "also/teacher/ema". The
-            weights of an averaged model, whose names begin with ``module.``, can be loaded into the
-            plain model.
+        which: the checkpoint to load. "last" selects the newest undamaged checkpoint, which a
+            resume would load. "best" selects the checkpoint with the best metric; only checkpoints
+            of the same run as the newest checkpoint are compared. An int selects the newest
+            checkpoint of that step. Any other text, or a path, selects the checkpoint folder with
+            that name or path in ``source``.
+        part: the saved object to load. "model" is the model, and "loss_fn" is a loss function with
+            a state. "also/NAME" is an object in ``SaveCheckpoint(also=...)``, and "handlers/NAME"
+            is an object saved with the handlers. Further names select a state within a state:
+            "also/teacher/ema" is the entry "ema" in the state of "teacher". An averaged model, in
+            whose state all names begin with ``module.``, can be loaded into the plain model too.
         strict: whether the module and the checkpoint must have the same names, as in torch's
             ``load_state_dict``.
-        map_location: the device of the tensors before their values are copied into the module, as
-            in ``torch.load``. This device matters only for a module that customizes its loading,
-            and keeps these tensors instead of copying their values.
+        map_location: the device to which the saved tensors are moved before they are loaded, as in
+            ``torch.load``. Usually this device makes no difference, because loading copies the
+            values into the tensors of the module. The device matters if the module's own loading
+            code keeps the saved tensors themselves.
         cache_dir: the folder for downloads from a URL. Only the necessary files are downloaded.
-        verify: whether to compare the checksums of the necessary files before loading them.
+        verify: whether to compare the necessary files with their recorded checksums before loading
+            them. Downloaded files are always compared.
 
     Raises:
         FileNotFoundError: the source has no checkpoint.
         OSError: the source cannot be read.
         TypeError: an argument has the wrong type.
-        ValueError: the checkpoint or part does not exist or is damaged; or the weights do not fit.
+        ValueError: the checkpoint or the part does not exist or is damaged, the weights do not fit,
+            or ``source`` is a URL and ``cache_dir`` is missing.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
@@ -207,13 +219,13 @@ def export_weights(
     cache_dir: str | Path | None = None,
     verify: bool = True,
 ) -> CheckpointEntry:
-    """Writes the weights of a checkpoint to a safetensors file; returns the checkpoint's entry.
+    """Writes the weights of a checkpoint to a safetensors file; returns which checkpoint it was.
 
-    Load the file with ``safetensors.torch.load_model``. Tied weights are stored under one of their
-    names, as safetensors demands. ``load_model`` restores the other names of tied weights, but
-    ``load_state_dict(load_file(path))`` does not find them. The metadata of the file contain the
-    step, the epoch, the metric and the versions. An existing file at ``path`` is replaced once the
-    new file is complete.
+    Load the file with ``safetensors.torch.load_model``. A tied weight, which has several names in
+    the model, is stored under one of these names only, as safetensors demands. ``load_model``
+    restores the other names, but ``model.load_state_dict(load_file(path))`` reports them as
+    missing. The metadata of the file has the step, the epoch, the metric, and the versions of the
+    packages. An existing file at ``path`` is replaced once the new file is complete.
 
     Args:
         source: as in ``load_weights``.
@@ -226,8 +238,9 @@ def export_weights(
     Raises:
         FileNotFoundError: the source has no checkpoint, or the folder of ``path`` does not exist.
         OSError: the source cannot be read, or the file cannot be written.
-        ValueError: the checkpoint or part does not exist or is damaged, or it has a value that
-            safetensors cannot store.
+        ValueError: the checkpoint or the part does not exist or is damaged, the part has a value
+            that safetensors cannot store, ``path`` has another ending, or ``source`` is a URL and
+            ``cache_dir`` is missing.
     """
     target = Path(path).expanduser().absolute()
     # The path is checked before anything is read, so that an error comes before a large download.
@@ -250,12 +263,15 @@ def export_weights(
             f"{join_first(kinds)}: load {part!r} with load_weights(), and save what you need of it"
         )
     metadata = {"format": "pt", **_export_metadata(entry, reader.versions), **aliases}
-    # The file is first written to a temporary folder beside the target, because os.replace() is
-    # atomic only within one file system.
+    # The file is written to a temporary folder and then moved, so that `path` never has a half
+    # written file. The folder is beside the target, because os.replace() works only within one file
+    # system.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft, mode_file = Path(folder) / target.name, Path(folder) / "mode"
         Tensors(kept, metadata).write(draft)
-        mode_file.touch()  # a new file has the mode that the umask gives
+        # safetensors creates files that only their owner may read. So the draft gets the usual mode
+        # of a new file, which is copied from an empty file.
+        mode_file.touch()
         copy_file_mode(mode_file, [draft])
         sync(draft)
         os.replace(draft, target)
@@ -264,12 +280,12 @@ def export_weights(
 
 
 class FoundPart(NamedTuple):
-    """The state of a part of a checkpoint.
+    """The state of one part of a checkpoint, for example of the model.
 
     Attributes:
         state: maps names to tensors and other values, like a ``state_dict``.
-        about: the description of the module in ``trainer.pt``; None if the part is not one of the
-            trainer's modules.
+        about: what the file ``trainer.pt`` says about the module, such as the versions of its
+            submodules. None if the part is neither the trainer's model nor its loss function.
     """
 
     state: dict[str, Any]
@@ -278,6 +294,8 @@ class FoundPart(NamedTuple):
 
 @checked_dataclass(frozen=True, config=handler_config)
 class _Arguments:
+    """The arguments of ``CheckpointReader``. Their types check and convert the values."""
+
     source: SourcePath
     cache_dir: Directory | None = None
 
@@ -315,7 +333,7 @@ class PreparedWeights:
             self._state = {
                 name: _map_to_location(value, map_location) for name, value in state.items()
             }
-        except (AssertionError, RuntimeError) as error:  # torch's errors of absent devices
+        except (AssertionError, RuntimeError) as error:  # raised by torch if the device is absent
             raise ValueError(
                 f"`map_location` must be an available device, got {map_location!r} ({error}): "
                 'say "cpu", or leave it out'
@@ -332,7 +350,7 @@ class PreparedWeights:
             )
 
     def load(self) -> ModuleLoadResult:
-        """Loads the weights into the module. Warns of values that differ from the checkpoint."""
+        """Loads the weights into the module; warns of loaded values that are not as saved."""
         restored = load_into_module(self._module, self._state, self._about, strict=self._strict)
         if restored.converted:
             warnings.warn(
@@ -354,11 +372,12 @@ class CheckpointReader:
 
     Args:
         source: a directory of checkpoints, a single checkpoint, or the URL of either.
-        cache_dir: the folder for downloads from a URL. ``read`` needs the folder, listing does not.
+        cache_dir: the folder for downloads from a URL. To read from a URL needs the folder, to list
+            the checkpoints there does not.
 
     Attributes:
-        versions: maps the name of a package to the version that was installed when the checkpoint
-            was saved. The checkpoint is the one that ``read`` has returned last.
+        versions: maps the name of each package to the version that was installed at the save of the
+            checkpoint that ``read`` has returned last. Empty before the first ``read``.
     """
 
     def __init__(self, source: str | Path, cache_dir: str | Path | None = None) -> None:
@@ -371,6 +390,8 @@ class CheckpointReader:
         self._source_name = checked.source
         self._is_remote = is_url(checked.source)
         self._can_fetch = cache_dir is not None or not self._is_remote
+        # For a URL, source_at() requires a folder, even if nothing will be downloaded. Without a
+        # `cache_dir` it gets a path in which nothing can be created, and read() raises an error.
         self._source: Source = source_at(checked.source, checked.cache_dir or os.devnull)
         self.versions: Mapping[str, str] = {}
         self._reported_problems: set[str] = set()
@@ -399,8 +420,8 @@ class CheckpointReader:
 
         Args:
             candidate: the checkpoint.
-            others: the checkpoints, including ``candidate``, of which the best of each run is
-                determined.
+            others: all checkpoints of the source, including ``candidate``. ``candidate`` is
+                compared with them to find out whether it is the best of its run.
         """
         manifest = candidate.manifest
         best = best_of_each_run(others).get(manifest.training)
@@ -418,16 +439,17 @@ class CheckpointReader:
         )
 
     def read(self, which: Which, part: str, *, verify: bool) -> tuple[CheckpointEntry, FoundPart]:
-        """Reads a part of a checkpoint.
+        """Finds the checkpoint that ``which`` selects, and reads a part of it.
 
-        While this method reads a checkpoint, a run that saves to the source may remove the
-        checkpoint. In that case an error does not mean that the checkpoint is damaged, and the
-        search begins again.
+        A run that saves to the source may remove the checkpoint while this method reads it. A read
+        error then does not mean that the checkpoint is damaged. So the method lists the source
+        again and reads the checkpoint that ``which`` selects now.
 
         Raises:
-            FileNotFoundError: the source has no checkpoint, or the checkpoint was removed before
-                all of its files were read.
-            ValueError: the checkpoint or part does not exist, or is damaged.
+            FileNotFoundError: the source has no checkpoint, or the same checkpoint was found again
+                and removed again while it was read.
+            ValueError: the checkpoint or the part does not exist or is damaged, or the source is a
+                URL and ``cache_dir`` was not given.
         """
         _check_arguments(which, part)
         if not self._can_fetch:
@@ -457,8 +479,8 @@ class CheckpointReader:
                         damaged[candidate.name] = str(error)
                         self._warn_of_skipped(str(error), 2)
                         continue
-                # The checkpoint was removed. If a later search finds and loses the same checkpoint
-                # a second time, an error ends the loop.
+                # The checkpoint was removed while it was read, so the source is listed again. If
+                # the same checkpoint is removed a second time, an error ends the loop.
                 if candidate.key in removed:
                     raise FileNotFoundError(
                         f"{candidate.name} was removed while it was read: give another checkpoint, "
@@ -475,8 +497,8 @@ class CheckpointReader:
 
         Args:
             candidate: the checkpoint.
-            part: the name of the part.
-            verify: whether to compare the checksums of the necessary files first.
+            part: the name of the part, as in ``load_weights``.
+            verify: whether to compare the necessary files with their recorded checksums first.
         """
         manifest = candidate.manifest
         needed = {TRAINER, *module_files(part)} & manifest.files.keys()
@@ -516,7 +538,8 @@ class CheckpointReader:
         return best, self.make_entry(best, candidates)
 
     def _warn_of_skipped(self, problem: str, callers: int) -> None:
-        if problem not in self._reported_problems:  # a repeated search finds the same problem
+        # Each new listing finds the same problem again, but one warning is enough.
+        if problem not in self._reported_problems:
             self._reported_problems.add(problem)
             warnings.warn(f"a checkpoint is skipped, {problem}", stacklevel=callers + 2)
 
@@ -541,13 +564,17 @@ def _check_arguments(which: Which, part: str) -> None:
 def _find_part(
     about: Mapping[str, Any], part: str, folder: Path, files: Iterable[str]
 ) -> FoundPart:
-    """Finds a part by its name.
+    """Finds a part of a checkpoint by its name.
 
     Args:
-        about: the content of ``trainer.pt``.
-        part: the name of the part.
+        about: the content of ``trainer.pt``. Its key "modules" has the descriptions of the
+            trainer's modules, and its key "objects" has the states of all other objects.
+        part: the name of the part, as in ``load_weights``.
         folder: the folder of the checkpoint.
-        files: the names of the files in the folder.
+        files: the names of the files in the folder that may be read.
+
+    Raises:
+        ValueError: the checkpoint has no such part.
     """
     modules, objects = about["modules"], about["objects"]
     if part in modules:
@@ -558,7 +585,9 @@ def _find_part(
     found = objects.get(kind) if kind in ("also", "handlers") else None
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
-    # A saved module is a mapping with its state as "module", and its flags as "flags".
+    # The saved state of a module outside the trainer is a mapping. Its key "module" has the
+    # state_dict(), and its key "flags" says which parameters are frozen and which submodules are in
+    # eval mode.
     if isinstance(found, Mapping) and {"module", "flags"} <= found.keys():
         found = found["module"]
     if path and isinstance(found, Mapping):
@@ -576,18 +605,18 @@ def _find_part(
 def _with_module_names(
     module: torch.nn.Module, state: dict[str, Any], *, is_object: bool
 ) -> dict[str, Any]:
-    """Removes the prefixes of wrappers from the names in a state, if the names then fit a module.
+    """Returns a state with the names of a module, without the prefixes that wrappers add to them.
 
-    Otherwise the state is returned unchanged. Modules of the trainer are saved with plain names,
-    that is without such prefixes. Any other object may have been saved with a wrapper around it,
-    such as an averaged or a compiled model. The state of the wrapper has names with prefixes, and
-    may have further entries.
+    For example, ``torch.compile`` adds the prefix in ``_orig_mod.weight``, and ``AveragedModel``
+    adds the prefix in ``module.weight``. If a state with such prefixes lacks names of the module,
+    the prefixes are removed. If names are still missing then, the state is returned unchanged.
 
     Args:
         module: the module.
         state: the state.
         is_object: True for an object in ``also`` or held by a handler, False for one of the
-            trainer's modules.
+            trainer's modules. The prefix ``module.`` is removed only if this is True, because the
+            trainer's modules are saved without it.
     """
     names = PlainNames(module)
     ours = names.plain_state(module.state_dict()).keys()
@@ -597,8 +626,9 @@ def _with_module_names(
     for name, value in state.items():
         plain[".".join(part for part in name.split(".") if part != "_orig_mod")] = value
     candidates = [plain]
-    # AveragedModel and DataParallel prefix all names with "module."; nested wrappers repeat the
-    # prefix.
+    # AveragedModel and DataParallel add "module." to the name of each parameter. Nested wrappers
+    # add it several times, so each pass of the loop removes one. Entries without the prefix, such
+    # as the counter of AveragedModel, belong to the wrapper and are left out.
     while is_object and any(name.startswith("module.") for name in plain):
         start = "module."
         plain = {n.removeprefix(start): v for n, v in plain.items() if n.startswith(start)}
@@ -617,8 +647,8 @@ def _map_to_location(value: Any, location: MapLocation) -> Any:
         return value if target is None else value.to(target)
     if not callable(location):
         return value.to(location)
-    # As in torch.load, the function is called with the storage of the tensor and its location. A
-    # sparse tensor has no storage, and stays where it is.
+    # As in torch.load, the function is called with the storage of the tensor and the location of
+    # the storage. A sparse tensor has no storage, and stays where it is.
     storage = location(value.untyped_storage(), "cpu") if value.layout == torch.strided else None
     if storage is None:
         return value

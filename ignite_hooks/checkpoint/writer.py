@@ -9,13 +9,14 @@ capture  ``state.TrainingState``            the whole state is turned into the c
                                             ``background`` the contents are copied
 write    ``contents.Content``,              the files are written to a new folder, synced to
          ``durable``                        the disk and hashed
-commit   ``store.CheckpointStore``          the manifest is renamed, which makes the folder a
-                                            checkpoint; older checkpoints are removed, and
+commit   ``store.CheckpointStore``          the manifest, which lists all other files, gets
+                                            its final name: now the folder is a checkpoint;
+                                            older checkpoints are removed, and
                                             CHECKPOINT_SAVED fires
 =======  =================================  =================================================
 
-``CheckpointWriter._save`` makes the last three stages. With ``background``, the thread of a
-``BackgroundWriter`` makes the stages write and commit while training continues.
+``CheckpointWriter._save`` performs the last three stages. With ``background``, it only performs the
+capture: a thread (``BackgroundWriter``) writes and commits while training continues.
 """
 
 import os
@@ -61,7 +62,7 @@ _NO_REASONS: Mapping[str, str] = MappingProxyType({})
 
 
 class CheckpointWriter:
-    """A writer of one trainer's checkpoints to one directory.
+    """Writes the checkpoints of one trainer to one directory.
 
     The writer saves only if the trainer has advanced since the last save.
 
@@ -71,8 +72,8 @@ class CheckpointWriter:
         announce: is called with the folder when a checkpoint is complete.
 
     Attributes:
-        ranks: the collectives that the training thread uses.
-        lock: the lock of the directory.
+        ranks: the rank of this process, and the collectives that the training thread uses.
+        lock: the lock of the directory. It allows only one run at a time to write there.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class CheckpointWriter:
         self._last_saved: Checkpoint | None = None  # the last checkpoint that this run has saved
         self._options = options
         self._store = CheckpointStore(Path(options.directory))
+        # Decides whether the next checkpoints belong to the same run as the checkpoint that the
+        # trainer has resumed from, or to a new run.
         self._lineage = lineage_of(trainer)
         self._real_directory = os.path.realpath(options.directory)
         self._lineage.directories.add(self._real_directory)
@@ -110,8 +113,9 @@ class CheckpointWriter:
 
         Args:
             trainer: the trainer.
-            uncertain: maps the name of a part, as in the ``ResumeReport``, to the reason why that
-                part may have changed since the step that is saved.
+            uncertain: the parts of the state that a failure of the run may have changed after the
+                step that is saved. Maps the name of a part in the ``ResumeReport``, for example
+                "handlers", to the reason.
 
         Raises:
             OSError: the checkpoint could not be written; all older ones are still there.
@@ -132,7 +136,8 @@ class CheckpointWriter:
         is_background = self._options.background
         if self.has_saved(trainer):
             if not is_background:
-                # A failure just after the commit may have prevented the announcement.
+                # If an error came just after the last commit, that checkpoint is complete, but was
+                # not announced yet.
                 self._announce_once()
             return
         self._saving_at = _position(trainer)
@@ -142,8 +147,8 @@ class CheckpointWriter:
         draft = self.ranks.call_on_rank_0(lambda: self._draft_manifest(trainer, files))
         folder = None
         if state.is_sharded:
-            # Accelerate writes a split model with its own functions. These cannot run in the
-            # background, so the folder is created and the model is written here.
+            # Accelerate itself writes a model that is split over processes. Its functions cannot
+            # run in the background, so the folder is created and the model is written here.
             folder = self._begin(draft, self.ranks)
             state.write_sharded(folder)
         if is_background:
@@ -165,11 +170,12 @@ class CheckpointWriter:
         )
 
     def _capture(self, state: TrainingState) -> dict[str, Content]:
-        """Returns a mapping from the names of the files that this rank writes to the contents.
+        """Returns the contents of the files that this rank writes, by the names of the files.
 
-        With several ranks, the ranks first exchange digests of their parameters and states. The
-        digests show whether the parameters are the same on all ranks, and which states differ from
-        those of rank 0. Ranks above 0 write only the states that differ.
+        With several ranks, the ranks first exchange digests: of their parameters, and of the states
+        of handlers and other objects. The digests show whether the parameters are the same on all
+        ranks, and which states differ from those of rank 0. Rank 0 writes all of its states, each
+        other rank only those that differ.
         """
         files: dict[str, Content] = {}
         objects: dict[str, Any] = {}
@@ -184,9 +190,11 @@ class CheckpointWriter:
             unknown = {**state.trainer.unknown_parts(), **state.unknown_parts()}
             return (digest, {}, unknown) if rank else (digest, digests_of(objects), {})
 
-        # Each rank gives three values: the digest of its parameters; the digests of its states; and
-        # a mapping from its parts that may have unsaved state to the reasons. Only rank 0 fills in
-        # the second value, and only the other ranks fill in the third.
+        # With several ranks, inspect() returns three values on each rank:
+        # - the digest of its parameters;
+        # - the digests of its states, on rank 0 only, because the others compare with rank 0;
+        # - the parts of its state that may be unsaved, with the reasons, on the other ranks only,
+        #   because rank 0 collects its own in state.files().
         findings = self.ranks.call_on_all_ranks(inspect)
         if not is_single_process:
             state.trainer.compare_parameters([digest for digest, _, _ in findings])
@@ -197,14 +205,15 @@ class CheckpointWriter:
         return files
 
     def _draft_manifest(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
-        """Returns the manifest without its number and its files, which the commit adds."""
+        """Returns the manifest, except its number and its list of files, which the commit sets."""
         feed = trainer.feed
-        # The feed is the source of the batches. The capture has read its state, so there is one.
+        # There is a feed, the source of the batches: the capture has read its state before.
         assert feed is not None
         position = feed.position
         if not is_running(trainer):
-            # Since the last run of this trainer, another trainer may have continued the same run of
-            # training. Then this trainer begins a branch, a run with an identifier of its own.
+            # Since this trainer has last trained, another trainer may have continued the same run
+            # of training. In this case the checkpoint begins a branch, a new run with its own
+            # identifier.
             self._lineage.decide_run(trainer)
         return Manifest(
             number=1,
@@ -225,7 +234,7 @@ class CheckpointWriter:
         )
 
     def _begin(self, draft: Manifest, ranks: Ranks) -> Path:
-        """Creates the new folder on rank 0, and returns it on all ranks."""
+        """Creates the folder of a new checkpoint on rank 0, and returns its path on all ranks."""
 
         def create_folder() -> Path:
             self.lock.check()
@@ -276,8 +285,10 @@ class CheckpointWriter:
         self._store.commit(folder, manifest)
         self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
         if self.ranks.size == 1:
-            # The checkpoint is complete. If anything fails after this line, the save must not be
-            # repeated.
+            # The checkpoint is complete, so the save must not be repeated if anything below fails.
+            # With several ranks this code runs on rank 0 alone. If only rank 0 counted the save as
+            # made, it would not take part in the next save of the other ranks. So _save() and
+            # _write_and_commit() set these attributes later, on all ranks.
             self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
         try:
@@ -298,18 +309,18 @@ class CheckpointWriter:
             self._announce(folder)
 
     def has_saved(self, trainer: TrainingEngine) -> bool:
-        """Returns whether the trainer is at the position of the last save: nothing is left to save.
+        """Returns whether there is nothing to save, as the trainer has not advanced since a save.
 
         The position at which a run begins counts as saved too.
         """
         return _position(trainer) == self._saved_at
 
     def note_end(self, trainer: TrainingEngine) -> None:
-        """Adds the name of the handler that has ended the run for good to the last checkpoint.
+        """Notes in the last checkpoint which handler has ended the run for good.
 
-        The handler may have ended the run after the save of the same step. Without the name in the
-        manifest, a resume would train on. If no handler has ended the run, or if the trainer has
-        advanced since the save, nothing is done.
+        For example, an ``EarlyStopping`` may have ended the run after the save of the same step.
+        Without the name of the handler in the manifest, a resume would train on. If no handler has
+        ended the run, or if the trainer has advanced since the save, nothing is done.
         """
         ended_by = trainer.ended_by
         if ended_by is None or not self.has_saved(trainer):
@@ -331,15 +342,15 @@ class CheckpointWriter:
         self._capture(self._training_state(trainer))
 
     def note_start(self, trainer: TrainingEngine) -> None:
-        """Notes that nothing is to be saved until the trainer leaves its present position."""
+        """Counts the present position as saved: nothing is saved until the trainer advances."""
         self._saved_at = _position(trainer)
         self._last_saved = None
 
     def warn_of_other_runs(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of other runs, and none of this run.
 
-        The method first decides whether the trainer continues its run, or begins a new one, called
-        a branch.
+        The method first decides whether the trainer continues its run or begins a new one (a
+        branch), because a new run has no checkpoints yet.
         """
         if not self.ranks.is_rank_0:
             return
@@ -356,24 +367,29 @@ class CheckpointWriter:
             )
 
     def note_newest(self) -> None:
-        """Notes the newest checkpoint of the directory. Call this method before a resume."""
+        """Notes which checkpoint of the directory is the newest, for ``check_newest``.
+
+        Call this method before a resume.
+        """
         if self.ranks.is_rank_0:
             self._newest_known = self._newest_number()
 
     def check_newest(self) -> None:
-        """Raises if another run has saved newer checkpoints than the trainer could resume from.
+        """Raises an error if another run has saved checkpoints since ``note_newest``.
 
-        The trainer would start before these checkpoints, and train the same steps again. All ranks
-        must call this method together.
+        The trainer could not resume from these checkpoints, which were saved too late. It would
+        start before them, and train the same steps again. All ranks must call this method together.
 
         Raises:
-            RuntimeError: there are such checkpoints, and the trainer does not begin a branch.
+            RuntimeError: there are such checkpoints, and the trainer must start at the newest one.
         """
 
         def check() -> None:
             directory, lineage = self._store.directory, self._lineage
-            # A trainer that has trained since its resume, or that has resumed from a checkpoint
-            # given by name, may start before the newest checkpoint: it begins a branch.
+            # The trainer must start at the newest checkpoint if it has waited for another run, or
+            # has resumed from this directory and not trained since. Any other trainer may start at
+            # an older checkpoint or from scratch: its run is a new one. For example, the user may
+            # have given the older checkpoint by its name.
             must_be_newest = self.lock.has_waited or lineage.has_resumed_from(self._real_directory)
             known = self._newest_known
             is_newest = known is None or self._newest_number() <= known
@@ -412,9 +428,9 @@ class CheckpointWriter:
 class BackgroundWriter:
     """A thread that makes one call at a time. ``wait`` raises the exception of the call.
 
-    The interpreter does not exit before a call in progress has returned. A plain thread is used,
-    because an executor accepts no calls after the main thread has ended. At that time a run in
-    another thread may still have checkpoints to write.
+    The interpreter does not exit before a call in progress has returned. When the main thread has
+    ended, a run in another thread may still have checkpoints to write. So the class does not use a
+    ``ThreadPoolExecutor``, which accepts no calls at that time.
     """
 
     def __init__(self) -> None:
@@ -428,7 +444,7 @@ class BackgroundWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, call: Callable[[], None]) -> None:
-        """Starts ``call`` in the thread. Call ``wait`` first if there was an earlier call."""
+        """Starts ``call`` in a thread. If there was an earlier call, ``wait`` must come first."""
         thread = Thread(target=self._run, args=[call], name=_THREAD_NAME, daemon=False)
         # The thread is stored before it starts: if Ctrl-C comes just after the start, ``wait`` must
         # know the thread.
@@ -440,8 +456,8 @@ class BackgroundWriter:
                 # The thread never ran, and join() raises for a thread that was not started.
                 self._thread = None
                 if isinstance(error, RuntimeError) and not main_thread().is_alive():
-                    # Since Python 3.12 no thread can start after the main thread has ended. So
-                    # the call is made here, and training waits for it.
+                    # Since Python 3.12, no thread can start after the main thread has ended. So the
+                    # call is made here, and training waits for its end.
                     self._run(call)
                     return
                 self._has_call = False
@@ -473,10 +489,12 @@ class BackgroundWriter:
 def _position(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
     """Returns a value that changes whenever there is something new to save.
 
-    The value has three parts. The first are the counters, which a new run resets. The second is the
-    number of batches taken in this process, which is never reset. The third is True while a
-    validation is broken off: after this validation was made, there is something new to save,
-    although no counter has changed.
+    The value has three parts:
+
+    - the counters, which a new run resets;
+    - the number of batches taken in this process, which is never reset;
+    - True while a validation that was broken off is still to be made. When the validation is made,
+      its results are new, although no counter has changed.
     """
     return trainer.place.progress, trainer.place.taken, trainer.is_broken_off
 
