@@ -1,8 +1,8 @@
 """The interface of a source: a place, local or remote, from which checkpoints are read.
 
 ``source.py`` and ``remote.py`` implement the interface. While a source is listed, another process
-may save new checkpoints there and prune old ones. So a single listing may show a state that the
-source never had. ``list_until_stable`` therefore repeats a listing until its result can be trusted.
+may save new checkpoints there and prune old ones. So a single listing may mix the states before and
+after such a change. ``list_until_stable`` repeats a listing until its result can be trusted.
 """
 
 from abc import ABC
@@ -19,11 +19,11 @@ _MAX_LISTINGS = 20
 
 
 class SourceError(OSError):
-    """An error for a source that cannot be read, so that the state of its checkpoints is unknown.
+    """Raised if a source cannot be read, for example because the network fails.
 
-    The error is raised, for example, when the network fails. Callers must not treat the error like
-    a missing or damaged checkpoint: the run would start from scratch although its checkpoints may
-    be intact.
+    Nothing is then known about the checkpoints of the source. Callers must not treat this error
+    like a missing or damaged checkpoint: a run would start from scratch although its checkpoints
+    may be intact.
     """
 
 
@@ -40,7 +40,7 @@ class CheckpointCandidate(NamedTuple):
 
     @property
     def key(self) -> tuple[str, bytes]:
-        """A key to compare candidates: equal if both are the same checkpoint, unchanged.
+        """A key to compare candidates. Equal keys mean the same checkpoint with the same manifest.
 
         The key holds the manifest as text. Manifests cannot be compared with ``==``, because a
         metric may be NaN, and NaN does not equal NaN.
@@ -88,9 +88,9 @@ class Source(ABC):
 
         Args:
             candidate: the checkpoint to fetch.
-            verify: whether to compare the checksums of the files that are on this machine already;
-                if False, only the sizes of these files are compared. The checksums of files that
-                this call downloads are compared in any case.
+            verify: whether to compare the checksums of the files that this machine already has. If
+                False, only the sizes of these files are compared. The checksums of files that this
+                call downloads are always compared.
 
         Raises:
             SourceError: the files cannot be read now; the checkpoint may be intact.
@@ -114,12 +114,12 @@ def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
     """Calls ``list_once`` until its result can be trusted.
 
     A listing first reads the names of the folders and then their manifests. In between, another
-    process may complete a new checkpoint and prune an old one. Then the listing can miss the newest
-    checkpoint or even all checkpoints, or can call a checkpoint damaged that was only pruned.
+    process may complete a new checkpoint and prune an old one. The listing then misses the newest
+    checkpoint. It may also miss all checkpoints, or report a pruned checkpoint as damaged.
 
-    A listing can be trusted if all its folders are checkpoints, or if it equals the previous
-    listing. Another process may save so often that no listing can be trusted. So from the 20th
-    listing on, the first listing that has a checkpoint is returned.
+    A listing can be trusted in two cases: if every folder in it is a complete checkpoint, or if it
+    equals the previous listing. If another process saves very often, no listing may be of this
+    kind. So from the 20th listing on, the first listing that has a checkpoint is returned.
     """
     previous: Listing | None = None
     count = 0
@@ -132,8 +132,8 @@ def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
             if _listing_key(current) == _listing_key(previous):
                 return current
             if current.candidates and count >= _MAX_LISTINGS:
-                # A checkpoint that is damaged in two listings in a row is really damaged. One that
-                # is damaged only in this listing may just have been pruned.
+                # A checkpoint that two listings in a row report as damaged is really damaged. A
+                # checkpoint that only this listing reports may just have been pruned.
                 lasting = {
                     name: why for name, why in current.damaged.items() if name in previous.damaged
                 }

@@ -221,8 +221,8 @@ class CheckpointStore:
 
     def amend(self, folder: Path, manifest: Manifest) -> None:
         """Replaces the manifest of a checkpoint; its other files are not touched."""
-        # If this process is killed before the rename, incomplete.json stays in the folder. This does
-        # no harm: a folder with a manifest.json is complete, whatever other files it has.
+        # If this process is killed before the rename, incomplete.json stays in the folder. The
+        # folder still counts as complete, because it has a manifest.json.
         amended = folder / INCOMPLETE
         amended.write_bytes(manifest.dumps())
         sync(amended)

@@ -1,8 +1,8 @@
 """Text for a terminal: values without control characters, and tables with aligned columns.
 
-Names, versions and command lines in a manifest come from whoever wrote the checkpoint. If they were
-printed unchanged, an escape sequence could clear the screen, a newline could fake a row of the
-table, and U+202E would reverse the rest of the line.
+A manifest has names, versions and command lines, which any author of a checkpoint can choose. If
+such a text were printed unchanged, an escape sequence in it could clear the screen, a newline could
+fake a row of a table, and the character U+202E would reverse the rest of the line.
 """
 
 import sys
@@ -22,8 +22,9 @@ _COLUMN_GAP = "  "
 def printable(value: object) -> str:
     """Returns a value as one line of text that standard output can print.
 
-    Python escape sequences replace control and format characters, line ends of all kinds,
-    surrogates, and characters that the encoding of standard output does not have.
+    Some characters are replaced by the escape sequences of Python's string literals: control and
+    format characters, line ends of all kinds, surrogates, and characters that the encoding of
+    standard output does not have.
     """
     text = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()
@@ -51,15 +52,16 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 def size_text(size: int) -> str:
     """Returns a number of bytes as text, with four significant digits and a unit."""
     power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    number = float(Decimal(size) / 1024**power)  # size / 1024**power may overflow
+    number = float(Decimal(size) / 1024**power)  # for huge integers, `/` raises an OverflowError
     return f"{number:.4g} {_UNITS[power]}"
 
 
 def age_text(then: datetime, now: datetime) -> str:
     """Returns the time from ``then`` to ``now`` as text: "90 min", or "in 90 min" for the future.
 
-    The unit is the largest one that fits into the time at least twice. For a time that is too short
-    for this, the unit is the second. A ``then`` without a time zone is taken as UTC.
+    The units are days, hours, minutes and seconds. The largest unit of which the time has at least
+    two is used: 90 minutes are fewer than two hours. A time under two seconds is given in seconds.
+    A ``then`` without a time zone is taken as UTC.
     """
     if then.utcoffset() is None:
         then = then.replace(tzinfo=timezone.utc)

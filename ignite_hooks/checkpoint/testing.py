@@ -1,7 +1,8 @@
 """A check for users' own tests: a run that is interrupted and resumed must have the same result.
 
-``assert_resumable`` is the check. A ``RunRecorder`` takes digests in each iteration of a run, and
-``assert_resumable`` compares the digests of two runs.
+``assert_resumable`` is the check. A ``RunRecorder`` computes digests (hashes) of the batch, the
+parameters and so on in each iteration of a run. ``assert_resumable`` compares the digests of two
+runs.
 """
 
 import random
@@ -58,19 +59,20 @@ def assert_resumable(
     with unsaved state that changes the result, or a seed that is set in the wrong place.
 
     Args:
-        make_trainer: builds the trainer and its data as the script does, and seeds the random
-            generators itself. The function is called several times, and must build the same trainer
-            each time. If it attaches a ``SaveCheckpoint``, the objects in ``also`` of this handler
-            are saved and resumed too.
+        make_trainer: builds the trainer and its data as the training script does, and seeds the
+            random generators itself. The function is called several times, and must build the same
+            trainer each time. If it attaches a ``SaveCheckpoint``, the objects in the ``also`` of
+            this handler are saved and resumed too.
         max_steps: the number of committed optimizer steps to train for, preferably more than an
             epoch has. A step is committed if it has changed the parameters.
-        stops: the steps to resume from. By default there are five, spread from the first step to
-            the last but one.
+        stops: the steps to resume from. By default there are five, spread evenly from the first
+            step to the last but one.
 
     Raises:
         AssertionError: the runs differ; the message names the first difference.
         TypeError: ``make_trainer`` does not return a trainer.
-        ValueError: a stop is not between 1 and ``max_steps``; a trainer has resumed already.
+        ValueError: a stop is not between 1 and ``max_steps``, or ``make_trainer`` returns a trainer
+            that has resumed already.
     """
     check_count("max_steps", max_steps, "it says how long to train")
     stops = _checked_stops(max_steps, stops)
@@ -89,6 +91,7 @@ def assert_resumable(
         for stop in stops:
             resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)
             difference = resumed.first_difference(unbroken)
+            # After a stop at the last step, the resumed run has no iterations left.
             missing = max(unbroken.iterations) not in resumed.iterations
             if difference is None and missing and stop < unbroken.steps:
                 last = max(resumed.iterations, default="none")
@@ -104,11 +107,11 @@ def assert_resumable(
 
 
 class RunRecorder:
-    """A recorder that takes a digest of everything that must not differ between two runs.
+    """Records digests of all values of a run that must not differ from those of another run.
 
     Args:
-        trainer: the trainer, with all its handlers attached. The recorder's own event handlers are
-            added last, so that they are called after the others.
+        trainer: the trainer, with all its handlers attached. The recorder adds its own event
+            handlers last, so that they are called after the others.
 
     Attributes:
         iterations: maps the number of an iteration to its digests. The digests are a dict that maps
@@ -197,12 +200,12 @@ def _train(trainer: Engine, max_steps: int) -> RunRecorder:
     assert is_trainer(trainer)  # _make_checked() has refused all others
     recorder = RunRecorder(trainer)
     with warnings.catch_warnings():
-        # An inexact resume is no failure by itself: the comparison shows whether the result
-        # differs.
+        # A resume that is not exact warns. The warning is ignored, because the comparison shows
+        # whether the result differs.
         warnings.filterwarnings("ignore", "resumed from")
         # The temporary directory has the checkpoints of several runs, but all belong to this check.
         warnings.filterwarnings("ignore", ".* checkpoints of other runs")
-        # If a handler ended the run at a stop, the resumed trainer trains nothing, and warns.
+        # If a handler ended the saved run at a stop, the resumed trainer trains nothing, and warns.
         warnings.filterwarnings("ignore", "nothing is trained")
         trainer.run(max_steps=max_steps)
     return recorder
@@ -218,7 +221,10 @@ def _add_saves(trainer: Engine, directory: Path, stops: list[int]) -> Engine:
 
 
 def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
-    """Returns the objects in ``also`` of the trainer's ``SaveCheckpoint`` handlers, by name."""
+    """Returns the objects in the ``also`` of all ``SaveCheckpoint`` handlers, by name.
+
+    Random generators are wrapped in objects that have a ``state_dict``.
+    """
     handlers = attached_handlers(trainer, SaveCheckpoint)
     also = {name: each for handler in handlers for name, each in (handler.also or {}).items()}
     return {
@@ -228,12 +234,12 @@ def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
 
 
 def _resume_at(trainer: Engine, directory: Path, stop: int) -> Engine:
-    """Makes a trainer resume at a stop, and returns the trainer.
+    """Makes a trainer resume from the checkpoint of a step, and returns the trainer.
 
-    The function also changes the states of the global random generators.
+    The function also draws from the global random generators, which changes their states.
     """
     ResumeCheckpoint(directory / f"step_{stop:08d}").attach(trainer)
-    # A real resume is in another process, which may have drawn other random numbers before the run
-    # begins. These draws must not change the result.
+    # A real resume takes place in a new process, which may draw random numbers before the run
+    # begins. Such draws must not change the result, so some are made here too.
     torch.rand(1), np.random.rand(), random.random()
     return trainer

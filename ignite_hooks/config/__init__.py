@@ -1,4 +1,4 @@
-"""Handlers and settings of runs as plain data: dicts, JSON, YAML and TOML."""
+"""Converts handlers and the settings of runs to plain data and back: dicts, JSON, YAML and TOML."""
 
 from ignite_hooks.config.conversion import from_dict
 from ignite_hooks.config.conversion import replace

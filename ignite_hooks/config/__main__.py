@@ -24,7 +24,18 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command that ``arguments`` name. Returns the exit status, 1 if a file is invalid."""
+    """Runs the command that the arguments name, and returns the exit status.
+
+    Args:
+        arguments: the words after ``python -m ignite_hooks.config``; None for those of this
+            process.
+
+    Returns:
+        0 after success, 1 if a file is invalid.
+
+    Raises:
+        SystemExit: the arguments are wrong, or a file cannot be read. The status is then 2.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.config",
         description="Checks and shows configurations. It trains nothing and changes nothing.",

@@ -1,4 +1,4 @@
-"""Functions that tell from the annotation of a field which values the field may have."""
+"""Reads from the annotation of a field, such as ``int | None``, which values the field may have."""
 
 import types
 from collections.abc import Collection
@@ -38,7 +38,7 @@ SCALARS = {bool: "True or False", int: "an integer", float: "a number", str: "a 
 
 
 class ConfigField(NamedTuple):
-    """A field of a handler.
+    """A field of a handler, or of another dataclass.
 
     Attributes:
         annotation: the type of the field's values.
@@ -58,7 +58,8 @@ def fields_of(cls: type) -> Mapping[str, ConfigField]:
 
 @cache
 def _cached_fields(cls: Any) -> Mapping[str, ConfigField]:
-    # `fields_of` itself has no `cache`, because mypy refuses `type[T]` as an argument then.
+    # This function has the cache, and not `fields_of`: of a function with a cache, mypy refuses the
+    # argument `type[T]`.
     found = {}
     for name, info in cls.__pydantic_fields__.items():
         if info.init is not False:
@@ -71,7 +72,10 @@ def _cached_fields(cls: Any) -> Mapping[str, ConfigField]:
 
 
 def unwrap(annotation: Any) -> Any:
-    """Returns the type behind ``Annotated``, a ``NewType``, a type variable or an alias."""
+    """Returns the type behind ``Annotated``, a ``NewType``, a type variable or an alias.
+
+    For example, the type behind ``Annotated[int, "seconds"]`` is ``int``.
+    """
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
@@ -86,7 +90,10 @@ def unwrap(annotation: Any) -> Any:
 
 
 def union_members(annotation: Any) -> list[Any]:
-    """Returns the members of a union, without None. Any other type counts as a single member."""
+    """Returns the members of a union, without None: ``int | str | None`` has ``int`` and ``str``.
+
+    A type that is not a union is its own single member.
+    """
     annotation = unwrap(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         return [member for each in get_args(annotation) for member in union_members(each)]
@@ -94,9 +101,9 @@ def union_members(annotation: Any) -> list[Any]:
 
 
 def admits_none(annotation: Any) -> bool:
-    """Returns whether an annotation names None as a value.
+    """Returns whether an annotation names None as a value, as ``int | None`` does.
 
-    ``Any``, which admits None without naming it, does not count.
+    The result for ``Any`` is False, although ``Any`` admits None: it does not name None.
     """
     annotation = unwrap(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
@@ -110,10 +117,10 @@ def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
     """Returns the container that represents a type in plain data, and the annotations of its items.
 
     Returns:
-        A container and a list of annotations; None for a type that is not a container. The
-        container is ``list`` for a sequence, tuple or set, and ``dict`` for a mapping. The
-        annotations are those of the items, or of the values of a mapping. A ``tuple[int, str]`` has
-        one annotation for each position, any other container has a single annotation.
+        A container and a list of annotations; None for a type that is not a container. For example,
+        ``set[int]`` gives ``list`` and ``[int]``, ``tuple[int, str]`` gives ``list`` and
+        ``[int, str]``, and ``Mapping[str, float]`` gives ``dict`` and ``[float]``. If the items of
+        a container have no annotation, theirs is ``Any``.
     """
     origin, arguments = get_origin(annotation) or annotation, list(get_args(annotation))
     if not isinstance(origin, type):
@@ -122,7 +129,7 @@ def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
         return dict, arguments[1:] or [Any]
     if origin is tuple and arguments[1:] != [...]:
         return list, arguments or [Any]
-    # Strings and bytes are collections too, of characters and integers.
+    # Strings and bytes are collections too, but in plain data they are single values.
     if issubclass(origin, Collection) and not issubclass(origin, str | bytes | bytearray):
         return list, arguments[:1] or [Any]
     return None
@@ -131,7 +138,7 @@ def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
 def is_class(annotation: Any) -> TypeGuard[type]:
     """Returns whether an annotation is a class that ``issubclass`` accepts.
 
-    ``list[int]``, for example, is not such a class.
+    For example, ``list`` is such a class, and ``list[int]`` is not.
     """
     # On Python 3.10 isinstance(list[int], type) is True, and issubclass(…, list[int]) raises.
     return isinstance(annotation, type) and get_origin(annotation) is None
@@ -140,7 +147,7 @@ def is_class(annotation: Any) -> TypeGuard[type]:
 def dataclass_or_none(annotation: Any) -> type | None:
     """Returns the annotation if it is a pydantic dataclass, else None.
 
-    In plain data, an instance of a dataclass is a mapping.
+    Plain data represents an instance of a dataclass by a mapping.
     """
     return annotation if is_class(annotation) and is_pydantic_dataclass(annotation) else None
 
@@ -155,7 +162,7 @@ def allowed_values(annotation: Any) -> list[Any] | None:
 
 
 def describe_values(annotation: Any) -> str:
-    """Returns the words that describe the values of a type in messages, such as "an integer"."""
+    """Returns the words by which messages describe the values of a type, such as "an integer"."""
     values = allowed_values(annotation)
     if values is not None:
         return f"one of {', '.join(map(repr, values))}"

@@ -1,6 +1,7 @@
 """Limits of a configuration: its size, its depth and its numbers.
 
-A text beyond these limits is refused before it can exhaust the time, the memory or the stack.
+A text beyond these limits is refused. Otherwise it could take too much time or memory, or overflow
+the stack.
 """
 
 import math
@@ -29,15 +30,15 @@ def check_size(size: int) -> None:
 
 
 def check_depth(data: Any) -> None:
-    """Raises a ConfigError if data is nested too deep. Data that contains itself is too deep."""
-    # The check goes level by level, without recursion: data may be deeper than Python's stack.
+    """Raises a ConfigError if data is nested too deep, as data that contains itself always is."""
+    # The check goes level by level. A recursive check could overflow Python's stack.
     level = [data]
     for _ in range(MAX_DEPTH + 1):
         containers = [x for x in level if isinstance(x, Mapping | list | tuple | set | frozenset)]
         if not containers:
             return
-        # Each object is taken once. Otherwise a list that contains itself twice would double the
-        # number of objects at each level.
+        # Each object is taken only once. Otherwise, if a list contains itself twice, the number of
+        # objects would double at each level.
         within: dict[int, Any] = {}
         for each in containers:
             parts = each.values() if isinstance(each, Mapping) else each
@@ -57,7 +58,8 @@ def parse_float(text: str) -> float:
     """Returns the float that a text stands for.
 
     Raises:
-        ValueError: the number is too large for a float. Python would read it as inf.
+        ValueError: the text is not a number, or the number is too large for a float, which Python
+            would read as inf without an error.
     """
     number = float(text)
     if math.isinf(number) and "inf" not in text.lower():

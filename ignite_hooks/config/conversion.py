@@ -22,13 +22,13 @@ def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = F
 
     A list of handlers becomes a list, a mapping of handlers by name becomes a dict. Keys are in the
     order of the fields. ``to_dict`` checks that ``from_dict`` makes an equal handler of the data.
-    So it refuses a handler whose values have become invalid since its construction.
+    So a handler whose values have become invalid since its construction is refused.
 
     Args:
         handler: a handler, ``RunSettings``, or an instance of a class that was registered with
             ``register``; or a list or mapping of such objects.
-        exclude_defaults: leave out fields that have their default.
-        exclude_none: leave out fields that are None.
+        exclude_defaults: whether to leave out fields that have their default.
+        exclude_none: whether to leave out fields that are None.
 
     Raises:
         ConfigError: a value is not plain data, or would not be read back as the same value.
@@ -42,10 +42,10 @@ def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = F
 def from_dict(data: Any) -> Any:
     """Returns the handler, or the list or mapping of handlers, that plain data describes.
 
-    In a mapping, the key ``type`` names the class of the handler. This must be a class of this
-    package, or a class that was registered. Nothing else is looked up, imported or run. In a field
-    that allows only one class, ``type`` may be left out. A value must have the type of its field.
-    Strings are not converted to numbers, except "inf", "-inf" and "nan".
+    In a mapping, the key ``type`` names the class of the handler. The class must belong to this
+    package, or must have been registered with ``register``. No other class is looked up, imported
+    or run. In a field that allows only one class, ``type`` may be left out. A value must have the
+    type of its field. Strings are not converted to numbers, except "inf", "-inf" and "nan".
 
     Raises:
         ConfigError: the data is invalid. The error has all problems with their paths.
@@ -55,7 +55,7 @@ def from_dict(data: Any) -> Any:
 
 
 def replace(handler: HandlerT, **changes: Any) -> HandlerT:
-    """Returns a copy of a handler with some fields changed, checked like a new handler.
+    """Returns a copy of a handler with some fields changed. The copy is checked like a new handler.
 
     Raises:
         TypeError: a name in ``changes`` is not a field of the handler.

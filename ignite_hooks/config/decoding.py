@@ -1,8 +1,8 @@
 """Decoding of plain data to handlers, field by field, guided by the annotations of the fields.
 
-Pydantic makes the handlers and checks their values. The decoder adds what pydantic does not do: it
-finds the class that a ``type`` names, refuses values that pydantic would convert (the string "1" to
-a number), and collects all problems with their paths.
+Pydantic makes the handlers and checks their values. The decoder does the rest. It finds the class
+that the key ``type`` of a mapping names, and collects all problems with their paths. It also
+refuses values that pydantic would convert, for example the string "1" for a number.
 """
 
 import math
@@ -61,7 +61,7 @@ class _Decoder:
     """Decodes data and collects the problems.
 
     The methods return the decoded value. For invalid data they add a problem to ``problems``, and
-    return ``_INVALID`` or the invalid data.
+    return ``_INVALID`` or the data as it is.
     """
 
     def __init__(self) -> None:
@@ -85,14 +85,14 @@ class _Decoder:
         )
 
     def decode_value(self, data: Any, annotation: Any, path: str) -> Any:
-        """Decodes the value of a field with this annotation."""
+        """Decodes the value of a field that has this annotation."""
         members = union_members(annotation)
         if data is None and admits_none(annotation):
             return data
         if len(members) == 1:
             return self._decode_member(data, members[0], path)
-        # A member that is exactly the type of the data is preferred to the other members: for
-        # float | str, the string "inf" stays a string.
+        # The annotation is a union. A member that is exactly the type of the data is preferred to
+        # the other members. For example, with float | str the string "inf" stays a string.
         if type(data) in members:
             return data
         tried: list[list[Problem]] = []
@@ -103,7 +103,8 @@ class _Decoder:
                 return value
             tried.append(trial.problems)
         if isinstance(data, Mapping) and tried:
-            # The member whose first problem lies deepest in the data was most likely meant.
+            # The member whose first problem lies deepest in the data was most likely meant, so the
+            # problems of this member are reported.
             deepest = max(range(len(tried)), key=lambda index: len(tried[index][0].path))
             self.problems += tried[deepest]
             return _INVALID
@@ -111,7 +112,7 @@ class _Decoder:
         return self._refuse(path, f"must be {expected}", data)
 
     def _decode_member(self, data: Any, annotation: Any, path: str) -> Any:
-        """Decodes the value of a type that is not a union."""
+        """Decodes the value of an annotation that is not a union."""
         classes = registered_subclasses(annotation)
         if classes or dataclass_or_none(annotation) is not None:
             return self._decode_mapping(data, annotation, classes, path)
@@ -119,7 +120,7 @@ class _Decoder:
             return self._decode_scalar(data, annotation, path)
         values = allowed_values(annotation)
         if values is not None:
-            # Types are compared too, as True == 1 == 1.0.
+            # Types are compared too, because True == 1 == 1.0.
             if not any(type(each) is type(data) and each == data for each in values):
                 self._refuse(path, f"must be {describe_values(annotation)}", data)
             return data
@@ -140,7 +141,14 @@ class _Decoder:
         return data
 
     def _decode_items(self, data: Any, container: type, items: list[Any], path: str) -> Any:
-        """Decodes a container. The last annotation in ``items`` holds for all further items."""
+        """Decodes a container.
+
+        Args:
+            data: the data of the container.
+            container: ``list`` or ``dict``.
+            items: the annotations of the items. The last one holds for all further items too.
+            path: the path of the container in the data.
+        """
         if container is list and isinstance(data, list | tuple | set | frozenset):
             pairs = list(enumerate(data))
         elif container is dict and isinstance(data, Mapping):
@@ -163,8 +171,9 @@ class _Decoder:
     ) -> Any:
         """Decodes an instance of a dataclass.
 
-        The tag, which is the value of the key ``type``, names one of ``classes``. If there is no
-        tag, and the annotation is a dataclass, this dataclass is the class.
+        The class is the one in ``classes`` that the tag, the value of the key ``type``, names. If
+        the data has no tag, or ``classes`` is empty, the class is the annotation itself, which then
+        must be a dataclass.
         """
         default = dataclass_or_none(annotation)
         if not isinstance(data, Mapping):
@@ -199,17 +208,18 @@ class _Decoder:
             trial = _Decoder()
             value = trial.decode_value(each, fields[name].annotation, field_path)
             by_field[name] = trial.problems
-            # A field may have a rule (`must_be`), whose message says more than the message about
-            # the type. So pydantic gets a value of a wrong type too, to check the rule. Pydantic
-            # does not get a value if the problem is in a part of the value.
+            # A field may have a rule of its own (`must_be`), whose message says more than a message
+            # about the type. So a value of a wrong type is passed to pydantic, which checks the
+            # rule. A value is not passed if only a part of it is wrong, such as an item of a list.
             is_at_fault = any(problem.path == field_path for problem in trial.problems)
             if value is not _INVALID or is_at_fault:
                 values[name] = each if value is _INVALID else value
         instance, general = _construct(cls, values, by_field, path)
         for problems in by_field.values():
             found += problems
-        # General problems, for example of a combination of fields, may be mere consequences of an
-        # invalid field. So they are reported only if all fields are valid.
+        # General problems are those that belong to no single field, for example a combination of
+        # fields that is not allowed. They may be consequences of an invalid field, so they are
+        # reported only if all fields are valid.
         self.problems += found or general
         return _INVALID if found or general else instance
 
@@ -238,8 +248,8 @@ def _construct(
     """
     general: list[Problem] = []
     try:
-        # The constructor would raise an error with a single text. The error of the validator has
-        # the path of each problem.
+        # The validator is called and not the constructor, because its error has the path of each
+        # problem. The error of the constructor has only a text.
         validator: Any = cls.__pydantic_validator__  # type: ignore[attr-defined]
         return validator.validate_python(ArgsKwargs((), values)), general
     except ValidationError as error:
@@ -252,7 +262,8 @@ def _construct(
             elif each["type"] == "value_error" and all(
                 problem.path == join_path(path, name) for problem in by_field[name]
             ):
-                # A rule of the field was broken. Its message replaces the message about the type.
+                # The value breaks the rule of the field. The message of the rule replaces the
+                # decoder's message about the type, if there is one.
                 by_field[name] = [Problem(join_path(path, name), error_message(each))]
             elif not by_field[name]:
                 data_path = _data_path(each["loc"], values, path)
@@ -265,8 +276,8 @@ def _construct(
 def _data_path(loc: tuple[Any, ...], values: Mapping[str, Any], path: str) -> str:
     """Returns the path in the data for ``loc``, the location that pydantic gives for a problem.
 
-    Besides keys and indices, a location may contain names of types, for example of a member of a
-    union. The path ends before the first part of the location that is not in the data.
+    A location consists of keys and indices, and may also have names of types, for example of the
+    member of a union. The path ends before the first part of the location that is not in the data.
     """
     name, *within = loc
     value: Any = values.get(name)

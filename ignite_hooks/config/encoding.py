@@ -26,16 +26,16 @@ from ignite_hooks.core.handler import Handler
 
 __all__ = ["Encoder", "equal", "first_difference"]
 
-_MISSING = object()
+_MISSING = object()  # stands for an item that only one of two compared containers has
 _PLAIN_TYPES = (bool, int, str)  # bool comes before int, because a bool is an int too
 
 
 class Encoder:
-    """Makes plain data of handlers.
+    """Converts handlers to plain data.
 
     Args:
-        exclude_defaults: leave out fields that have their default.
-        exclude_none: leave out fields that are None.
+        exclude_defaults: whether to leave out fields that have their default.
+        exclude_none: whether to leave out fields that are None.
     """
 
     def __init__(self, *, exclude_defaults: bool, exclude_none: bool) -> None:
@@ -61,8 +61,8 @@ class Encoder:
             raise depth_error()
         within: dict[str, Any] = {"is_in_field": is_in_field, "depth": depth + 1}
         cls = dataclass_or_none(type(value))
-        # In a field, a dataclass that is not a handler needs no tag, because the annotation of the
-        # field names the class.
+        # The data of a handler names its class by a tag. A dataclass that is not a handler needs no
+        # tag if it is in a field, because the annotation of the field names the class.
         is_part = is_in_field and not isinstance(value, Handler)
         if cls is not None and (tag_of(cls) is not None or is_part):
             return self._encode_fields(value, cls, path, depth)
@@ -82,7 +82,7 @@ class Encoder:
         data = {} if tag is None else {TAG: tag}
         for name, field in fields_of(cls).items():
             each = getattr(value, name)
-            # `equal` compares the values, because `==` compares handlers by identity.
+            # `==` would compare handlers by identity, so `equal` compares their contents.
             is_default = not field.is_required and equal(each, field.default)
             is_left_out = (is_default and self._exclude_defaults) or (
                 each is None and self._exclude_none
@@ -107,8 +107,8 @@ def _encode_scalar(value: Any, path: str) -> Any:
         if isinstance(value, scalar):
             return scalar(value)  # subclasses, such as numpy.float64, become the plain type
     if isinstance(value, set | frozenset):
-        # The items are sorted, so that equal sets give the same text. The key is `repr`, because
-        # items of different types cannot be compared.
+        # The items are sorted, so that equal sets give the same text. They are sorted by their
+        # `repr`, because items of different types cannot be compared.
         return sorted((_encode_scalar(each, path) for each in value), key=repr)
     if isinstance(value, PurePath):
         return _encode_scalar(str(value), path)
@@ -122,9 +122,9 @@ def _encode_scalar(value: Any, path: str) -> Any:
 
 
 def _is_unicode(text: str) -> bool:
-    """Returns whether a text has no lone surrogates.
+    """Returns whether a text can be encoded in UTF-8, because it has no lone surrogates.
 
-    Python puts lone surrogates into names of files that are not UTF-8.
+    If the name of a file is not valid UTF-8, Python represents the invalid bytes by surrogates.
     """
     try:
         text.encode()
@@ -137,9 +137,9 @@ def equal(a: Any, b: Any) -> bool:
     """Returns whether two handlers, or lists or mappings of handlers, have the same content.
 
     ``==`` compares handlers by identity, so two handlers with the same settings are not equal. This
-    function compares the classes and all fields. A NaN equals a NaN, a path equals its string, a
-    list equals a tuple. 1, 1.0 and True are three different values. Two objects that are not plain
-    data are equal only if they are the same object, or have one class and are equal by ``==``.
+    function compares the classes and all fields. A NaN equals a NaN, a path equals its string, and
+    a list equals a tuple with the same items. 1, 1.0 and True are three different values. An object
+    that is not plain data equals itself, and any object of its class that is equal by ``==``.
     """
     return first_difference(a, b) is None
 

@@ -33,7 +33,7 @@ def dumps(obj: Any, format: str = "json", *, exclude_defaults: bool = False) -> 
     Args:
         obj: the handler or handlers, as for ``to_dict``.
         format: "json", "yaml" or "toml".
-        exclude_defaults: leave out fields that have their default.
+        exclude_defaults: whether to leave out fields that have their default.
 
     Raises:
         ConfigError: a value is not plain data, or cannot be written in this format.
@@ -68,11 +68,11 @@ def loads(text: str, format: str) -> Any:
     module = _format_module(format)
     if not isinstance(text, str):
         raise TypeError(f"`text` must be a str, got {type(text).__name__}: load() reads files")
-    # A character takes at least one byte, so a text with too many characters is too large in any
-    # case, and need not be encoded.
+    # The limit is a number of bytes, and a character takes at least one. So a text with too many
+    # characters is too large, and need not be encoded to count its bytes.
     check_size(len(text) if len(text) > MAX_SIZE else len(text.encode(errors="replace")))
-    # An empty text may be a file that was cut off, so it is an error. The TOML parser would read it
-    # as an empty mapping.
+    # An empty text may come from a file that was cut off, so it is an error. The TOML parser would
+    # accept it as an empty mapping.
     if not text.strip():
         raise config_error(
             "the text must have a mapping or a list, got an empty text: check that the file was "
@@ -88,14 +88,14 @@ def loads(text: str, format: str) -> Any:
 
 
 def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
-    """Writes handlers to a file, as ``dumps`` does to a string.
+    """Writes handlers to a file, in the same form as ``dumps`` writes them to a string.
 
-    If the writing fails, a file that was there before is unchanged.
+    If the save fails, an existing file at ``path`` is unchanged.
 
     Args:
         obj: the handler or handlers, as for ``to_dict``.
         path: the file. Its suffix gives the format: .json, .yaml, .yml or .toml.
-        exclude_defaults: leave out fields that have their default.
+        exclude_defaults: whether to leave out fields that have their default.
 
     Raises:
         ConfigError: a value is not plain data, or cannot be written in this format.
@@ -104,8 +104,8 @@ def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
     """
     path = Path(path).expanduser()
     text = dumps(obj, _format_of_suffix(path), exclude_defaults=exclude_defaults)
-    # `tempfile` is not used, because only the owner may read its files. This file gets the usual
-    # mode.
+    # The text is written to a temporary file, which then replaces the file at `path`. `tempfile` is
+    # not used, because only the owner may read the files that it makes.
     temporary = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
@@ -117,7 +117,7 @@ def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """Reads handlers from a file, as ``loads`` does from a string.
+    """Reads handlers from a file. The limits of ``loads`` hold.
 
     Args:
         path: the file. Its suffix gives the format: .json, .yaml, .yml or .toml.

@@ -13,12 +13,13 @@ from ignite_hooks.config.problems import duplicate_key_message
 
 __all__ = ["dumps", "loads"]
 
-# Brackets in strings do not count. A string without closing quotes extends to the end of the text.
+# Finds the brackets of a text. Strings are found as well, so that brackets in them do not count. A
+# string without closing quotes extends to the end of the text.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[][{}]', re.DOTALL)
 
 
 def dumps(data: Any) -> str:
-    """Returns data as JSON. Infinities and NaN become the strings "inf", "-inf" and "nan"."""
+    """Returns data as JSON. Infinity, -infinity and NaN become "inf", "-inf" and "nan"."""
     return json.dumps(_name_floats(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -38,7 +39,11 @@ def loads(text: str) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    """Raises an error if a text is nested too deep to be given to Python's recursive parser."""
+    """Raises an error if a text is nested too deep.
+
+    This is checked before the text is parsed, because Python's parser is recursive, and a deep text
+    could overflow the stack.
+    """
     depth = 0
     for token in _STRING_OR_BRACKET.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
@@ -58,7 +63,10 @@ def _name_floats(data: Any) -> Any:
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object as a dict, and refuses duplicate keys. Python would keep the last."""
+    """Returns a JSON object as a dict, and refuses duplicate keys.
+
+    Without this function, Python's parser would keep the last value of a duplicate key.
+    """
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(ValueError):
-    """Raised for handlers that cannot be written as data, and for data that is invalid.
+    """Raised if a handler cannot be written as data, or if data is invalid.
 
     Args:
         problems: all problems, in the order of the data.
@@ -47,7 +47,7 @@ class ConfigError(ValueError):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[type, tuple[Sequence[Problem], str]]:
-        # Without this, unpickling would pass the text of the error as `problems`.
+        # Without this method, unpickling would pass the text of the error as `problems`.
         return type(self), (self.problems, self.source)
 
 
@@ -69,12 +69,15 @@ def join_path(path: str, key: str | int) -> str:
         joined = f"{path}[{json.dumps(key, ensure_ascii=False)}]"
     else:
         joined = f"{path}.{key}" if path else key
-    # A key is part of the paths of all items below it. Without a limit, the paths of 30,000 items
-    # below a key of half a megabyte would take gigabytes.
+    # A key is repeated in the paths of all items below it. If a key of half a megabyte has 30,000
+    # items below it, their paths would take gigabytes without a limit.
     return _shorten(joined)
 
 
 def _shorten(text: str) -> str:
-    """Returns a text, without its middle if it is too long. The end stays: it has the remedy."""
+    """Returns a text, without its middle if it is too long.
+
+    The end of the text is kept, because messages end with the remedy.
+    """
     half = _MAX_LENGTH // 2
     return text if len(text) <= _MAX_LENGTH else f"{text[:half]} … {text[-half:]}"
