@@ -185,9 +185,9 @@ class TrainingState:
         return ValidationData(self.trainer)
 
     def _held_states(self) -> dict[str, Any]:
-        """Returns those states of objects held by handlers that can be saved.
+        """Returns the states of the objects that handlers hold, by the names of the objects.
 
-        If the state of an object cannot be saved, the reason is added to ``_unsavable``.
+        A state that cannot be saved is left out, and the reason is added to ``_unsavable``.
         """
         states: dict[str, Any] = {}
         for name, each in self.handler_objects.held.items():
@@ -232,7 +232,8 @@ class TrainingState:
         if rank != 0:
             return files
         # "kinds" and "groups" let a resume check that the optimizer is built as in the saved run.
-        # "modules" has the information that is needed to read the file of each module.
+        # "modules" has the information that is needed to read the file of each module. "uncertain"
+        # and "unknown" name the parts that may not be restored exactly, with the reasons.
         trainer_content: dict[str, Any] = {
             "kinds": self.class_names(),
             "groups": self.groups(),

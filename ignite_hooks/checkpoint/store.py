@@ -169,7 +169,10 @@ class CheckpointStore:
         self._manifest_cache: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Returns the checkpoints, the newest first. Only their manifests are read."""
+        """Returns the checkpoints, the newest first. Only their manifests are read.
+
+        A folder whose manifest is missing or cannot be read is left out.
+        """
         found = []
         for folder in self._checkpoint_folders():
             with suppress(OSError, ValueError):
@@ -179,7 +182,8 @@ class CheckpointStore:
     def broken(self) -> dict[Path, str]:
         """Returns the folders that look like checkpoints but are none, with the reasons.
 
-        Such a folder has the name of a checkpoint, and at least one file of a checkpoint.
+        Such a folder has the name of a checkpoint. It has at least one file of a checkpoint, or
+        cannot be read.
         """
         found = {folder: _find_defect(folder) for folder in self._checkpoint_folders()}
         return {folder: why for folder, why in found.items() if why is not None}
@@ -202,7 +206,8 @@ class CheckpointStore:
                 folder.mkdir()
                 break
         try:
-            # If this save is killed, the file shows the next save that the folder may be removed.
+            # If this save is killed, incomplete.json shows the next save that it may remove the
+            # folder.
             (folder / INCOMPLETE).touch()
             sync(folder)
             sync(self.directory)
@@ -466,7 +471,7 @@ def _remove_leftover(folder: Path) -> None:
     with incomplete.open("rb") as file:
         text = file.read(MAX_MANIFEST_BYTES)
     # incomplete.json is deleted last, after the other deletions are synced to the disk. If this
-    # process is killed before, incomplete.json still lists the files that have to be deleted.
+    # process is killed earlier, incomplete.json still lists the files that have to be deleted.
     try:
         names = list(Manifest.loads(text).files)
     except ValueError:

@@ -91,7 +91,8 @@ def assert_resumable(
         for stop in stops:
             resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)
             difference = resumed.first_difference(unbroken)
-            # After a stop at the last step, the resumed run has no iterations left.
+            # If the last iteration is missing, the resumed run has ended too early. A run that
+            # resumes at the last step has no iterations left, and is an exception.
             missing = max(unbroken.iterations) not in resumed.iterations
             if difference is None and missing and stop < unbroken.steps:
                 last = max(resumed.iterations, default="none")
@@ -181,7 +182,7 @@ def _checked_stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
 
 
 def _make_checked(make_trainer: Callable[[], Engine]) -> Engine:
-    """Makes a trainer, and raises if the result is not a trainer, or has already resumed."""
+    """Makes a trainer; raises an error if the result is not a trainer, or has already resumed."""
     engine = trainer = make_trainer()
     if not is_trainer(trainer):
         raise TypeError(

@@ -173,9 +173,10 @@ class CheckpointTriggers:
         )
 
     def after_step(self, trainer: TrainingEngine) -> None:
-        """Saves after a step if a signal or the clock has requested it, with a single process.
+        """Saves after a step if a signal or the clock has requested it.
 
-        The method also announces a checkpoint that was completed in the background.
+        The method also announces a checkpoint that was completed in the background. It is attached
+        only if there is a single process, see ``request_on_all_ranks``.
         """
         if self._waits_for_signals_only and self._signals.received is None:
             return
@@ -240,11 +241,10 @@ class CheckpointTriggers:
                 self._has_signal(trainer)
 
     def wait_for_others(self) -> None:
-        """Waits for another run that writes to the directory, and notes the newest checkpoint.
+        """Waits for another run if ``on_busy="wait"``, and notes the newest checkpoint.
 
-        The wait lets a resume find the last checkpoint of the other run. It takes place only with
-        ``on_busy="wait"``. This method does not keep the lock: the trainer takes it when its own
-        run begins.
+        The wait lets a resume find the last checkpoint that the other run saves to the directory.
+        This method does not keep the lock: the trainer takes it when its own run begins.
         """
         lock = self._writer.lock
         if self._options.on_busy == "wait" and not lock.is_held:
@@ -275,8 +275,8 @@ class CheckpointTriggers:
     def _note_start(self, trainer: TrainingEngine) -> None:
         """Notes that there is nothing to save at the present position.
 
-        If the run before has failed, its last steps may not be saved. So the position then does not
-        count as saved.
+        If the run before has failed, its last steps may not be saved. In this case the position
+        does not count as saved.
         """
         if not self._is_after_failure:
             self._writer.note_start(trainer)
@@ -337,8 +337,9 @@ class CheckpointTriggers:
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
         """Makes a run end without an error if a loader worker dies after a signal has arrived.
 
-        A signal to all processes of a job ends each worker that does not ignore the signal. A dead
-        worker gives no more batches, but the state of the last step boundary can be saved.
+        A signal to all processes of a job ends each worker of a ``DataLoader`` that does not ignore
+        the signal. A dead worker gives no more batches, but the state of the last step boundary can
+        be saved.
 
         Returns:
             A function that undoes this.
@@ -373,6 +374,7 @@ class CheckpointTriggers:
                 note.
         """
         name = self._signals.received
+        # GeneratorExit is no failure: an interrupted run is closed, and will not continue.
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
             return
         if self._writer.has_saved(trainer) or not self._writer.lock.is_held:
@@ -436,6 +438,6 @@ def _first_signal(requests: Sequence[str | None]) -> str | None:
 
 
 def _has_ended_well(trainer: TrainingEngine) -> bool:
-    """Returns whether the run is over, has not failed, and was not just interrupted."""
+    """Returns whether the run is over, and has neither failed nor been interrupted."""
     is_over = not (is_interrupted(trainer) or is_running(trainer))
     return is_over and trainer.stop_reason != "exception"

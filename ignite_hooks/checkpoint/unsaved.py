@@ -8,7 +8,7 @@ values are clocks, files and connections.
 
 A class may inherit its ``state_dict`` from a class of Ignite, for example a user's metric from
 Ignite's ``Accuracy``. An inherited ``state_dict`` has only the attributes that Ignite's class
-defines. All other attributes of the object are called attributes beside the state here. A resume in
+defines. This file calls all other attributes of the object attributes beside the state. A resume in
 the middle of an epoch loses their values.
 """
 
@@ -235,8 +235,8 @@ def _changed_beside_state(trainer: TrainingEngine, handler_objects: HandlerObjec
 def _inherits_state(cls: type) -> bool:
     """Returns whether objects of a class may have attributes beside the state.
 
-    This is so if the class inherits its ``state_dict`` from Ignite, and may have more attributes
-    than that ``state_dict`` saves.
+    The result is True if the class inherits its ``state_dict`` from Ignite, and may have more
+    attributes than this ``state_dict`` saves.
     """
     source = next((each for each in cls.__mro__ if "state_dict" in vars(each)), object)
     if source.__module__.partition(".")[0] != "ignite":
@@ -280,7 +280,7 @@ def _is_reset_before_use(trainer: TrainingEngine, obj: Any) -> bool:
 def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
     """Returns the names and values that an object stores; None if the object is not compared.
 
-    Compared are functions, classes and objects of the user's code, and objects of a few library
+    Functions, classes and objects of the user's code are compared, and objects of a few library
     classes. A list, dict, set or deque is returned as a single value with an empty name.
     """
     cls = type(holder)

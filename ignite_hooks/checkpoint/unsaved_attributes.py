@@ -3,9 +3,9 @@
 A ``state_dict`` has the parameters and the persistent buffers of a module. It does not have other
 attributes, such as a counter that each forward pass changes, nor buffers with ``persistent=False``.
 After a resume, these attributes and buffers have their initial values again, and the report of the
-resume names them. Examined are the model, loss functions, modules that ``batch_processor`` calls,
-modules that handlers hold, and optimizers of a user's class. A module that customizes its saving,
-for example by ``get_extra_state``, is assumed to save all that it needs.
+resume names them. This file examines the model, loss functions, modules that ``batch_processor``
+calls, modules that handlers hold, and optimizers of a user's class. A module that customizes its
+saving, for example by ``get_extra_state``, is assumed to save all that it needs.
 """
 
 from collections.abc import Callable
@@ -156,8 +156,8 @@ def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holde
             saves_itself[path] = has_custom_state(obj)
         elif issubclass(type(obj), Optimizer):
             saves_itself[path] = type(obj).state_dict is not Optimizer.state_dict
-        # The object itself or, if it is neither a module nor an optimizer, the innermost one around
-        # it decides whether the object is compared.
+        # A module or an optimizer is compared if it does not customize its saving. Any other object
+        # is compared if the innermost module or optimizer around it is compared.
         owner = next((above for above in _path_and_parents(path) if above in saves_itself), None)
         if owner is not None and not saves_itself[owner]:
             yield path, get

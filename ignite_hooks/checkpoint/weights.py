@@ -262,6 +262,8 @@ def export_weights(
             f"{part!r} of {entry.path} must consist of tensors that safetensors can store, got "
             f"{join_first(kinds)}: load {part!r} with load_weights(), and save what you need of it"
         )
+    # The aliases are the other names of tied weights. safetensors' own `save_model` writes them to
+    # the metadata, too.
     metadata = {"format": "pt", **_export_metadata(entry, reader.versions), **aliases}
     # The file is written to a temporary folder and then moved, so that `path` never has a half
     # written file. The folder is beside the target, because os.replace() works only within one file
@@ -312,7 +314,7 @@ class PreparedWeights:
         map_location: as in ``load_weights``.
 
     Raises:
-        ValueError: the weights do not fit the module, or ``map_location`` is not available.
+        ValueError: the weights do not fit the module, or the device ``map_location`` is absent.
     """
 
     def __init__(
@@ -372,12 +374,12 @@ class CheckpointReader:
 
     Args:
         source: a directory of checkpoints, a single checkpoint, or the URL of either.
-        cache_dir: the folder for downloads from a URL. To read from a URL needs the folder, to list
-            the checkpoints there does not.
+        cache_dir: the folder for downloads from a URL. ``read`` needs this folder if ``source`` is
+            a URL, ``list_candidates`` does not.
 
     Attributes:
-        versions: maps the name of each package to the version that was installed at the save of the
-            checkpoint that ``read`` has returned last. Empty before the first ``read``.
+        versions: the package versions that the manifest of a checkpoint lists, by package name. The
+            checkpoint is the one that ``read`` has returned last; before, the mapping is empty.
     """
 
     def __init__(self, source: str | Path, cache_dir: str | Path | None = None) -> None:
@@ -402,6 +404,10 @@ class CheckpointReader:
         Args:
             callers: the number of functions of this package between the user's line and this
                 method. The warnings point to the user's line.
+
+        Raises:
+            FileNotFoundError: the source is a path that does not exist.
+            SourceError: the source cannot be read.
         """
         listing = self._source.find()
         for name, why in listing.damaged.items():
@@ -499,6 +505,10 @@ class CheckpointReader:
             candidate: the checkpoint.
             part: the name of the part, as in ``load_weights``.
             verify: whether to compare the necessary files with their recorded checksums first.
+
+        Raises:
+            SourceError: the source cannot be read.
+            ValueError: the part does not exist or cannot be read, or a necessary file is damaged.
         """
         manifest = candidate.manifest
         needed = {TRAINER, *module_files(part)} & manifest.files.keys()
@@ -657,7 +667,7 @@ def _map_to_location(value: Any, location: MapLocation) -> Any:
 
 
 def _export_metadata(entry: CheckpointEntry, versions: Mapping[str, str]) -> dict[str, str]:
-    """Returns the metadata of an exported file; safetensors stores strings only."""
+    """Returns the metadata of an exported file. All values are strings, as safetensors demands."""
     about = {
         "step": entry.step,
         "epoch": entry.epoch,

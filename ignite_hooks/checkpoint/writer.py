@@ -275,7 +275,7 @@ class CheckpointWriter:
             sync_tree(folder / SHARDED)
             files |= {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
         # While the files were written, another run may have taken the lock, because the lock seemed
-        # to be abandoned. In that case check() raises.
+        # to be abandoned. In that case check() raises an error.
         self.lock.check()
         number = self._store.next_number()
         manifest = draft.model_copy(update={"files": files, "number": number})
@@ -309,7 +309,7 @@ class CheckpointWriter:
             self._announce(folder)
 
     def has_saved(self, trainer: TrainingEngine) -> bool:
-        """Returns whether there is nothing to save, as the trainer has not advanced since a save.
+        """Returns whether the present position of the trainer is saved already.
 
         The position at which a run begins counts as saved too.
         """
@@ -338,13 +338,16 @@ class CheckpointWriter:
         self.ranks.call_on_rank_0(amend)
 
     def rehearse(self, trainer: TrainingEngine) -> None:
-        """Captures the state and discards it, so that a state that cannot be saved raises now."""
+        """Captures the state and discards the result.
+
+        So a state that cannot be saved raises an error now, and not only at the first save.
+        """
         self._capture(self._training_state(trainer))
 
     def note_start(self, trainer: TrainingEngine) -> None:
         """Counts the present position as saved: nothing is saved until the trainer advances."""
         self._saved_at = _position(trainer)
-        self._last_saved = None
+        self._last_saved = None  # note_end() must not change a checkpoint from an earlier run
 
     def warn_of_other_runs(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of other runs, and none of this run.

@@ -58,8 +58,8 @@ def fields_of(cls: type) -> Mapping[str, ConfigField]:
 
 @cache
 def _cached_fields(cls: Any) -> Mapping[str, ConfigField]:
-    # This function has the cache, and not `fields_of`: of a function with a cache, mypy refuses the
-    # argument `type[T]`.
+    # `fields_of` itself has no cache, because mypy accepts no `type[T]` as the argument of a cached
+    # function.
     found = {}
     for name, info in cls.__pydantic_fields__.items():
         if info.init is not False:

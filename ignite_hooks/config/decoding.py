@@ -171,9 +171,14 @@ class _Decoder:
     ) -> Any:
         """Decodes an instance of a dataclass.
 
-        The class is the one in ``classes`` that the tag, the value of the key ``type``, names. If
-        the data has no tag, or ``classes`` is empty, the class is the annotation itself, which then
-        must be a dataclass.
+        The value of the key ``type``, called the tag, names one of ``classes``. Without a tag, or
+        if ``classes`` is empty, the class is the annotation itself, if it is a dataclass.
+
+        Args:
+            data: the data of the instance.
+            annotation: the annotation of the field, which is not a union.
+            classes: the registered classes that are allowed here, by tag.
+            path: the path of the instance in the data.
         """
         default = dataclass_or_none(annotation)
         if not isinstance(data, Mapping):
