@@ -5,17 +5,18 @@ position in the pass: a stream, a loader or a sampler with ``state_dict`` and ``
 ``PositionKeeper`` (in short, the keeper) wraps this object. The state of the keeper is the state of
 the wrapped object.
 
-A feed iterates the data for an engine, and has often fetched batches that it has not given to the
-engine yet. Then the keeper is ahead: its present state belongs to a later position than the
-position of the feed. Therefore a snapshot is taken before each batch is fetched, and the snapshots
-of the last positions are kept.
+A feed (``DataFeed``) iterates the data for an engine. The feed often has fetched batches that the
+engine has not got yet. In this case the present state of the keeper belongs to a later position
+than the position of the feed: the keeper is ahead. Therefore a snapshot is taken before each batch
+is fetched, and the snapshots of the last positions are kept.
 
 Two private attributes of torchdata are used:
 
 - ``StatefulDataLoader._iterator`` shows whether a loader has started its persistent workers.
-- ``torchdata.nodes.Loader._it`` is the iterator of a loader. Once this iterator has looked for a
-  batch after the end of a pass, its ``state_dict`` always returns the state from before that look.
-  The keeper sets the attribute to None, so that the loader creates a new iterator.
+- ``torchdata.nodes.Loader._it`` is the iterator of a loader. When this iterator requests a batch
+  after the last batch of a pass, it caches the state from before this request. Its ``state_dict``
+  then always returns the cached state. The keeper sets the attribute to None, so that the loader
+  creates a new iterator.
 
 ``tests/data/test_data_states.py`` fails if the meaning of either attribute changes.
 """
@@ -66,7 +67,8 @@ __all__ = [
 
 _T = TypeVar("_T")
 _NO_POSITION = FeedPosition(-1, 0)  # no feed has this position, because passes count from 0
-# Between two passes, the saved state of a `StatefulDataLoader` has this key only, or no key.
+# The only key of the state that is saved for a `StatefulDataLoader` between two passes. The value
+# is the state of the data set. The key is missing if there is no state to save.
 _DATA_SET = "data set"
 
 
@@ -106,14 +108,16 @@ def stateful_loader(loader: DataLoader[Any]) -> DataLoader[Any] | None:
 
 @dataclass(frozen=True)
 class PositionKeeper:
-    """A wrapper of the object of the data whose state determines which batch comes next.
+    """A wrapper of an object of the data whose state determines which batch comes next.
 
     Args:
         wrapped: the object, with ``state_dict`` and ``load_state_dict``.
-        paths: the path of the object in the data, for example "dataset". Further paths lead to the
-            same object, or to other objects whose states are part of the object's state.
+        paths: attribute paths in the data. The first path leads to the object, for example
+            "dataset". Further paths lead to the same object, or to other objects whose states are
+            part of the object's state.
         workers: the number of worker processes whose states are part of the object's state.
-        caveats: known reasons why the rest of a pass may differ although the state is restored.
+        caveats: known reasons why the rest of a resumed pass may differ from the saved run,
+            although the state is restored.
     """
 
     wrapped: Any
@@ -125,14 +129,17 @@ class PositionKeeper:
     def name(self) -> str:
         """The path and class of the wrapped object, and the number of workers if there are any.
 
-        Keepers with equal names have compatible states. A state is restored only if the name at the
-        save is equal to the name at the resume.
+        Keepers with equal names have compatible states. A saved state is restored only if the
+        keeper has the same name at the save and at the resume.
         """
         workers = f", {self.workers} workers" if self.workers else ""
         return f"{self.paths[0]} ({type(self.wrapped).__qualname__}{workers})"
 
     def has(self, name: str) -> bool:
-        """Returns whether the keeper's state includes the object or random generator ``name``."""
+        """Returns whether the keeper's state includes the object or random generator ``name``.
+
+        A name is the attribute path of an object, for example "dataset.transform".
+        """
         # The name of a random generator ends with its class: "sampler.rng (PCG64)".
         return any(f"{name}.".startswith((f"{path}.", f"{path} (")) for path in self.paths)
 
@@ -157,16 +164,17 @@ class PositionKeeper:
 class _StatefulLoaderKeeper(PositionKeeper):
     """The keeper for a ``StatefulDataLoader``; between two passes it saves the data set's state.
 
-    The state of the loader is not usable between two passes. Before the first iteration,
-    ``state_dict`` of the loader would begin an iteration. And a loader that resumes from the state
-    of a finished iteration begins two iterations.
+    Between two passes the state of the loader is avoided, for two reasons: before the first
+    iteration, ``state_dict`` of the loader begins an iteration, and a loader that resumes from the
+    state of a finished iteration begins two iterations.
 
-    The workers determine what is saved between two passes:
+    What is saved between two passes depends on the workers:
 
-    - Without workers, the data set in this process has the whole state, which is saved.
+    - Without workers, the state of the data set in this process is saved.
     - Workers have copies of the data set. The copies end with the pass, so there is nothing to
       save.
-    - Running persistent workers keep their copies, so the state of the loader is saved after all.
+    - Persistent workers that are running keep their copies. Only the state of the loader contains
+      the states of these copies, so this state is saved nevertheless.
     """
 
     def state_dict(self, *, is_at_start: bool) -> Any:
@@ -185,7 +193,8 @@ class _StatefulLoaderKeeper(PositionKeeper):
             return
         state_dict = copy.deepcopy(state_dict)
         if not is_at_start:
-            # torchdata would otherwise iterate streams that have ended once more.
+            # Some workers may have ended their streams before the save. Without this call torchdata
+            # would iterate these streams a second time.
             end_streams(state_dict)
         super().load_state_dict(state_dict, is_at_start=is_at_start)
 
@@ -200,8 +209,8 @@ class _NodesKeeper(PositionKeeper):
     def load_state_dict(self, state_dict: Any, *, is_at_start: bool) -> None:
         super().load_state_dict(state_dict, is_at_start=is_at_start)
         if is_at_start:
-            # `iter` resets the nodes now. Their draws have no effect, because the caller restores
-            # the random generators later.
+            # `iter` resets the nodes now. If the nodes draw random numbers, these draws have no
+            # effect, because the caller restores the random generators later.
             iter(self.wrapped)
             # The new iterator has cached the state from before the reset, so the iterator is
             # dropped.
@@ -228,8 +237,9 @@ def keeper_for_snapshots(loader: DataLoader[Any]) -> PositionKeeper | None:
 
     Otherwise returns None. Snapshots need a sampler that is not ahead of the batches:
 
-    - With workers, torch prefetches, so the sampler is ahead. Then the elements that the sampler
-      yields are recorded instead (``RecordedOrder``, ``keeper_for_recording``).
+    - With workers, torch prefetches, so the sampler is ahead. A ``RecordedOrder`` then records the
+      elements that the sampler yields, and takes the place of snapshots (see
+      ``keeper_for_recording``).
     - Accelerate's samplers for several processes draw ahead, too. So a sampler inside another
       sampler is used only if the outer sampler is torch's own ``BatchSampler``.
     """
@@ -249,8 +259,8 @@ def keeper_for_recording(loader: DataLoader[Any]) -> PositionKeeper | None:
     """Returns a keeper for the outermost sampler with a state, for use by a ``RecordedOrder``.
 
     Returns None if no sampler has a state. Unlike in ``keeper_for_snapshots``, the sampler may be
-    inside a sampler of Accelerate. The ``paths`` of the keeper are the paths of all attributes of
-    the loader that lead to the sampler.
+    inside a sampler of Accelerate. The ``paths`` of the keeper are all paths in the loader that
+    lead to the sampler.
     """
     found: dict[int, tuple[Any, list[str]]] = {}
     for root in ("batch_sampler", "sampler"):
@@ -268,7 +278,7 @@ def keeper_for_recording(loader: DataLoader[Any]) -> PositionKeeper | None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot of everything that determines the rest of a pass.
+    """A snapshot of the states that determine the rest of a pass.
 
     Args:
         keeper: the state of the keeper.
@@ -285,8 +295,10 @@ class Snapshot:
     def restore(self, source: "Source", *, is_at_start: bool) -> None:
         """Restores all states except those of the global random generators.
 
+        The caller decides whether and when to restore the global generators.
+
         Args:
-            source: the data.
+            source: the source of the data.
             is_at_start: whether the next batch is the first one of a pass.
         """
         assert source.keeper is not None
@@ -294,8 +306,8 @@ class Snapshot:
         source.object_states.load_state_dict(
             source.objects_outside_keeper, copy.deepcopy(self.objects)
         )
-        # The keeper is restored last, because it may set generators itself. The states that the
-        # keeper sets take precedence.
+        # The keeper is restored last, because it may set generators itself. The states that it sets
+        # must not be overwritten.
         source.keeper.load_state_dict(self.keeper, is_at_start=is_at_start)
 
     def state_dict(self) -> dict[str, Any]:
@@ -314,9 +326,9 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """The attributes and methods of a source that snapshots use.
+    """The attributes and methods of a source that this module uses.
 
-    A source is the adapter between a feed and its data (see ``sources.py``).
+    A source is the adapter through which a feed reads its data (see ``sources.py``).
     """
 
     @property
@@ -350,7 +362,7 @@ class Source(Protocol):
         """Returns the states of the global generators at the start of a pass; None if unknown."""
 
     def forget_pass(self) -> None:
-        """Forgets that a pass was begun, so that the next batch begins a pass."""
+        """Forgets that a pass was begun, so that the next request of a batch begins a pass."""
 
 
 class Snapshots:
@@ -368,10 +380,10 @@ class Snapshots:
         self._fetched = FeedPosition(0, 0)
         self._has_ended = True  # whether the last pass was iterated to its end
         self._is_fetching = False  # whether a batch was requested and has not arrived
-        # Whether the snapshot at the start of the pass was taken before `set_epoch` was called for
-        # this pass. Then `set_epoch` must be called after the snapshot is restored.
+        # Whether the snapshot at the start of the pass was taken before the call of `set_epoch` for
+        # this pass. In this case `set_epoch` must be called after the snapshot is restored.
         self._needs_set_epoch = False
-        # The states that the data's generators had before `set_epoch`, which may reseed them.
+        # The states that the data's generators had before `set_epoch`, which may seed them anew.
         self._generators_before: dict[str, Any] | None = None
         self._is_resumed = False  # whether the snapshot to continue from came from a checkpoint
         # The `Snapshots` of other feeds whose keepers wrap the same object. The feed that is
@@ -379,17 +391,25 @@ class Snapshots:
         self._sharing: list[Snapshots] = []
 
     def note_generators(self, source: Source) -> None:
-        """Notes the states of the data's random generators. Call it before ``set_epoch``."""
+        """Notes the states of the data's random generators.
+
+        Call this method before ``set_epoch``, which may seed the generators again.
+        """
         if self._generators_before is None and source.keeper is not None:
             generators = source.generators.items()
             self._generators_before = {name: generator_state(each) for name, each in generators}
 
     def batches(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
-        """Yields the batches after ``position``, and takes a snapshot before each batch."""
+        """Yields the batches after ``position``, and takes a snapshot before each batch.
+
+        If there is a usable snapshot at or before ``position``, the data are restored to the
+        snapshot. Otherwise all earlier batches of the pass are loaded again.
+        """
         if position.batches and self._can_record(position):
             self._record(position, _take_snapshot(source))
         kept = (each for each in self._snapshots if each.data_pass == position.data_pass)
         start = max((each for each in kept if each <= position), default=None)
+        # A state that does not change with the batches cannot contain the position.
         if start is None or not self._changes_with_batches(start):
             if not position.batches:
                 self._record(position, _take_snapshot(source, is_at_start=True))
@@ -405,33 +425,34 @@ class Snapshots:
     ) -> Generator[Any, None, None]:
         """Yields the batches after ``position``, after restoring the snapshot at ``start``.
 
-        If batches after ``position`` had been fetched before, these batches are fetched again at
-        once. During this, the global random generators have their states of the first fetch.
+        Some batches after ``position`` may have been fetched before. These batches are fetched
+        again at once, with the global random generators in the same states as at the first fetch.
+        Afterwards the global generators get their present states back: their draws for these
+        batches were made at the first fetch.
 
         Args:
-            source: the data.
+            source: the source of the data.
             start: the last position at or before ``position`` that has a snapshot.
             position: the position of the feed.
         """
         assert source.keeper is not None
-        if not self._is_resumed:  # after a resume, the resume report has named the caveats
+        # After a resume from a checkpoint, the resume report has already named the caveats.
+        if not self._is_resumed:
             for caveat in source.keeper.caveats:
                 warnings.warn(caveat, stacklevel=2)
         self._is_resumed = False
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
-            # The noted states are set only for the generators that the keeper's state does not
-            # include. The generators that the keeper's state includes get the right states below,
-            # from the keeper's state and from the batches that are fetched again. Their noted
-            # states may be from the middle of a batch, if the request of this batch was
-            # interrupted.
+            # The keeper sets its own generators below: restoring the keeper and fetching batches
+            # again leaves them in the right states. Their noted states may be wrong: if the request
+            # of a batch was interrupted, these states are from the middle of the batch.
             states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
-            # If the state of an object is only a count of batches, the object draws the order of
-            # the batches again when it is iterated. So the global generators are set to their
-            # states at the start of the pass.
+            # The state of some objects is only a count of batches. Such an object draws the order
+            # of the batches again when it is iterated. To get the same order, the global generators
+            # are set to their states at the start of the pass.
             if (begun := source.random_state_at_start(start.data_pass)) is not None:
                 begun.restore()
             iterator = source.batches_after_load(start.batches)
@@ -444,11 +465,11 @@ class Snapshots:
         yield from chain_first(fetched, batches)
 
     def _restored_pass(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
-        """Yields the batches of a pass from the snapshot at its start.
+        """Yields the batches of a pass, after restoring the snapshot at its start.
 
-        This snapshot was often taken at the end of the previous pass. If some objects are restored
-        to the end of a pass, their first iteration only ends this pass again, without a batch.
-        Their second iteration begins the next pass.
+        This snapshot was often taken at the end of the previous pass. An object that is restored to
+        the end of a pass may first end this pass again: its first iteration gives no batch, and its
+        second iteration begins the next pass.
         """
         with RandomState.preserved():
             self._restore(source, position)
@@ -461,11 +482,11 @@ class Snapshots:
         yield from chain_first(first, batches)
 
     def restore_keeper_once(self, others: Iterable["Snapshots"]) -> None:
-        """Makes only one of several feeds restore their shared keeper at the start of a pass.
+        """Makes only one of several feeds restore an object that is the keeper of all of them.
 
-        The feed that is iterated first restores the keeper. The snapshots of all feeds were taken
-        at the same time. So a second restore would move the keeper back, as if the batches since
-        the first restore had not been given.
+        The snapshots of these feeds are at the start of a pass, and were taken at the same time.
+        The feed that is iterated first restores the object. If a second feed restored the object
+        later, it would undo the progress that the object has made since the first restore.
 
         Args:
             others: the ``Snapshots`` of the other feeds.
@@ -474,7 +495,8 @@ class Snapshots:
 
     def _restore(self, source: Source, position: FeedPosition) -> None:
         for other in self._sharing:
-            # Without snapshots at the start of a pass, the other feeds do not restore the keeper.
+            # The other feeds lose their snapshots at the start of a pass, so that they do not
+            # restore the keeper.
             other._snapshots = {at: each for at, each in other._snapshots.items() if at.batches}
         self._sharing = []
         self._snapshots[position].restore(source, is_at_start=not position.batches)
@@ -487,11 +509,12 @@ class Snapshots:
         """Yields the batches of ``iterator``, and takes a snapshot before each of them.
 
         Args:
-            source: the data.
+            source: the source of the data.
             iterator: the batches after ``position``.
             position: the position before the first of these batches.
         """
-        # Searched only once, because the search goes through all objects of the data.
+        # The generators and objects are searched only once in a pass, because the search visits all
+        # objects of the data.
         generators, objects = (
             source.generators,
             source.object_states.stateful(source.objects_outside_keeper),
@@ -519,13 +542,13 @@ class Snapshots:
                 yield fetched.popleft()
 
     def _record(self, position: FeedPosition, snapshot: Snapshot) -> None:
-        """Keeps a snapshot, and drops the snapshots to which a feed cannot return any more."""
+        """Keeps a snapshot, and drops a snapshot to which the feed cannot return any more."""
         if not position.batches:
             self._snapshots.clear()
             self._fetched, self._needs_set_epoch = position, False
         self._snapshots[position] = snapshot
-        # The feed may have fetched one window ahead, and the run may roll back by one window. For
-        # each of these two windows, the snapshot of one more batch is kept.
+        # The feed may have fetched one window of batches ahead, and the run may roll back by one
+        # window. For each of the two windows, the snapshot of one additional batch is kept.
         former = position._replace(batches=position.batches - 2 * (self.window_size + 1))
         if former.batches > 0:
             self._snapshots.pop(former, None)
@@ -533,8 +556,8 @@ class Snapshots:
     def _can_record(self, position: FeedPosition) -> bool:
         """Returns whether a snapshot at ``position`` is missing and can be taken now.
 
-        A snapshot can be taken if no batch after ``position`` was requested, because then the
-        present state of the data belongs to ``position``.
+        A snapshot can be taken if no batch after ``position`` was requested: the present state of
+        the data still belongs to ``position``.
         """
         is_present = position == self._fetched and not self._is_fetching
         return is_present and position not in self._snapshots
@@ -542,8 +565,7 @@ class Snapshots:
     def _changes_with_batches(self, position: FeedPosition) -> bool:
         """Returns whether the keeper's state at ``position`` differs from its state a batch before.
 
-        A state that does not change with the batches cannot contain the position. Also returns True
-        if the state a batch before is not known.
+        Also returns True if the state a batch before is not known.
         """
         former = self._snapshots.get(position._replace(batches=position.batches - 1))
         return former is None or not is_same_state(former.keeper, self._snapshots[position].keeper)
@@ -557,7 +579,15 @@ class Snapshots:
         return max(0, self._fetched.batches - position.batches) if is_of_pass else 0
 
     def state_dict(self, source: Source, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the snapshot at ``position`` as plain data; None if no snapshot can be saved."""
+        """Returns the snapshot at ``position`` as plain data; None if no snapshot can be saved.
+
+        The dict has the fields of the ``Snapshot`` and these keys:
+
+        - "of": the name of the keeper.
+        - "ahead": the number of batches of the pass that were fetched after ``position``.
+        - "is_cut": True if ``position`` is the start of a pass, and the previous pass was left
+          before its end.
+        """
         keeper = source.keeper
         if keeper is None:
             return None
@@ -582,10 +612,10 @@ class Snapshots:
     ) -> None:
         """Loads the snapshot that was saved at ``position``. The next batches follow this position.
 
-        A snapshot whose keeper had another name is ignored.
+        A snapshot of a keeper with another name is ignored.
 
         Args:
-            source: the data.
+            source: the source of the data.
             position: the position at which the feed resumes.
             state_dict: a return value of the method ``state_dict``; None if no snapshot was saved.
         """
@@ -618,7 +648,7 @@ class Snapshots:
     ) -> list[str]:
         """Returns the reasons why the next batches may differ from those of the saved run.
 
-        The saved run is the run that saved the snapshot.
+        The saved run is the run that saved the snapshot ``state_dict``.
         """
         keeper = source.keeper
         if state_dict is None:
@@ -635,7 +665,7 @@ class Snapshots:
         return [*keeper.caveats] if has_caveats else []
 
     def doubts(self, source: Source) -> list[str]:
-        """Returns a list with the reason why the keeper's state cannot be saved; may be empty."""
+        """Returns the reason why the keeper's state is not saved; an empty list if it is saved."""
         newest = next(reversed(self._snapshots), None)
         if source.keeper is None or newest is None:
             return []
@@ -662,10 +692,10 @@ def _take_snapshot(
     """Takes a snapshot of the present states.
 
     Args:
-        source: the data.
+        source: the source of the data.
         generators: the random generators of the data, by name; None to search the data for them.
-        objects: the objects with a state that the keeper's state does not include, by name; None to
-            search the data for them.
+        objects: the objects whose states are saved in addition to the keeper's state, by name; None
+            to search the data for them.
         is_at_start: whether the next batch is the first one of a pass.
     """
     if generators is None:
@@ -682,7 +712,12 @@ def _take_snapshot(
 
 
 def _without_keeper(source: Source, named: Mapping[str, _T]) -> dict[str, _T]:
-    """Returns the entries of ``named`` whose generators the keeper's state does not include."""
+    """Returns ``named`` without the generators that are part of the keeper's state.
+
+    Args:
+        source: the source of the data.
+        named: maps the names of random generators to any values.
+    """
     keeper = source.keeper
     return {name: each for name, each in named.items() if keeper is None or not keeper.has(name)}
 
@@ -694,7 +729,10 @@ def _set_generators(source: Source, states: Mapping[str, Any]) -> None:
 
 
 def is_same_state(one: Any, other: Any) -> bool:
-    """Returns whether two states have the same values."""
+    """Returns whether two states have the same values.
+
+    Values that are not plain data count as different.
+    """
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
@@ -712,8 +750,8 @@ def chain_first(first: deque[Any], rest: Generator[Any, None, None]) -> Generato
     """Yields the batches in ``first``, then the batches of ``rest``.
 
     Args:
-        first: batches that were taken from ``rest``. Each leaves the deque when it is given.
-        rest: the remaining batches. Closing this generator closes ``rest``.
+        first: batches that were taken from ``rest``. A batch is removed when it is yielded.
+        rest: the remaining batches. It is closed when this generator is closed or exhausted.
     """
     with closing(rest):
         while first:

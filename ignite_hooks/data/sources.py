@@ -1,10 +1,16 @@
-"""Sources of batches: adapters over each type of data, which begin, resume and end a pass.
+"""Sources of batches: each class adapts one type of data, and begins, resumes and ends passes.
 
-A source wraps one type of data for a feed: an iterable, a torch ``DataLoader`` or a loader that
-Accelerate prepared. A pass is one iteration over the whole data. "To enter a pass" means to begin
-the iteration at a given batch: at batch 0, as a plain loop does, or in the middle of the pass,
-after a resume or a rollback. The keeper of a source is the object of the data whose state contains
-the position, if there is one (see ``snapshots.py``).
+A feed (``DataFeed``) gives batches to an engine and keeps the position in the data. A feed reads
+its data through a source. The data may be an iterable, a torch ``DataLoader`` or a loader that
+Accelerate prepared. ``prepare_source`` chooses the class of the source.
+
+A pass is one iteration over the whole data. "To enter a pass" means to begin the iteration at a
+given batch. A plain loop enters a pass at batch 0. After a resume, or after a rollback to the last
+optimizer step, a pass may be entered in its middle.
+
+Some data include an object whose state contains the position, for example a stream with a
+``state_dict``. A ``PositionKeeper`` (in short, the keeper) wraps this object (see
+``snapshots.py``).
 """
 
 from collections import deque
@@ -84,17 +90,18 @@ def dataset_and_samplers(loader: Any) -> list[Any]:
 
 
 def data_parts(loader: Any) -> dict[str, Any]:
-    """Returns the objects that load samples and combine them to a batch, by name."""
+    """Returns the data set and the ``collate_fn`` of a loader, by name."""
     return {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
 
 
 def order_parts(loader: Any) -> dict[str, Any]:
-    """Returns the objects that determine the order of the samples, by name; some may be None."""
+    """Returns the generator and the samplers of a loader, by name; some may be None."""
     names = ("generator", "sampler", "batch_sampler")
     return {name: getattr(loader, name, None) for name in names}
 
 
-# Caveats: reasons why the rest of a pass may differ although a state was restored.
+# Caveats: reasons why the rest of a resumed pass may differ from the saved run, although the state
+# of the data is restored.
 _WORKER_ORDER_CAVEAT = (
     "torchdata asks persistent workers in another order after a pass that was entered in its "
     "middle, so batches come in another order: use one worker, or leave out persistent_workers"
@@ -104,7 +111,7 @@ PADDING_CAVEAT = (
     "after the resumed position, not those of the saved run; with drop_last=True no sample is "
     "repeated"
 )
-# Ends a message (see `remedy`).
+# The end of a message about a resume that is not exact (see `TorchLoader.remedy`).
 _TORCHDATA_HINT = (
     " (with torchdata installed, a StatefulDataLoader saves the states of the data set's copies in "
     "the workers instead)"
@@ -116,18 +123,26 @@ _CERTAIN_LENGTH_TYPES = (Sequence, Set, Mapping, MappingView, torch.Tensor)
 def _skip_torch_iterators(thing: Any) -> tuple[()] | None:
     """Excludes the contents of torch's loader iterators from the search for generators.
 
-    The contents of such an iterator are determined by the position, so they are not saved.
+    A resume makes a new iterator at the saved position, so the contents of the old one need not be
+    saved.
+
+    Returns:
+        An empty tuple for an iterator: the search visits none of its parts. None for any other
+        object: the search visits all of its parts.
     """
     return () if issubclass(type(thing), _BaseDataLoaderIter) else None
 
 
 class PlainIterable:
-    """Any iterable of batches, and the base class of the other sources.
+    """The source for any iterable of batches, and the base class of the other sources.
 
     Attributes:
-        object_states: the states that users' objects have besides their random generators.
-        furthest_position: the position that the feed had immediately before it was last moved.
-        snapshots: the snapshots of the data at its last positions, if there is a keeper.
+        object_states: saves and restores the states of users' objects, for example of a data set
+            with a ``state_dict``.
+        furthest_position: the position from which the feed was last moved, for example by a
+            rollback. The indices of earlier batches of its pass have been drawn already.
+        snapshots: the snapshots of the data at its last positions, if there is a keeper. A snapshot
+            contains all states that determine the rest of a pass.
 
     Args:
         loader: the loader or iterable to iterate.
@@ -143,24 +158,28 @@ class PlainIterable:
         self.object_states = ObjectStates()
         self.furthest_position = FeedPosition(0, 0)
         self.snapshots = Snapshots()
-        # The pass that was begun last, and the random state before its order was drawn.
+        # The number of the pass that was begun last, and the random state before the order of its
+        # samples was drawn.
         self._started_pass: tuple[int, RandomState] | None = None
-        # The pass that is being begun, whose first batch has not come yet, and the random state
-        # before its order was drawn. If the attempt to begin the pass is interrupted, the next
-        # attempt begins with the same random state.
+        # The same for a pass whose first batch was requested and has not come yet. If this attempt
+        # to begin the pass is interrupted, the next attempt begins with the same random state.
         self._starting_pass: tuple[int, RandomState] | None = None
 
     @property
     def can_repeat(self) -> bool:
         """Returns whether earlier batches can be given again.
 
-        False for an iterator, unless the iterator has a state.
+        Only an iterator without a ``state_dict`` cannot give them again.
         """
         return self._iterator is None or self.keeper is not None
 
     @property
     def keeper(self) -> PositionKeeper | None:
-        """The object whose state contains the position in the data; None without such an object."""
+        """The keeper: wraps the object whose state contains the position in the data.
+
+        None if there is no such object. A list or another container needs no keeper, because its
+        iteration can begin at any batch.
+        """
         keeps_position = not isinstance(self.loader, _CERTAIN_LENGTH_TYPES) and has_state_dict(
             self.loader
         )
@@ -168,15 +187,16 @@ class PlainIterable:
 
     @property
     def reaches_all_ranks(self) -> bool:
-        """Returns whether every rank certainly has a batch in a pass.
+        """Returns whether it is certain that every rank has at least one batch in a pass.
 
-        All ranks return the same value.
+        All ranks return the same value. The value is False here, because a rank does not know how
+        many batches the other ranks have.
         """
         return False
 
     @property
     def is_reader(self) -> bool:
-        """Returns whether this process loads its batches. If not, rank 0 sends the batches."""
+        """Returns whether this process loads its batches; False if rank 0 sends them."""
         return True
 
     def set_window_size(self, batches: int) -> None:
@@ -194,7 +214,8 @@ class PlainIterable:
     def can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether the process that loads the batches can restore a saved snapshot.
 
-        If so, the run resumes from the snapshot even if the ``facts`` of the data have changed.
+        A run resumes from such a snapshot even if the ``facts`` of the data (for example the number
+        of batches) have changed.
 
         Args:
             state_dict: the saved state of the feed.
@@ -204,9 +225,10 @@ class PlainIterable:
     def snapshot_differences(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> list[str]:
-        """Returns the reasons why a saved snapshot may not lead to the batches of the saved run.
+        """Returns the reasons why a resumed run may get other batches than the saved run.
 
-        The saved run is the run that saved the snapshot.
+        The saved run is the run that saved the snapshot ``state_dict``. The resumed run continues
+        from this snapshot.
         """
         return self.snapshots.differences(self, position, state_dict)
 
@@ -221,7 +243,7 @@ class PlainIterable:
 
     @property
     def remedy(self) -> str:
-        """The end of a message: a hint how to get a state that contains the position. Or empty."""
+        """A hint how to make a resume exact, which ends a message; empty if there is none."""
         return ""
 
     @property
@@ -233,7 +255,8 @@ class PlainIterable:
     def _full_pass_length(self) -> int | None:
         """The number of batches in a pass that is iterated from its first batch on.
 
-        May differ from ``length`` in a subclass, if the present pass was entered in its middle.
+        In a subclass, ``length`` may be another number: the present pass may have been resumed in
+        its middle with another batch size.
         """
         return self.length
 
@@ -247,14 +270,18 @@ class PlainIterable:
 
     @property
     def is_entered_exactly(self) -> bool:
-        """Returns whether entering a pass in its middle draws no random number a second time."""
+        """Returns whether entering a pass in its middle draws no random number a second time.
+
+        True for a sequence, which contains finished batches.
+        """
         return isinstance(self.loader, Sequence)
 
     @property
     def is_replayed(self) -> bool:
-        """Returns whether the only way to enter a pass in its middle is to load earlier batches.
+        """Returns whether a pass can be entered in its middle only by loading its earlier batches.
 
-        The states of the data are not considered: with a state, earlier batches are not loaded.
+        The keeper is not considered here. A keeper with a saved state makes this loading
+        unnecessary.
         """
         return not isinstance(self.loader, Sequence)
 
@@ -275,12 +302,18 @@ class PlainIterable:
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The objects that make the batches, by name; empty if batches cannot be repeated."""
+        """The objects to search for random generators and states, by name.
+
+        These are the objects that make the batches. Empty if batches cannot be repeated.
+        """
         return {"data": self.loader} if self.can_repeat else {}
 
     @property
     def objects_outside_keeper(self) -> Objects:
-        """The objects whose states the state of ``keeper`` does not include, by name."""
+        """The objects that are not part of the keeper's state, by name.
+
+        Their states are saved separately.
+        """
         watched, keeper = self.found_generators.watched, self.keeper
         if keeper is None:
             return watched
@@ -289,8 +322,9 @@ class PlainIterable:
     def set_pass(self, data_pass: int) -> None:
         """Announces the next pass: calls ``set_epoch`` of the loader, its samplers and data set.
 
-        In a loader of loaders these objects may be nested at any depth. If an object has a
-        ``set_epoch``, it is expected to forward the call to the objects inside it.
+        If an object has a ``set_epoch``, the objects inside it are not called: the object is
+        expected to forward the call to them. Objects may be nested at any depth, for example in an
+        iterable of the user that contains several loaders.
 
         Args:
             data_pass: the number of the pass, from 0.
@@ -300,7 +334,7 @@ class PlainIterable:
                 each.set_epoch(data_pass)
 
     def _epoch_targets(self) -> list[Any]:
-        """Returns the objects whose ``set_epoch`` announces a pass."""
+        """Returns the objects whose ``set_epoch`` is called to announce a pass."""
         if hasattr(self.loader, "set_epoch"):
             return [self.loader]
         return [*self._nested_epoch_targets().values()]
@@ -317,17 +351,17 @@ class PlainIterable:
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Prepares the loader for one pass, or for the rest of a pass, during the body."""
+        """Prepares the loader for a pass, or for the rest of a pass, which the body iterates."""
         self.set_pass(data_pass)
         yield
 
     def mark_last_batch(self) -> None:
-        """Marks the next batch as the last of the pass, for Accelerate."""
+        """Tells Accelerate that the next batch is the last of the pass. Does nothing here."""
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Returns the batches of pass ``data_pass`` (from 0), without the first ``skip``.
 
-        If there is a keeper, its state from before the first of these batches is restored first.
+        If there is a keeper, its object is first restored to this position.
         """
         if self.keeper is None:
             return self.replay_batches(data_pass, skip)
@@ -336,9 +370,9 @@ class PlainIterable:
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Yields the batches of a pass without the first ``skip``, and restores no saved state.
 
-        If the pass was begun before, the order of its samples is drawn again. For this, the
-        generators get the states that they had at the start of the pass. Afterwards they get their
-        present states back.
+        If the pass was begun before, the same order of samples is drawn again. To this end, the
+        random generators get the states that they had at the start of the pass. After the draw, the
+        generators get their present states back.
         """
         if self._iterator is not None:
             # iter() makes some iterators begin again, so it is called only at the start of a pass.
@@ -348,7 +382,7 @@ class PlainIterable:
         else:
             iterator, first = self._begin_pass(data_pass, skip), deque[Any]()
             # The samplers draw the order of the pass when the first batch is fetched. So the pass
-            # counts as begun only after this.
+            # counts as begun only when this batch has come.
             first.extend(islice(iterator, 1))
             self._started_pass, self._starting_pass = self._starting_pass, None
             if first:
@@ -360,8 +394,8 @@ class PlainIterable:
     def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
         """Begins a pass, and notes the random state at its start.
 
-        If an earlier attempt to begin the same pass was interrupted, the random state that was
-        noted then is restored first.
+        If an earlier attempt to begin the same pass was interrupted, the random state that the
+        earlier attempt noted is restored first.
         """
         self.object_states.begin(self.objects_outside_keeper)
         if self._starting_pass is not None and self._starting_pass[0] == data_pass:
@@ -394,8 +428,8 @@ class PlainIterable:
         Args:
             skip: the number of batches of the pass before the loaded state.
         """
-        # In the middle of a pass, the seeds of its workers were drawn before. A second draw must
-        # not change the generators, so the seeds are drawn from copies of the generators.
+        # If the pass continues in its middle, torch draws seeds for workers a second time. This
+        # second draw must not change the generators, so it uses copies of the generators.
         loaders = [*self._inner_loaders().values()] if skip else []
         if loaders:
             with_workers = [each for each in loaders if each.num_workers]
@@ -417,7 +451,10 @@ class PlainIterable:
         self._started_pass = self._starting_pass = None
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Ends a pass that has given all its batches, but was stopped before it reached its end.
+        """Ends a pass that was stopped after its last batch, before its iterator was exhausted.
+
+        Does nothing here. A subclass exhausts its samplers, because some samplers draw random
+        numbers at their end.
 
         Args:
             data_pass: the number of the pass, from 0.
@@ -425,9 +462,10 @@ class PlainIterable:
         """
 
     def facts(self) -> dict[str, int | str | None]:
-        """Returns the facts: properties that must be equal for a resume to give the same batches.
+        """Returns the facts: properties of the data, by name, which are saved in checkpoints.
 
-        The keys are part of checkpoints, and appear in messages.
+        A resume gives the same batches only if the facts have not changed. Messages about a change
+        contain the names.
         """
         base = getattr(self.loader, "base_dataloader", self.loader)
         sampler = getattr(base, "batch_sampler", None)
@@ -439,7 +477,15 @@ class PlainIterable:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state that another process needs to enter the pass that was begun last."""
+        """Returns the state that another process needs to enter the pass that was begun last.
+
+        The keys are:
+
+        - "begun": the number of this pass and the random state at its start; None before the first
+          pass.
+        - "generators": the present states of the random generators of the data, by name.
+        - "objects": the present states of the objects outside the keeper, by name.
+        """
         begun = None
         if self._started_pass is not None:
             data_pass, random = self._started_pass
@@ -457,23 +503,33 @@ class PlainIterable:
 
     @property
     def is_in_order(self) -> bool:
-        """Returns whether batches come in the same order when a pass is entered again."""
+        """Returns whether batches come in the same order when a pass is entered again.
+
+        False in a subclass for workers with ``in_order=False``.
+        """
         return True
 
     @property
     def replayed_sampler(self) -> Any:
-        """The sampler that must be iterated from its start to enter a pass in its middle.
+        """The sampler that a resume in the middle of a pass must iterate from its start.
 
         None if there is no such sampler.
         """
         return None
 
     def batches_after(self, samples: int) -> int | None:
-        """Returns how many batches of a pass follow ``samples`` samples; None if not known."""
+        """Returns how many batches of a pass come after its first ``samples`` samples.
+
+        None if not known.
+        """
         return None
 
     def set_samples_before(self, position: FeedPosition, samples: int) -> None:
-        """Sets how many samples of the pass come before ``position``."""
+        """Sets how many samples of the pass come before ``position``.
+
+        If the batch size has changed since the save, this number does not follow from the number of
+        batches.
+        """
 
     def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
         """Returns the states of the workers at a position.
@@ -483,7 +539,7 @@ class PlainIterable:
         return None
 
     def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether workers can continue from saved states."""
+        """Returns whether workers can continue from the saved states ``state_dict``."""
         return False
 
     def load_worker_states(
@@ -497,14 +553,15 @@ class PlainIterable:
         """
 
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of the recorded sampler (see ``recorded_order.py``) at a position.
+        """Returns the state of the recorded sampler at a position; None if it is not known.
 
-        None if there is no such sampler, or if the state is not known.
+        If workers prefetch, their sampler is ahead of the position. So a subclass records what a
+        sampler with a state yields (see ``recorded_order.py``). Here no sampler is recorded.
         """
         return None
 
     def accepts_order_state(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether a sampler can continue from a saved state."""
+        """Returns whether the recorded sampler can continue from the saved state ``state_dict``."""
         return False
 
     def load_order_state(
@@ -514,16 +571,19 @@ class PlainIterable:
         *,
         ends: bool = False,
     ) -> None:
-        """Sets the state from which a recorded sampler continues at ``position``.
+        """Sets the state from which the recorded sampler continues at ``position``.
 
         Args:
             position: the position in the data.
             state_dict: a return value of ``order_state_at``; None if no state can be used.
-            ends: whether to exhaust the sampler, because no batch of the pass is left.
+            ends: whether to exhaust the sampler. True if no batch of the pass is left.
         """
 
     def order_state_differences(self, state_dict: Mapping[str, Any] | None) -> list[str]:
-        """Returns the reasons why a sampler cannot continue from a saved state."""
+        """Returns the reason why the saved state of a sampler is not restored.
+
+        The list is empty if no state was saved.
+        """
         if state_dict is None:
             return []
         now = "there is nothing with a state now"
@@ -532,11 +592,11 @@ class PlainIterable:
         return [f"the state of {state_dict['of']} is not restored, {now}"]
 
     def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether a saved state of the sampler includes the generator ``name``."""
+        """Returns whether the saved state of a recorded sampler includes the generator ``name``."""
         return False
 
     def doubts(self) -> list[str]:
-        """Returns the reasons why ``state_dict`` may lack some of the state of the data."""
+        """Returns the reasons why the saved state of the data may be incomplete."""
         found = self.found_generators
         persistent = [
             f"{path} has persistent workers: a process that resumes starts new workers, and draws "
@@ -550,8 +610,8 @@ class PlainIterable:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores a return value of the method ``state_dict``.
 
-        The pass that the saved process had begun counts as begun in this process. Generators
-        without a saved state are left unchanged.
+        If the saved process had begun a pass, this pass counts as begun in this process too.
+        Generators without a saved state are left unchanged.
         """
         generators, states = self.generators, state_dict["generators"]
         self._started_pass = self._starting_pass = None
@@ -564,7 +624,11 @@ class PlainIterable:
         self.object_states.load_state_dict(objects, state_dict.get("objects", {}))
 
     def _inner_loaders(self) -> dict[str, DataLoader[Any]]:
-        """Returns the loaders that a loader of loaders contains. The keys are their paths."""
+        """Returns the torch loaders that an iterable of the user contains, by path.
+
+        Such an iterable may, for example, take batches from several loaders in turn. Empty if the
+        data are a torch loader themselves.
+        """
         if isinstance(self.loader, DataLoader):
             return {}
         found = {path: get() for path, get in self.found_generators.watched.items()}
@@ -583,11 +647,19 @@ class PlainIterable:
 
 
 class AdaptedLoader(PlainIterable):
-    """A prepared loader that Accelerate iterates, because rank 0 sends batches to other ranks."""
+    """The source for a prepared loader of which rank 0 reads the data for all ranks.
+
+    Only Accelerate's own iteration sends the batches of rank 0 to the other ranks. So this source
+    iterates the prepared loader. ``TorchLoader`` iterates the torch loader inside a prepared loader
+    instead.
+    """
 
     @property
     def keeper(self) -> PositionKeeper | None:
-        """Returns None: Accelerate iterates the data, so no state of the data is used."""
+        """Returns None: Accelerate itself iterates the data, and restores no state of the data.
+
+        So a resume loads the earlier batches of a pass again.
+        """
         return None
 
     @property
@@ -604,16 +676,17 @@ class AdaptedLoader(PlainIterable):
     def length(self) -> int | None:
         """The number of batches in a pass; None if the number is not certain.
 
-        The number is not certain in two cases: for an iterable data set, whose ``len()`` may be
-        wrong, and without even batches, because some processes may get no samples of the last
-        batch.
+        The number is not certain in two cases:
+
+        - The data set is iterable, so its ``len()`` may be wrong.
+        - ``even_batches`` is False, so some processes may get no samples of the last batch.
         """
         is_stream = isinstance(self.loader.dataset, IterableDataset)
         return self.promised_length if self.even_batches and not is_stream else None
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Sets the number of the pass, with which Accelerate's iteration calls ``set_epoch``."""
+        """Sets the number of the pass. Accelerate's iteration calls ``set_epoch`` with it."""
         with activated(self.loader):
             self.loader.iteration = data_pass
             yield
@@ -627,8 +700,8 @@ class AdaptedLoader(PlainIterable):
         for batch in batches:
             size = find_batch_size(batch)
             if self.loader.end_of_dataloader and isinstance(self.loader, DataLoaderDispatcher):
-                # Of the last batch, which the ranks share, only the first `remainder` samples are
-                # new. The other samples are repeated.
+                # The ranks share one large last batch. Only its first `remainder` samples are new.
+                # The other samples are repetitions, which fill the batch.
                 rank = self.loader.state.process_index
                 size = min(max(self.loader.remainder - rank * size, 0), size)
                 batch = slice_tensors(batch, slice(0, size))
@@ -637,15 +710,19 @@ class AdaptedLoader(PlainIterable):
 
 
 class TorchLoader(PlainIterable):
-    """A torch ``DataLoader``, prepared or not, iterated without Accelerate's look-ahead.
+    """The source for a torch ``DataLoader``, prepared or not.
 
-    Accelerate fetches one batch ahead to find the end. The data set would then draw the random
-    numbers of this batch before the model draws random numbers (for dropout, say) for the previous
-    batch.
+    The loader is iterated without Accelerate's look-ahead. Accelerate fetches one batch ahead to
+    find the end of the data. With this look-ahead, the data set draws the random numbers of the
+    next batch before the model draws its own (for dropout, say) for the present batch. A plain
+    PyTorch loop draws them in the other order.
+
+    This class itself is for streams (iterable data sets). The subclass ``IndexedLoader`` is for
+    loaders with a sampler.
 
     Attributes:
-        caveats: known reasons why the rest of a pass may differ after the state of a stream was
-            restored.
+        caveats: known reasons why the rest of a resumed pass may differ from the saved run,
+            although the state of a stream is restored.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
@@ -653,30 +730,35 @@ class TorchLoader(PlainIterable):
         self.caveats: tuple[str, ...] = ()
         super().__init__(loader, even_batches)
         self._stateful_loader = self._make_stateful_loader()
-        self._drew_seed = True  # whether the last pass began with drawing a seed for its workers
+        # Whether a seed for workers was drawn when the last pass began. This is False if persistent
+        # workers were running already.
+        self._drew_seed = True
         # Whether persistent workers ran in the process whose state was loaded.
         self._had_persistent_workers = False
-        # Whether the iterator that is opened next continues a pass that was begun before.
+        # Whether the next iterator continues a pass in its middle.
         self._continues_pass = False
         base: Any = self.base
         if is_stateful_loader(base):
-            # While Accelerate prepared the loader, it called `state_dict`. This call created an
-            # iterator, which drew random numbers before any pass. Loading an empty state drops this
+            # When Accelerate prepares the loader, it calls `state_dict`. This call makes the loader
+            # create an iterator too early: before the first pass. Loading an empty state drops this
             # iterator.
             base.load_state_dict({})
 
     @property
     def base(self) -> DataLoader[Any]:
-        """The torch loader inside Accelerate's adapter, or the torchdata loader in its place."""
+        """The loader to iterate: the torch loader inside Accelerate's adapter.
+
+        If ``_make_stateful_loader`` has made a torchdata loader, this loader takes its place.
+        """
         base: DataLoader[Any] = getattr(self.loader, "base_dataloader", self.loader)
         return base if self._stateful_loader is None else self._stateful_loader
 
     def _make_stateful_loader(self) -> DataLoader[Any] | None:
         """Returns a torchdata loader to iterate in place of torch's loader.
 
-        torch's loader cannot ask its workers for the states of their copies of a stream. So a
-        stream with a state, if workers load it, needs a torchdata loader. Returns None if torch's
-        loader is sufficient, or if torchdata is not installed.
+        If workers load a stream, each worker has a copy of it. torch's loader cannot ask the
+        workers for the states of these copies, but a torchdata loader can. Returns None if no
+        torchdata loader is needed, or if torchdata is not installed.
         """
         base = self.base
         if type(base) is not DataLoader or not base.num_workers or not self._is_stateful_stream:
@@ -685,16 +767,20 @@ class TorchLoader(PlainIterable):
 
     @property
     def _is_stateful_stream(self) -> bool:
-        """Returns whether the data set, or the one inside Accelerate's shard, is a stateful stream.
+        """Returns whether the data set is a stateful stream: an iterable data set with a state.
 
-        A stateful stream is an iterable data set with a state.
+        If the data set is a shard that Accelerate made, the data set inside the shard counts.
         """
         stream = unsharded(self.base.dataset)
         return isinstance(stream, IterableDataset) and has_state_dict(stream)
 
     @property
     def keeper(self) -> PositionKeeper | None:
-        """A stream or sampler with a state, or a loader whose workers have copies of a stream."""
+        """The keeper; None if no object has a usable state.
+
+        The keeper wraps one of these objects: a sampler with a state; a stream with a state, if it
+        is iterated in this process; or a torchdata loader whose workers have copies of the stream.
+        """
         base: Any = self.base
         dataset = base.dataset
         if not isinstance(self.base.dataset, IterableDataset):
@@ -715,13 +801,20 @@ class TorchLoader(PlainIterable):
 
     @property
     def remedy(self) -> str:
-        """A hint to install torchdata, if torchdata could save the states of streams in workers."""
+        """A hint to install torchdata; empty if torchdata would not make a resume exact.
+
+        torchdata helps if workers load a stream with a state.
+        """
         can_be_asked = self._is_stateful_stream and not _is_reseeded(self.base.dataset)
         return _TORCHDATA_HINT if can_be_asked and self.keeper is None else ""
 
     @property
     def roots(self) -> dict[str, Any]:
-        """The data set, ``collate_fn`` and samplers, and a loader of the user's class, by name."""
+        """The objects to search for random generators and states, by name.
+
+        These are the data set, the ``collate_fn`` and the samplers. The loader is one of them if
+        its class is from the user's code.
+        """
         own = {} if is_library_code(type(self.base)) else {"loader": self.base}
         return {**data_parts(self.base), **order_parts(self.base), **own}
 
@@ -731,15 +824,15 @@ class TorchLoader(PlainIterable):
         return None
 
     def mark_last_batch(self) -> None:
-        """Sets ``end_of_dataloader``, as Accelerate's own iteration does before its last batch."""
+        """Sets ``end_of_dataloader``, as Accelerate's own iteration does before the last batch."""
         if isinstance(self.loader, DataLoaderShard):
             self.loader.end_of_dataloader = True
 
     def _epoch_targets(self) -> list[Any]:
-        """Returns the objects whose ``set_epoch`` announces a pass.
+        """Returns the objects whose ``set_epoch`` is called to announce a pass.
 
-        A prepared loader forwards the call to its data set and samplers, but not to objects inside
-        these.
+        ``set_epoch`` of a prepared loader calls ``set_epoch`` of the data set and the samplers, but
+        not of objects inside these. So the objects inside are returned as well.
         """
         parts, direct = dataset_and_samplers(self.base), [self.loader]
         if not isinstance(self.loader, DataLoaderShard):
@@ -749,14 +842,17 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Begins and ends the iteration as Accelerate's loader does, and calls ``set_epoch``."""
+        """Calls ``set_epoch``, and makes a prepared loader Accelerate's active loader for the body.
+
+        Accelerate reads from its active loader whether the present batch is the last.
+        """
         loader = self.loader
         if not isinstance(loader, DataLoaderShard):
             self.set_pass(data_pass)
             yield
             return
-        # `DataLoaderShard.__iter__` begins with this call, too. That method is not used, because it
-        # fetches a batch ahead.
+        # `DataLoaderShard.__iter__` begins with this call, too. `__iter__` itself is not called,
+        # because it fetches a batch ahead.
         if loader.rng_types is not None:
             synchronize_rng_states(loader.rng_types, loader.synchronized_generator)
         with activated(loader):
@@ -765,7 +861,11 @@ class TorchLoader(PlainIterable):
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the base class, and the values that worker seeds depend on."""
+        """Returns the state of the base class, with two more keys about the seeds of workers.
+
+        - "drew_seed": whether a seed for workers was drawn when the last pass began.
+        - "has_workers": see ``_has_persistent_workers``.
+        """
         return {
             **super().state_dict(),
             "drew_seed": self._drew_seed,
@@ -773,7 +873,11 @@ class TorchLoader(PlainIterable):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores a state, and ends persistent workers, which are at another position."""
+        """Restores a state.
+
+        Ends persistent workers, which have prefetched batches at another position. The workers of a
+        torchdata loader are not ended here: the loader ends them when it loads its own state.
+        """
         super().load_state_dict(state_dict)
         if self.base.persistent_workers and not self.draws_in_workers:
             self.base._iterator = None
@@ -782,7 +886,7 @@ class TorchLoader(PlainIterable):
 
     @property
     def _has_persistent_workers(self) -> bool:
-        """Returns whether persistent workers run here, or ran in the process that was saved."""
+        """Returns whether persistent workers run in this process, or ran in the saved process."""
         return self._had_persistent_workers or self._has_running_workers
 
     @property
@@ -796,8 +900,8 @@ class TorchLoader(PlainIterable):
     def _dataset_sets_epoch(self) -> bool:
         """Returns whether the data set, or an object in it, has a ``set_epoch``.
 
-        A call of ``set_epoch`` does not reach running persistent workers, because their copies of
-        the data set were made when the workers started.
+        Running persistent workers do not notice a call of ``set_epoch``, because their copies of
+        the data set were made when the workers started. So new workers are started for each pass.
         """
         dataset = self.base.dataset
         paths = [path.partition(".")[0] for path in self._nested_epoch_targets()]
@@ -805,7 +909,8 @@ class TorchLoader(PlainIterable):
 
     def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
         if self.base.persistent_workers and self._dataset_sets_epoch:
-            # Ends the workers. New workers get copies of the data set after `set_epoch`.
+            # Ends the workers. New workers get copies of the data set on which `set_epoch` was
+            # called.
             self.base._iterator = None
         # torch draws no new seed for persistent workers that are running.
         self._drew_seed = not self._has_persistent_workers
@@ -821,18 +926,20 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def _matching_seed_draws(self, *, is_continued: bool = False) -> Iterator[None]:
-        """Makes an iteration that begins in the body draw a worker seed only if the saved run did.
+        """Makes an iteration that begins in the body draw from the generator as in the saved run.
 
-        torch draws a seed for workers whenever an iteration begins, unless persistent workers are
-        already running. This may differ between the saved process and the present one:
+        When an iteration begins, torch draws a seed for its workers from the loader's generator. If
+        persistent workers are running already, torch draws no seed. So the present process may
+        differ from the saved process in two ways:
 
         - The saved process drew a seed, but workers are running here: a draw is added.
         - The saved process had running workers, but new workers start here: their seed is drawn
           from a temporary generator.
 
         Args:
-            is_continued: whether the pass was begun before. Then its seed was drawn before, and a
-                new seed is drawn from copies of the generators.
+            is_continued: whether the iteration continues a pass in its middle. The seed of the pass
+                was drawn when the pass began, so the new workers get a seed from a copy of the
+                generator.
         """
         base = self.base
         forget_dead_workers(base)
@@ -863,7 +970,7 @@ class TorchLoader(PlainIterable):
         return keeper is not None and keeper.workers > 0
 
     def _loader_to_start(self) -> DataLoader[Any]:
-        """Returns the loader to iterate for a whole pass."""
+        """Returns the loader to iterate for a whole pass. A subclass may wrap its sampler."""
         return self.base
 
     def _open_iterator(self) -> Iterator[Any]:
@@ -876,9 +983,10 @@ class TorchLoader(PlainIterable):
 
 
 class CustomLoader(TorchLoader):
-    """A loader whose class overrides the iteration. Its ``__iter__`` is used unchanged.
+    """The source for a loader whose class overrides the iteration or the state methods.
 
-    The ``len()`` of such a loader may be wrong, and a batch can be skipped only by loading it.
+    ``__iter__`` of the loader is used unchanged. The ``len()`` of such a loader may be wrong, and a
+    batch can be skipped only by loading it.
     """
 
     @property
@@ -888,10 +996,14 @@ class CustomLoader(TorchLoader):
 
     @property
     def keeper(self) -> PositionKeeper | None:
-        """The loader itself if it has a state, because the loader may buffer samples; else None."""
+        """The keeper, which wraps the loader itself; None if the loader has no usable state.
+
+        The state of a sampler or data set alone is not enough, because the loader may buffer
+        samples.
+        """
         is_stream = isinstance(self.base.dataset, IterableDataset)
-        # If a stream has no state, torchdata's loader replays the stream. Then the state of the
-        # loader is only a count of batches, and is not used.
+        # If a stream has no state, the state of torchdata's loader is only a count of batches. The
+        # loader replays the stream up to this count. Such a state is not used.
         has_usable_state = (
             not (is_stream and is_stateful_loader(self.base)) or self._is_stateful_stream
         )
@@ -900,12 +1012,13 @@ class CustomLoader(TorchLoader):
         return make_keeper(self.loader, paths, self.base.num_workers) if keeps_position else None
 
     def _make_stateful_loader(self) -> None:
-        """Returns None, because the loader itself is iterated."""
+        """Returns None: the user's loader is not replaced, because its own iteration is used."""
 
     def _epoch_targets(self) -> list[Any]:
-        """Returns the loader alone if it has a ``set_epoch``.
+        """Returns only the loader if it has a ``set_epoch``.
 
-        The method of the loader may call ``set_epoch`` of its parts with another number.
+        This method of the loader may call ``set_epoch`` of the loader's parts with a number of its
+        own. So the parts are not called here.
         """
         return [self.loader] if hasattr(self.loader, "set_epoch") else super()._epoch_targets()
 
@@ -916,7 +1029,11 @@ class CustomLoader(TorchLoader):
 
 
 def _is_reseeded(dataset: Any) -> bool:
-    """Returns whether Accelerate's shard seeds the generator of a stream at each iteration."""
+    """Returns whether Accelerate's shard seeds the generator of a stream at each iteration.
+
+    The state of such a stream is of no use for a resume: the shard would overwrite the restored
+    state of the generator.
+    """
     stream = unsharded(dataset)
     has_generator = isinstance(getattr(stream, "generator", None), torch.Generator)
     return stream is not dataset and has_generator and not hasattr(stream, "set_epoch")
@@ -925,7 +1042,8 @@ def _is_reseeded(dataset: Any) -> bool:
 def _remaining_batches(iterator: Iterator[Any]) -> Iterator[Any]:
     """Yields the remaining batches of an iterator, without calling ``iter()`` or ``close()``.
 
-    ``iter()`` makes some iterators begin again, and ``close()`` would end the iterator.
+    ``iter()`` makes some iterators begin again. ``close()`` would end the iterator, but its batches
+    may be needed later.
     """
     while True:
         try:
@@ -938,7 +1056,7 @@ def _remaining_batches(iterator: Iterator[Any]) -> Iterator[Any]:
 def _with_copied_generators(loaders: Iterable[Any]) -> Iterator[None]:
     """Makes loaders draw the seeds of workers from copies of their generators, during the body.
 
-    So an iteration can be begun a second time without changing the generators.
+    The generators themselves stay unchanged, although an iteration begins a second time.
     """
     found = [(each, each.generator) for each in loaders]
     for loader, generator in found:
