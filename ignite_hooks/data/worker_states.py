@@ -1,13 +1,14 @@
 """Tracks the states of loader workers batch by batch, so that new workers can continue from them.
 
 torch seeds the global random generators of a worker when the worker starts. Each worker has a copy
-of the data set, and this copy has its own random generators and state. The number of random numbers
-that a worker has drawn depends on the samples, which the main process does not see. So a worker
-sends its states along with a batch whenever they have changed. The user sees the batches unchanged.
+of the data set, and this copy has its own random generators and state. How many random numbers a
+worker has drawn depends on its samples, so the main process cannot know the number. Therefore a
+worker sends its states along with a batch whenever they have changed. The user gets the batches
+without the states.
 
-Worker ``w`` of ``W`` loads the batches ``w``, ``w + W``, and so on. A new iteration always starts
-with worker 0, even if the iteration continues a pass in its middle. So up to ``W - 1`` batches
-before the position are loaded again.
+A pass is one iteration over the whole data. Worker ``w`` of ``W`` loads the batches ``w``,
+``w + W``, and so on. An iteration may begin in the middle of a pass, but always begins with worker
+0. So up to ``W - 1`` batches before the requested batch are loaded again.
 """
 
 import os
@@ -42,7 +43,9 @@ __all__ = [
     "worker_state_to_plain",
 ]
 
-_STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"  # keys of a saved stream state
+# The keys of the state of a stream in a worker: the user's state of the stream, the states of the
+# worker's random generators, and whether the stream has ended in the present pass.
+_STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"
 _MAX_BYTES = 2**20  # the largest size of the object states that a worker sends with a batch
 _MAX_WATCHED = 500  # the largest number of objects that are compared after every batch
 
@@ -51,8 +54,8 @@ class WorkerStates:
     """The states of the workers of one loader, pass by pass.
 
     Attributes:
-        doubts: sentences about changes in the workers that no saved state contains, as the keys of
-            a dict, so that each sentence occurs once.
+        doubts: sentences about changes in the workers that a saved state does not contain. They
+            are the keys of a dict, so that each sentence occurs once.
     """
 
     def __init__(self) -> None:
@@ -62,22 +65,22 @@ class WorkerStates:
         # For each worker, a pair for each of its last batches: the number of the batch, and the
         # state of the worker after this batch.
         self._history: list[deque[tuple[int, bytes | None]]] = []
-        # The number of the batch that is yielded next, and whether the loader has no more batches.
+        # The number of the batch that is yielded next, and whether the loader is exhausted.
         self._next_batch, self._has_ended = 0, False
         self._length: int | None = None
-        # The number of the present iteration; 0 while no iteration is tracked. The number is in
-        # shared memory, because persistent workers live through several iterations. Workers send
-        # their states unless the number is 0. When the number has changed, a worker sends its
-        # states even if they are unchanged.
+        # The number of the present iteration; 0 while no iteration is tracked. Workers read the
+        # number from shared memory, because persistent workers live through several iterations.
+        # While the number is 0, workers send no states. When the number has changed, each worker
+        # sends its states once, even if they have not changed.
         self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._iteration.share_memory_()  # type: ignore[no-untyped-call]
         self._iteration_count = 0  # the number of all iterations that were tracked so far
 
     @contextmanager
     def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
-        """Gives states to the workers that the loader starts in the body.
+        """Makes the workers that the loader starts in the body begin from given states.
 
-        These workers then send their states with the batches.
+        From then on, the workers send their states with the batches.
 
         Args:
             loader: the loader. Its attributes are replaced during the body.
@@ -118,10 +121,10 @@ class WorkerStates:
         self._length = length
         self._data_pass, self._first_batch, self._next_batch = data_pass, first, first
         self._has_ended = False
-        # After a rollback to the start of a window, W workers start up to W - 1 batches before the
-        # window. Besides, the feed, which yields the batches, is one batch ahead of the run. So the
-        # history of a worker must contain the last window_size // W + 2 batches of this worker,
-        # and one more entry for the state before these batches.
+        # After a rollback to the start of a window, W new workers start up to W - 1 batches before
+        # the window. Besides, the loader may have yielded one batch that the run has not got yet.
+        # So the history of a worker must contain the last window_size // W + 2 batches of this
+        # worker, and one more entry for the state before these batches.
         self._history = [
             deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
         ]
@@ -134,8 +137,8 @@ class WorkerStates:
             first: the number of the first of these batches, counted from the start of the pass.
         """
         try:
-            # With a loop instead of `map`, the loop variable in the suspended frame would keep the
-            # batch in memory.
+            # `map` has no loop variable. The variable of a loop would keep the batch in memory
+            # while this generator is suspended.
             yield from map(self._unpack_batch, batches, count(first))
             self._has_ended = True
         finally:
@@ -159,11 +162,15 @@ class WorkerStates:
         return loaded.batch
 
     def states_at(self, data_pass: int, number: int) -> tuple[int, list[bytes | None]] | None:
-        """Returns how to start new workers that continue a pass at batch ``number``.
+        """Returns where and with which states new workers must start, to continue a pass.
+
+        Args:
+            data_pass: the number of the pass.
+            number: the number of the batch at which the pass continues.
 
         Returns:
-            The number of the batch that worker 0 must load first, and the state of each worker
-            before its first batch. None if the states are not known.
+            The number of the batch that worker 0 must load first (at most ``number``), and the
+            state of each worker before its first batch. None if the states are not known.
         """
         if data_pass != self._data_pass or number < self._first_batch or not self._history:
             return None
@@ -174,8 +181,8 @@ class WorkerStates:
     def states_after(self, data_pass: int) -> list[bytes | None]:
         """Returns the states of the workers after a whole pass; an empty list if not known.
 
-        If the pass was left early, the states are not known, because the workers have prefetched
-        further batches.
+        The states are not known if the pass was left early: the workers have loaded further
+        batches, whose states have not arrived.
         """
         newest = [history[-1][1] for history in self._history]
         is_over = data_pass == self._data_pass and self.is_over
@@ -189,11 +196,14 @@ class WorkerStates:
 
 @contextmanager
 def with_random_state(loader: Any) -> Iterator[None]:
-    """Adds the random states of a worker to the state of the worker's stream.
+    """Makes workers add their random states to the states of their streams.
 
-    A stream is an iterable data set. This applies to the workers that a ``StatefulDataLoader``
-    starts in the body. After each batch torchdata asks a worker for the state of its copy of the
-    stream. When a pass is resumed, torchdata loads this state before it iterates over the copy.
+    A stream is an iterable data set, of which each worker has a copy. After each batch torchdata
+    asks a worker for the state of its copy. When a pass is resumed, torchdata loads this state
+    before it iterates over the copy.
+
+    Args:
+        loader: a ``StatefulDataLoader``, which starts the workers in the body.
     """
     user_init = loader.worker_init_fn
     undo = _attribute_setter(loader, "worker_init_fn", user_init)
@@ -210,9 +220,9 @@ def unsharded(dataset: Any) -> Any:
 def end_streams(state_dict: Any) -> None:
     """Marks, in the state of a ``StatefulDataLoader``, the streams that have ended.
 
-    Some workers may have ended their streams before the pass is over. When the pass is resumed,
-    torchdata iterates these streams once more. A stream that resets its state at its end would then
-    give all its samples a second time.
+    The streams of some workers may end before the pass is over. When the pass is resumed, torchdata
+    iterates all streams, also those that have ended. If a stream resets its state at its end, this
+    iteration would give all samples of the stream a second time. A marked stream gives none.
 
     Args:
         state_dict: the state of the loader in the middle of a pass. It is changed in place.
@@ -227,7 +237,7 @@ def end_streams(state_dict: Any) -> None:
 def _call_user_init(init: Callable[[int], Any] | None, worker_id: int, main_pid: int) -> Any:
     """Calls the user's ``worker_init_fn``, and returns the worker's copy of the data set.
 
-    Returns None if the worker is a thread of the main process, because a thread has no copy.
+    Returns None if the worker is a thread of the main process: a thread shares the data set.
     """
     if init is not None:
         init(worker_id)
@@ -269,7 +279,7 @@ class _StreamStates:
         with_state = unsharded(stream)
         self._state_dict, self._load_state_dict = with_state.state_dict, with_state.load_state_dict
         self._generators = GeneratorSearch()({"dataset": stream}).named
-        self._is_over = False
+        self._is_over = False  # whether a resumed pass is past the end of this stream
 
     def state_dict(self) -> dict[str, Any]:
         random = RandomState.capture(generators=self._generators)
@@ -280,8 +290,8 @@ class _StreamStates:
         }
 
     def load_state_dict(self, state_dict: Any) -> None:
-        # Outside of ``with_random_state``, when the user iterates, the state of the stream is saved
-        # alone.
+        # If the user iterates the loader outside of ``with_random_state``, the saved state is the
+        # state of the stream alone.
         if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:
             self._load_state_dict(state_dict)
             return
@@ -292,7 +302,7 @@ class _StreamStates:
             self._end_pass()
 
     def _end_pass(self) -> None:
-        """Makes the next iteration of the stream empty, and the iteration after that complete."""
+        """Makes the next iteration of the stream empty. Later iterations are complete again."""
         cls = type(self._stream)
 
         def iterate(stream: Any) -> Iterator[Any]:
@@ -302,7 +312,7 @@ class _StreamStates:
             stream.__class__, self._is_over = cls, False
             return iter(stream)
 
-        # `iter` looks `__iter__` up in the class. So this one stream gets a subclass.
+        # `iter` looks `__iter__` up in the class, so this one stream is moved to a subclass.
         self._stream.__class__ = type(cls.__name__, (cls,), {"__iter__": iterate})
 
 
@@ -333,7 +343,8 @@ class _TrackedWorker:
         collate: the user's ``collate_fn``.
         init: the user's ``worker_init_fn``, or None.
         iteration: the number of the iteration, in shared memory; 0 while no iteration is tracked.
-        states: the states to begin with, by worker.
+        states: the state from which each worker begins; None for a worker that begins as torch
+            seeds it.
     """
 
     def __init__(
@@ -364,8 +375,7 @@ class _TrackedWorker:
         self._object_states.begin(self._found.watched)
         self._watched, self._is_too_big = self._found.watched, False
         self._loaded = 0  # the number of batches that this worker has loaded
-        # The number of the iteration in which this worker sent a state last. The number is 0 until
-        # the worker has sent a state.
+        # The number of the iteration in which this worker last sent a state; 0 before the first.
         self._sent_iteration = 0
         self._sent, self._sent_objects = RandomState.capture(), b""
         if worker_id < len(self._states) and (state := self._states[worker_id]) is not None:
@@ -398,9 +408,10 @@ class _TrackedWorker:
         return pickle.dumps((random, objects))
 
     def _pack_objects(self) -> bytes:
-        """Returns the pickled states of the objects.
+        """Returns the pickled states of the data set, the ``collate_fn`` and their parts.
 
-        Once the states have been too big, each further call returns a pickled empty dict.
+        If the states have once been too big, this and each further call return a pickled empty
+        dict.
         """
         if not self._is_too_big:
             packed = pickle.dumps(self._object_states.state_dict(self._watched))
@@ -417,7 +428,7 @@ class _TrackedWorker:
     def _doubts(self) -> tuple[str, ...]:
         """Returns sentences about changes that the state of this worker does not contain."""
         # The search for changes takes time for each object. If there are many objects, they are
-        # searched only after some of the batches, which are more frequent at the start.
+        # searched only after six of every 64 batches: after the batches 1, 2, 4, 8, 16 and 32.
         if len(self._watched) > _MAX_WATCHED and self._loaded % 64 not in (1, 2, 4, 8, 16, 32):
             return ()
         now = self._search(self._roots)

@@ -1,12 +1,13 @@
 """Loader workers that survive a signal to the whole process group.
 
 A job scheduler sends a signal to every process of a job, and Ctrl-C sends one to every process of a
-terminal. The main process handles the signal, for example by saving, and still needs the batches up
-to the next step boundary. So a worker ignores each signal that the main process handles.
+terminal. The main process handles the signal, for example by saving a checkpoint. Before the save,
+it still needs batches from the workers, to complete the present optimizer step. So a worker ignores
+each signal that the main process handles.
 
-torch and ``multiprocessing`` call ``Process.terminate`` for workers that do not end when requested.
-This method sends SIGTERM, which a worker would ignore. So the method of each loader worker is
-replaced by a function that kills the worker.
+If a worker does not end on request, torch and ``multiprocessing`` call its method
+``Process.terminate``. This method sends SIGTERM, which the worker ignores. So the method of each
+loader worker is replaced by a function that kills the worker.
 
 One private attribute of Python is used: ``multiprocessing.forkserver._forkserver``, whose
 ``_preload_modules`` are the modules that a fork server imports when it starts. Python has a public
@@ -53,9 +54,10 @@ __all__ = [
 ]
 
 ignored_by_workers: WeakKeyDictionary[object, tuple[int, ...]] = WeakKeyDictionary()
-"""Maps an object to the signals that workers ignore from their start on, as the object requested.
+"""The signals that workers must ignore from their start on.
 
-The entry of an object disappears when the object is freed.
+The keys are the objects that have requested this, for example a handler that saves on a signal. The
+values are the numbers of the signals. The entry of an object disappears when the object is freed.
 """
 
 _own_workers: "WeakSet[BaseProcess]" = WeakSet()  # the workers that this process has started
@@ -93,9 +95,8 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
         stack.callback(_keep_queues, loader)
         if blocks:
             stack.enter_context(_blocked(requested))
-        # `out_of_order`: this scope may be in the generator of a feed (the iterator of the run over
-        # its data), and a feed can be closed at any time, while scopes that were entered later are
-        # still open.
+        # `out_of_order`: the generator by which a run gets its batches may have entered this scope.
+        # This generator can be closed while scopes that were entered later are still open.
         stack.enter_context(undo_on_exit(lambda: _set_init(loader, user_init), out_of_order=True))
         ignored = requested | _handled_signals()
         _set_init(loader, _IgnoreSignals(ignored, user_init, is_child=method != "forkserver"))
@@ -105,7 +106,8 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
 def forget_dead_workers(loader: Any) -> None:
     """Makes a loader start new workers if one of its persistent workers is dead.
 
-    Otherwise torch would request batches from the dead worker in each further pass, and fail.
+    Without this call, torch would request batches from the dead worker in each further pass, and
+    fail.
     """
     iterator = getattr(loader, "_iterator", None)
     if any(not worker.is_alive() for worker in getattr(iterator, "_workers", ())):
@@ -118,7 +120,7 @@ def hand_over_workers(iterator: Any, loader: Any, order: Any) -> None:
     Args:
         iterator: the iterator, made by a loader with persistent workers.
         loader: the other loader, which uses the workers from now on.
-        order: the index batches of a whole pass of the other loader.
+        order: the sampler of the other loader, which gives the indices of each batch of a pass.
     """
     iterator._index_sampler = order
     loader._iterator = iterator
@@ -143,30 +145,32 @@ class _IgnoreSignals:
         self._main_pid = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
-        if os.getpid() != self._main_pid:  # otherwise the worker is a thread
-            # A forked worker has copies of all objects of the main process. One of these objects
-            # may be an unreachable loader with persistent workers. Its finalizer would end the
-            # workers of the main process. So the copies are frozen here, and are never collected.
+        # In a worker that is a thread of the main process, the signals must not be ignored.
+        if os.getpid() != self._main_pid:
+            # A forked worker has copies of all objects of the main process. One of the copies may
+            # be an unreachable loader with persistent workers. If the garbage collector of this
+            # worker freed the copy, the finalizer of the loader would end the workers of the main
+            # process. So the copies are frozen: the collector ignores them.
             gc.freeze()
             for number in self._ignored:
                 signal.signal(number, signal.SIG_IGN)
-            # The signals were blocked when this worker was started. When they are unblocked here,
-            # pending signals are dropped, because the worker ignores them now.
+            # The signals were blocked when this worker was started. A signal that has arrived since
+            # then is dropped when it is unblocked here, because the worker ignores it now.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._ignored)
         if self._user_init is not None:
             self._user_init(worker_id)
         if self._is_child and os.getpid() != self._main_pid != os.getppid():
-            # The main process has died in the meantime, and another process is the parent now. A
-            # worker of torch ends when its parent changes. But torch reads the process id of the
-            # parent only after this function, and would not notice this change.
+            # The main process has died since the worker was started, and another process is the
+            # parent now. torch ends a worker when its parent changes, but notes the parent only
+            # after this function. So torch would not notice this change.
             os._exit(1)
 
 
 def _handled_signals() -> set[int]:
-    """Returns those of the signals SIGINT and SIGTERM that do not end this process at once.
+    """Returns those of the signals SIGINT and SIGTERM that this process handles or ignores.
 
-    A signal that ends this process may end the workers too. Other signals, such as SIGUSR1, are
-    never returned, because a data set may use them itself.
+    A signal with the default action ends this process, so it may end the workers too. Other
+    signals, such as SIGUSR1, are never returned, because a data set may use them itself.
     """
     usual = (signal.SIGINT, signal.SIGTERM)
     return {number for number in usual if signal.getsignal(number) != signal.SIG_DFL}
@@ -180,9 +184,9 @@ def _set_init(loader: Any, function: Any) -> None:
 def _blocked(numbers: set[int]) -> Iterator[None]:
     """Blocks signals in this thread, and in the processes that it starts in the body.
 
-    Otherwise a signal could end a worker before the worker calls ``worker_init_fn``. With the start
-    method "spawn", a worker takes seconds until this call. This process handles a blocked signal
-    after the body.
+    A new worker ignores the signals only from its call of ``worker_init_fn`` on. Before this call,
+    a signal that is not blocked would end the worker. With the start method "spawn", a worker takes
+    seconds until this call. This process handles a blocked signal after the body.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with undo_on_exit(lambda: _set_mask(before), out_of_order=True):
@@ -214,9 +218,9 @@ def _start_fork_server() -> None:
     """Starts a fork server that survives signals, unless a fork server is running.
 
     The server imports ``fork_server.py``. This module makes the server ignore signals, and restores
-    the signal handlers in the processes that the server forks. If the server inherited an ignored
-    or blocked SIGTERM from this process instead, all forked processes would inherit this too, and
-    ``Pool.terminate`` would wait for ever.
+    the signal handlers in the processes that the server forks. A simpler way is wrong: if this
+    process ignored or blocked SIGTERM during the start, the server and all forked processes would
+    inherit the setting. ``Pool.terminate`` would then wait for ever.
     """
     from multiprocessing import forkserver
 
@@ -243,12 +247,12 @@ def _adopt_workers(before: set[BaseProcess]) -> None:
 
 
 def _keep_queues(loader: Any) -> None:
-    """Keeps the queues of persistent workers open until their iterator is freed.
+    """Keeps the queues of persistent workers open until the iterator of the workers is freed.
 
-    If a loader is part of a reference cycle, for example with its trainer, the garbage collector
-    frees the loader. The collector would close the queues before it frees the iterator. Then the
-    iterator could not tell its workers to end. It would wait 5 seconds for each worker, and kill
-    the worker.
+    The iterator tells its workers through the queues to end. A loader may be part of a reference
+    cycle, for example with its trainer. When the garbage collector frees such a loader, it would
+    close the queues before it frees the iterator. The iterator would then wait 5 seconds for each
+    worker, and kill the worker.
     """
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:
@@ -268,12 +272,12 @@ def _kill_at_exit(pid: int) -> None:
     """Registers a finalizer that kills the remaining workers at the end of this process.
 
     The finalizer runs before ``multiprocessing`` terminates the workers and waits for them. It is
-    not registered with ``atexit``, whose finalizers do not run in the children that
-    ``multiprocessing`` starts.
+    registered with ``multiprocessing`` instead of ``atexit``: the functions of ``atexit`` do not
+    run in the children that ``multiprocessing`` starts.
 
     Args:
-        pid: the id of this process. It is the key of the cache, so that each process registers one
-            finalizer: a forked child inherits the cache, but has another id.
+        pid: the id of this process, which is the key of the cache. A forked child inherits the
+            cache, but has another id, so it registers its own finalizer.
     """
     util.Finalize(None, _kill_all, exitpriority=0)
 
