@@ -1,4 +1,4 @@
-"""The events of a training run, and the one drawing of the loop.
+"""The events of a training run, and the drawing of the loop that fires them.
 
 ::
 
@@ -36,66 +36,71 @@
         end of the epoch                                                              on_epoch ┘
     COMPLETED                                                                          on_loop ┘
 
-Three words:
+Three words have a fixed meaning:
 
-- An *iteration* is one batch through the engine.
+- An *iteration* is the processing of one batch by the engine.
 - A *step* is one committed optimizer step. An optimizer step is *committed* if it has changed the
   parameters. A step that the loss scaler skips is not committed, and is not counted.
 - An *epoch* is Ignite's epoch.
 
-The right column shows the channels of ``hooks/hooks.py``. A channel is a set of context managers
-around a part of the loop. It opens (┐) before the first handler of the event in the same line. It
-closes (┘) after the last handler of the event in that line, or where the drawing says "end of".
+The right column of the drawing shows the channels (see ``hooks/hooks.py``). A channel is a set of
+context managers around a part of the loop. It opens (┐) before the first handler of the event in
+the same line. It closes (┘) after the last handler of the event in that line, or where the drawing
+says "end of".
 
-The edges:
+Details and special cases:
 
-- A *window* is the iterations whose gradients are accumulated for one optimizer step. It closes
-  when it is full, when a pass over the data ends, at ``epoch_length`` and at ``max_iters``.
+- A *window* is the iterations whose gradients are accumulated for one optimizer step. A window
+  closes when it is full, when a pass over the data ends, at ``epoch_length`` and at ``max_iters``.
   ``terminate()``, ``terminate_epoch()`` and failures drop the open window and zero its gradients.
   A *step boundary* is a point where no window is open.
-- An epoch is one pass over the data, however long that pass is, unless ``epoch_length`` is given.
+- Without ``epoch_length``, an epoch is one pass over the data. The lengths of passes may differ.
   ``state.epoch_length`` shows the length of the present pass. Until this length is known, the
-  attribute shows an estimate, the ``len()`` of the data, or None. The loop does not rely on it.
+  attribute shows the ``len()`` of the data as an estimate, or None. The loop does not rely on the
+  estimate.
 - Handlers may change the limits (``max_epochs``, ``max_iters``, ``max_steps``) and ``epoch_length``
   on the state. The loop reads these attributes after STARTED, after EPOCH_STARTED, after each
   iteration and after each epoch. A new value takes effect when the loop next reads the attribute. A
   run ends when a limit is reached or passed. Writing None removes a limit, and a run without any
-  limit is an error. A new limit changes no step: a window that has closed stays closed, and a
-  window that is open when the run ends is dropped without a step. Limits that a handler writes hold
-  until the present run is over.
+  limit is an error. A new limit does not change which batches make a step: a window that has closed
+  is not opened again, and a window that is open when the run ends is dropped without a step. Limits
+  that a handler writes hold until the present run is over.
 - After ``set_data`` the next batch comes from the new data. The present epoch then ends with the
   pass over the new data, or at ``epoch_length``. If data are assigned to ``state.dataloader``, the
   loop changes to them at the next DATALOADER_STOP_ITERATION, the next EPOCH_STARTED or the start of
   the next run, whichever comes first.
-- All validations that a schedule makes due at one step boundary are run as one validation. At the
-  last batch of an epoch, and at a batch that ``terminate_epoch()`` makes the last, the validation
-  and the save are deferred to EPOCH_COMPLETED. A Validation that is attached to an event runs
-  separately, in order of attachment among the handlers of that event.
-- A scheduler moves when its ``step()`` is called. A scheduler that moves once per epoch moves after
-  the validation and before the other handlers of EPOCH_COMPLETED. If such a scheduler takes a
-  metric, it moves when all handlers of EPOCH_COMPLETED have returned, because a handler may write
-  the metric.
-- Requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) that are made between the
-  beginning of the forward pass and the end of STEP_COMPLETED are obeyed when on_step has closed.
-  The step, the validation and the save come first.
+- All validations that schedules make due at one step boundary run as one validation. A Validation
+  that is attached to an event runs separately, in order of attachment among the handlers of that
+  event.
+- At the last batch of an epoch, the validation and the save are deferred to EPOCH_COMPLETED. The
+  last batch may also be a batch at which ``terminate_epoch()`` ends the epoch.
+- A learning rate scheduler *moves* when its ``step()`` is called. A scheduler that moves once per
+  epoch moves after the validation and before the other handlers of EPOCH_COMPLETED. If such a
+  scheduler takes a metric, it moves when all handlers of EPOCH_COMPLETED have returned, because a
+  handler may write the metric.
+- A request (``terminate()``, ``terminate_epoch()`` or ``interrupt()``) may come between the
+  beginning of the forward pass and the end of STEP_COMPLETED. The loop obeys such a request when
+  on_step has closed, after the step, the validation and the save.
 - If ``max_steps`` or ``terminate()`` ends the run at the last batch of an epoch, the epoch
   completes first, and TERMINATE is fired afterwards.
-- When a run is terminated, ``on_epoch`` closes before the handlers of TERMINATE are called.
-  ``interrupt()`` leaves open channels open, until the next ``run()`` continues the run.
-- The handlers of EXCEPTION_RAISED are called once. The channels that were open at the failure are
-  then still open, except on_validation. After the handlers the channels close, innermost first. If
-  the handlers return, the failure is handled, as in Ignite, and the run ends: no further epoch, no
-  EPOCH_COMPLETED, no COMPLETED.
+- When a run is terminated, ``on_epoch`` closes before the handlers of TERMINATE are called. When a
+  run is interrupted with ``interrupt()``, the channels stay open, until the next ``run()``
+  continues the run.
+- The handlers of EXCEPTION_RAISED are called once. During these calls, the channels that were open
+  at the failure are still open, except on_validation. After the calls the channels close, innermost
+  first. If the handlers return, the failure is handled, as in Ignite, and the run ends: no further
+  epoch, no EPOCH_COMPLETED, no COMPLETED.
 - After a stop or a failure the next ``run()`` continues from the last step boundary: the batches of
-  the window that was dropped are given again. If the failure came after a step was committed, the
-  next run fires STARTED and then does the work that was left after this step: STEP_COMPLETED if
-  none of its handlers was called, the callbacks on step schedules, the validation and the save.
-  Ignite's running metrics continue from their values at the same step boundary.
-- A signal that asks to stop breaks off a validation between two batches of an evaluator. The
-  state is saved at once, without VALIDATION_COMPLETED and, at the end of an epoch, without the
-  other handlers of EPOCH_COMPLETED. The next run, in this process or in another one, repeats the
-  validation and then does everything that was to follow the validation.
-- ``last_event_name`` in a handler is the event of that handler, even after the handler has fired
+  the window that was dropped are given again. Ignite's running metrics continue from their values
+  at the same step boundary.
+- A failure may come after a step was committed. The next run then fires STARTED, and does the work
+  that the failure left undone after this step: STEP_COMPLETED if none of its handlers was called,
+  the callbacks on step schedules, the validation and the save.
+- A signal that asks to stop breaks off a validation between two batches of an evaluator. The state
+  is saved at once, and VALIDATION_COMPLETED is not fired. At the end of an epoch, the handlers of
+  EPOCH_COMPLETED that follow the validation are not called either. The next run, in this process or
+  in another one, repeats the validation and then does everything that was to follow it.
+- In a handler, ``last_event_name`` is the event of this handler, even after the handler has fired
   other events.
 """
 
@@ -111,11 +116,12 @@ __all__ = ["TrainEvents"]
 
 
 class _EventsType(EnumMeta):
-    """The metaclass of ``TrainEvents``. Its error for an unknown event suggests the right event."""
+    """The metaclass of ``TrainEvents``. The error for an unknown event suggests a known event."""
 
     def __getattr__(cls, name: str) -> Any:
-        # This method exists for the remedy in its errors: Python's own error has only the name.
-        if name in cls.__members__:  # Python 3.10 and 3.11 look members up by this method
+        # Python calls this method for an unknown name. Its errors suggest an event, whereas the
+        # error of Python without this method would only repeat the unknown name.
+        if name in cls.__members__:  # Python 3.10 and 3.11 call this method for members, too
             return cls.__members__[name]
         message = f"{cls.__name__} has no event {name}"
         if name.startswith("_"):
@@ -127,13 +133,17 @@ class _EventsType(EnumMeta):
 
 
 class TrainEvents(EventEnum, metaclass=_EventsType):
-    """Events within an iteration and around a validation, in addition to Ignite's ``Events``.
+    """Events of steps, validations and saves, in addition to Ignite's ``Events``.
 
-    All events work with Ignite's filters (``every=``, ``once=``, …). A filter of an event whose
-    name begins with MODEL counts iterations. If the name begins with VALIDATION, the filter counts
-    validations. A filter of any other event counts committed steps; at OPTIMIZER_STEP_STARTED the
-    present step is not yet counted. ``TrainEvents.event_to_attr()`` maps each event to the name of
-    the attribute of ``engine.state`` that counts for the event's filters.
+    All events work with Ignite's filters (``every=``, ``once=``, …). What a filter counts depends
+    on the name of the event:
+
+    - MODEL_…: iterations.
+    - VALIDATION_…: validations.
+    - All other events: committed steps, which are the optimizer steps that have changed the
+      parameters. At OPTIMIZER_STEP_STARTED the present step is not yet counted.
+
+    ``TrainEvents.event_to_attr()`` maps each event to the name of this counter in ``engine.state``.
     """
 
     MODEL_FORWARD_STARTED = "model_forward_started"
@@ -150,8 +160,8 @@ class TrainEvents(EventEnum, metaclass=_EventsType):
     @classmethod
     def event_to_attr(cls) -> dict["TrainEvents", str]:
         """Returns a mapping from each event to the name of its counter in ``engine.state``."""
-        # The counter depends on the first word of the event's name. For any other first word it is
-        # the number of committed steps.
+        # The counter depends on the first word of the event's name. For a first word that is not in
+        # this dict, the counter is the number of committed steps.
         attributes = {"MODEL": "iteration", "VALIDATION": "validation"}
         return {event: attributes.get(event.name.split("_")[0], "optimizer_step") for event in cls}
 
