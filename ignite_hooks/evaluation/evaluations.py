@@ -31,8 +31,9 @@ class Evaluations:
 
     Args:
         evaluate: an evaluator or callable, or a mapping from names to several of them.
-        data: the data that evaluators run on, or a mapping from names to several data.
-        prefix: the beginning of the names of all results.
+        data: the data that evaluators run on, or a mapping from names to several data; None if
+            there are only callables.
+        prefix: the beginning of the names of all results, for example "val_".
         max_batches: the largest number of batches to evaluate of each data; None for all.
     """
 
@@ -48,10 +49,12 @@ class Evaluations:
         """Checks the arguments, before the first evaluation.
 
         Raises:
-            TypeError: ``evaluate`` is neither an engine nor a callable that takes no argument or
-                the model; ``data`` is not an iterable.
-            ValueError: an evaluator has no data, or there are data without an evaluator; the data
-                are empty, or of unknown length (and may be endless) without ``max_batches``.
+            TypeError: ``evaluate`` is not an engine and not a suitable callable, which takes either
+                no argument or the model; ``data`` is not an iterable.
+            ValueError: an evaluator has no data, or there are data or ``max_batches`` without an
+                evaluator; the data are empty; the data are an iterator that several evaluators
+                would share; the length of the data is unknown, so that they may be endless, and
+                ``max_batches`` is not given.
         """
         if not self._evaluate:
             raise ValueError(
@@ -76,7 +79,7 @@ class Evaluations:
 
     @property
     def needs_model(self) -> bool:
-        """True if a callable must be given the model."""
+        """True if one of the callables takes the model as its argument."""
         return any(
             not isinstance(evaluate, Engine) and bool(_count_required_arguments(evaluate))
             for evaluate in self._evaluate.values()
@@ -89,24 +92,28 @@ class Evaluations:
 
     @property
     def callables(self) -> list[Callable[..., Any]]:
-        """The callables in ``evaluate``, which are not engines."""
+        """The callables in ``evaluate``, without the engines."""
         return [each for each in self._evaluate.values() if not isinstance(each, Engine)]
 
     def results(self, engine: Engine, stop_check: StopCheck) -> Iterator[tuple[str, Any]]:
-        """Evaluates, and yields the name in ``state.metrics`` and the value of each metric.
+        """Runs the evaluators and callables, and yields (name, value) for each metric.
+
+        The name is the name of the metric in ``state.metrics`` of the training engine.
 
         Args:
             engine: the engine that trains.
-            stop_check: breaks evaluators off when the run is to stop.
+            stop_check: breaks evaluators off when the training run is to stop.
 
         Raises:
-            ValidationStopped: the run is to stop, so an evaluator was broken off or not begun.
+            ValidationStopped: the training run is to stop, so an evaluator was broken off, or an
+                evaluator or callable was not begun.
         """
         for name, evaluate in self._evaluate.items():
             prefix = _extended_prefix(self._prefix, name)
             if not isinstance(evaluate, Engine):
                 stop_check.raise_if_stopping()
-                # Ignite's type has no `model`. Validation.check() made sure that the engine has it.
+                # Ignite's type `Engine` has no `model`. `Validation.check` has made sure that this
+                # engine has one if it is needed.
                 owner: Any = engine
                 arguments = (
                     [without_ddp(owner.model)] if _count_required_arguments(evaluate) else []
@@ -121,7 +128,11 @@ class Evaluations:
                 )
 
     def runs(self) -> Iterator[tuple[str, Evaluator, Any]]:
-        """Yields (prefix of the results, evaluator, data) for each evaluator of this package."""
+        """Yields (prefix of the results, evaluator, data) for each run of an ``Evaluator``.
+
+        Engines of other classes and callables are left out, because only an ``Evaluator`` has a
+        ``DataFeed``, which knows the position in the data.
+        """
         for name, evaluate in self._evaluate.items():
             if isinstance(evaluate, Evaluator):
                 for data_name, data in self._data.items():
@@ -145,7 +156,7 @@ class Evaluations:
                     with _workers_survive_signals(data):
                         evaluator.run(data if limit is None else FirstBatches(data, limit))
         except BaseException:
-            # Otherwise Ignite's next `run` after a failure would do nothing.
+            # Without this call, Ignite's next `run` after a failure would do nothing.
             forget_run(evaluator)
             raise
         if is_interrupted(evaluator):  # the next validation would continue this run otherwise
@@ -154,10 +165,10 @@ class Evaluations:
 
 
 def _workers_survive_signals(data: Any) -> AbstractContextManager[None]:
-    """Returns a scope in which workers of ``data`` are started so that they ignore signals.
+    """Returns a context manager in which the loader ``data`` starts workers that ignore signals.
 
-    A ``DataFeed`` does this itself. A plain Ignite engine iterates over the data without a
-    ``DataFeed``.
+    This is for plain Ignite engines. An ``Evaluator`` iterates over a ``DataFeed``, which makes the
+    workers ignore signals itself.
     """
     loader = getattr(data, "base_dataloader", data)  # the torch loader inside Accelerate's wrapper
     is_torch = isinstance(loader, DataLoader)
@@ -175,7 +186,7 @@ def _with_prefix(prefix: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str,
 def _check_data(
     by_name: Mapping[Any, Any], max_batches: int | None, number_of_evaluators: int
 ) -> None:
-    """Checks that there are data, that they are not empty, and that they come to an end."""
+    """Raises an error if there are no data, or if the data are empty or may be endless."""
     if not by_name:
         raise ValueError(
             "`data` must be given with an evaluator engine, got {}: "
@@ -225,7 +236,11 @@ def _check_callable(where: str, evaluate: Any) -> None:
 
 
 def _count_required_arguments(evaluate: Callable[..., Any]) -> int:
-    """Returns the number of arguments that a callable needs: 0, or 1 for the model."""
+    """Returns the number of arguments that a callable needs: 0, or 1 for the model.
+
+    Raises:
+        TypeError: the callable needs other arguments, or they are not known.
+    """
     try:
         parameters = inspect.signature(evaluate).parameters.values()
     except ValueError:

@@ -39,7 +39,7 @@ __all__ = ["Evaluator", "FirstBatches", "create_supervised_evaluator"]
 
 
 class FirstBatches:
-    """The first batches of an iterable, for an engine that would iterate over all of it.
+    """The first batches of an iterable, for an engine that itself would iterate over all batches.
 
     Args:
         data: an iterable of batches.
@@ -69,10 +69,12 @@ class FirstBatches:
 class Evaluator(EventCheckingEngine):
     """An Ignite engine that evaluates a model. ``create_supervised_evaluator`` builds it.
 
-    Each ``run(data)`` starts from the first batch, and restores Accelerate's state and the modes of
-    the model at its end. The first run on a loader prepares the loader, if it is not prepared yet.
-    With several processes every rank must call ``run``. All ranks evaluate with the buffers that
-    the model has on rank 0.
+    Each ``run(data)`` starts from the first batch. When the run ends, it restores Accelerate's
+    state and the modes of the model. If a loader is not prepared with Accelerate yet, the first run
+    on the loader prepares it.
+
+    With several processes every rank must call ``run``. All ranks evaluate with the buffers of the
+    model on rank 0, such as the running statistics of a BatchNorm.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Evaluator(EventCheckingEngine):
     def feed_of(self, data: Iterable[Any]) -> DataFeed:
         """Returns the ``DataFeed`` of ``data``, which gives the batches.
 
-        The evaluator keeps the feed, with its position in the data, from now on.
+        From now on the evaluator keeps the feed, so that later runs use the same feed.
         """
         return self._feeds.feed_for(data, remember=True)
 
@@ -114,11 +116,12 @@ class Evaluator(EventCheckingEngine):
             data: the batches.
             max_epochs: as in Ignite.
             max_iters: as in Ignite.
-            epoch_length: as in Ignite: shorter data are iterated again.
+            epoch_length: as in Ignite. Data with fewer batches are iterated again.
             max_batches: the largest number of batches to evaluate, in each process; None for all.
 
         Raises:
-            ValueError: ``data`` is missing or empty, or its loader repeats samples;
+            ValueError: ``data`` is missing or empty; the loader repeats samples to give all
+                processes equally many batches, so that metrics would count these samples twice;
                 ``max_batches`` is not a positive integer.
         """
         if data is None:
@@ -128,9 +131,11 @@ class Evaluator(EventCheckingEngine):
         if max_batches is not None:
             check_count("max_batches", max_batches, "leave it out for all batches")
         feed = self._feeds.feed_for(data)
-        # Each run starts from scratch: neither the data nor Ignite may continue an earlier run that
-        # was left in the middle.
+        # Each run starts from scratch. If an earlier run was left in its middle, the feed must not
+        # continue the old pass, and Ignite must not continue the old run.
         feed.next_pass()
+        # The feed keeps its iterator until `feed.close`. If Python deleted the iterator instead, a
+        # Ctrl-C that arrives during the deletion would be lost.
         feed.holds_iterator = True
         forget_run(self)
         try:
@@ -165,22 +170,26 @@ def create_supervised_evaluator(
     output_transform: Callable[[Any, Any, Any], Any] = lambda x, y, y_pred: (y_pred, y),
     inference_mode: bool = False,
 ) -> Evaluator:
-    """Builds an evaluator: no gradients, the accelerator's mixed precision, exact metrics.
+    """Builds an evaluator, which computes exact metrics.
 
-    With several processes each sample is evaluated once, on one rank, with the buffers of rank 0,
-    and Ignite's metrics reduce over the ranks as usual. Do not gather outputs yourself: each sample
+    The model runs without gradients and with the accelerator's mixed precision. With several
+    processes each sample is evaluated once, on one rank. All ranks use the model's buffers of rank
+    0. Ignite's metrics reduce over the ranks as usual. Do not gather outputs yourself: each sample
     would count once per process.
 
     Args:
-        model: the model, prepared or not. This function does not prepare it.
+        model: the model, prepared or not. A model that is not prepared is moved to the device, but
+            not prepared.
         metrics: Ignite's metrics by name; the results are in ``state.metrics``.
-        accelerator: default: a new ``Accelerator`` with the settings of the existing ones.
+        accelerator: the accelerator to use; default: a new ``Accelerator`` with the settings of the
+            existing accelerators.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
         model_transform: converts the model's output to ``y_pred``.
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred) -> ``state.output``, the input of the metrics.
-        inference_mode: evaluate in ``torch.inference_mode`` instead of ``torch.no_grad``: a little
-            faster, but tensors made in it cannot be used in training later.
+        inference_mode: whether to evaluate in ``torch.inference_mode`` instead of
+            ``torch.no_grad``. It is a little faster, but tensors that are made in it cannot be used
+            in training later.
 
     Raises:
         TypeError: ``model`` is not a module, or a metric is not an Ignite metric.
@@ -194,7 +203,7 @@ def create_supervised_evaluator(
     accelerator = accelerator_or_default(accelerator)
     if accelerator.device_placement and not is_prepared(model):
         model = model.to(accelerator.device)
-    # The forward pass of DDP is collective, but a rank may have fewer batches than the others.
+    # The forward pass of DDP is collective, and would hang if a rank has fewer batches than others.
     model = without_ddp(model)
     device, non_blocking = accelerator.device, accelerator.non_blocking
     # Accelerate converts the outputs of a prepared model to float32. The model may not be prepared,

@@ -13,16 +13,17 @@ from ignite_hooks.processes.broadcast import broadcast_values
 
 __all__ = ["buffers_of_rank_0", "gradients_kept", "modes_kept", "without_ddp"]
 
-# The ids of the models that have the buffers of rank 0 now. A nested scope does nothing for them.
+# The ids of the models that now have the buffers of rank 0. For such a model a nested
+# `buffers_of_rank_0` does nothing.
 _broadcast_models: set[int] = set()
 
 
 @contextmanager
 def modes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Restores the mode of each submodule after the body, whatever the body does.
+    """Restores the mode (training or eval) of each submodule after the body.
 
-    Calling ``model.train()`` would not restore the modes: a submodule that a user has frozen in
-    eval mode would be put into training mode.
+    Calling ``model.train()`` would not restore the modes: if a user has frozen a submodule in eval
+    mode, ``train`` would put the submodule into training mode.
     """
     modes = [(module, module.training) for module in model.modules()]
 
@@ -36,9 +37,10 @@ def modes_kept(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Hides the gradients of ``model`` from the body, and restores them after it.
+    """Hides the gradients of ``model`` from the body, and restores them after the body.
 
-    Gradients that the body computes are dropped, and ``torch.is_grad_enabled()`` is restored too.
+    Gradients that the body computes are dropped. Whether gradients are enabled in torch is restored
+    too.
     """
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     was_enabled = torch.is_grad_enabled()
@@ -58,13 +60,14 @@ def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
 def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -> Iterator[None]:
     """Gives the model the buffers of rank 0 on every rank, for the body. A collective call.
 
-    In training each rank updates its own buffers, such as the running statistics of a BatchNorm,
-    and checkpoints hold the buffers of rank 0. Without this scope a metric would mix the results of
-    several models. The rank's own buffers are restored after the body, so that training continues
-    as if there had been no evaluation.
+    In training each rank updates its own buffers, such as the running statistics of a BatchNorm, so
+    the ranks have slightly different models. An evaluation would mix the results of these models in
+    one metric. The buffers of rank 0 are used, because checkpoints contain these buffers. After the
+    body each rank gets its own buffers back, so that training continues as if there had been no
+    evaluation.
 
     Args:
-        model: the model. A scope that is nested in another scope of the same model does nothing.
+        model: the model. A nested call for the same model does nothing.
         accelerator: the accelerator of the processes; None for one process.
     """
     module = without_ddp(model)
@@ -78,8 +81,8 @@ def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -
         yield
         return
     is_receiver = not accelerator.is_main_process
-    # A buffer that was made in inference mode cannot be written to outside inference mode, so it is
-    # not restored.
+    # A buffer that was made in inference mode cannot be written to outside inference mode. Such a
+    # buffer is not restored.
     own = [
         (each, each.clone()) for each in buffers.values() if is_receiver and not each.is_inference()
     ]
@@ -104,7 +107,7 @@ def _has_replicas(accelerator: Accelerator) -> bool:
 def without_ddp(model: torch.nn.Module) -> torch.nn.Module:
     """Returns the module inside a ``DistributedDataParallel``; any other model is returned as is.
 
-    DDP broadcasts buffers in its forward pass, which hangs if the ranks have unequal numbers of
-    batches. The forward pass of the module inside needs no other rank.
+    DDP broadcasts buffers in its forward pass. This broadcast hangs if the ranks have unequal
+    numbers of batches. The forward pass of the module inside needs no other rank.
     """
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -1,4 +1,4 @@
-"""Ignite's metrics on ranks with unequal numbers of samples, where some ranks have none."""
+"""Computes Ignite's metrics although ranks have unequal numbers of samples, or no sample."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ from ignite_hooks.processes.ignite_collectives import among_unequal_ranks
 
 __all__ = ["SharedMetrics"]
 
-# These modules import a collective by its name, so they would not call the functions that
-# `ignite_collectives` puts into `ignite.distributed`.
+# The metrics of these modules are left unchanged. The modules import a collective by its name, so
+# they would not call the functions that `ignite_collectives` puts into `ignite.distributed`.
 _MODULES_WITH_OWN_COLLECTIVES = ("ignite.metrics.mean_average_precision", "ignite.metrics.vision.")
 
 
@@ -33,7 +33,8 @@ class SharedMetrics:
 
     Ignite's metrics cannot be computed on a rank that has seen no sample. So the ranks that have
     samples compute the metrics together, and the other ranks receive the results. Users' own
-    metrics, and metrics that are not attached on every rank, are left unchanged.
+    metrics are left unchanged. If the ranks have attached different metrics, all metrics are left
+    unchanged.
 
     Args:
         accelerator: the accelerator of the processes.
@@ -51,8 +52,8 @@ class SharedMetrics:
 
         Args:
             engine: the evaluator.
-            reaches_all_ranks: whether each rank is sure to have a batch. This argument must be the
-                same on every rank.
+            reaches_all_ranks: whether it is certain that each rank has at least one batch. This
+                argument must be the same on every rank.
         """
         if self._accelerator.num_processes == 1:
             yield
@@ -68,6 +69,7 @@ class SharedMetrics:
                         compute = _ComputeOnSomeRanks(metric.compute, ranks, group)
                         stack.enter_context(_replaced_compute(metric, compute))
 
+            # `share` must be called before the metrics compute their values at EPOCH_COMPLETED.
             if not reaches_all_ranks:
                 sharing = engine.add_event_handler(Events.EPOCH_COMPLETED, share)
                 stack.enter_context(undo_on_exit(sharing.remove))
@@ -103,7 +105,7 @@ class SharedMetrics:
 
 
 def _ignite_metrics_of(engine: Engine) -> list[Metric]:
-    """Returns the metrics from Ignite that write a result, in the order of their handlers."""
+    """Returns Ignite's own metrics that write a result, in the order of their handlers."""
     functions = (function for function, _ in handlers_with_arguments(engine))
     # A metric writes its result in its handler `completed`. A metric that is only an argument of
     # another metric (`MetricsLambda`) has no such handler.
@@ -121,7 +123,7 @@ def _uses_ignite_collectives(metric: Metric) -> bool:
 
 
 class _ComputeOnSomeRanks:
-    """A replacement for a metric's ``compute``: some ranks compute, all ranks get the result.
+    """A replacement for a metric's ``compute``. Some ranks compute; all ranks get the result.
 
     Args:
         compute: the ``compute`` of the metric.
@@ -129,9 +131,9 @@ class _ComputeOnSomeRanks:
         group: the process group of these ranks.
     """
 
-    # True while a metric is computed. The `compute` of a metric may call the `compute` of other
-    # metrics that it is made of. Only the ranks with samples make these nested calls, so a nested
-    # call must not broadcast its result.
+    # True while a metric is computed. A metric may be made of other metrics, whose `compute` it
+    # calls. Only the ranks with samples make such nested calls, so a nested call must not broadcast
+    # its result.
     _is_computing = False
 
     def __init__(self, compute: Callable[[], Any], ranks: tuple[int, ...], group: Any) -> None:
@@ -147,7 +149,8 @@ class _ComputeOnSomeRanks:
             try:
                 result = self._compute_together()
             except Exception as error:
-                # Raised after the broadcast, which the ranks without samples are waiting for.
+                # The failure is raised after the broadcast, for which the ranks without samples
+                # wait.
                 failure, message = error, f"{type(error).__name__}: {error}"
         sent = [result, message]
         distributed.broadcast_object_list(sent, src=self._ranks[0])
@@ -168,7 +171,7 @@ class _ComputeOnSomeRanks:
 
         with undo_on_exit(end), among_ranks(self._ranks, self._group):
             _ComputeOnSomeRanks._is_computing = True
-            # A pickled CUDA tensor would arrive on the sender's device.
+            # The result is pickled, and a CUDA tensor would be unpickled on the sender's device.
             return send_to_device(self._compute(), "cpu")
 
 

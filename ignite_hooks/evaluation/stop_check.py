@@ -1,4 +1,7 @@
-"""Breaks an evaluation off between two batches, on every rank after the same batch."""
+"""Breaks an evaluation off between two batches when its training run is to stop.
+
+Every rank breaks off after the same batch.
+"""
 
 import copy
 from collections.abc import Callable
@@ -27,17 +30,21 @@ __all__ = ["NEVER_STOPS", "StopCheck"]
 
 
 class StopCheck:
-    """Checks whether a run is to stop, and breaks its validation off if so.
+    """Checks whether a training run is to stop, and if so, breaks the validation of the run off.
 
-    An evaluator is ended with Ignite's ``terminate(skip_completed=True)``, so that it does not fire
-    the events at which handlers expect its results.
+    The run of an evaluator is ended with Ignite's ``terminate(skip_completed=True)``. So the
+    evaluator does not fire the events at which handlers expect its results.
 
     With several processes the ranks tell each other after each batch whether one of them was asked
-    to stop. Ranks may have different numbers of batches, so a rank that has evaluated its last
-    batch keeps taking part in these exchanges until all ranks have evaluated their last batches. If
-    the number of batches is unknown, a rank learns only at EPOCH_COMPLETED that it has evaluated
-    its last batch. If ``terminate`` were called at EPOCH_COMPLETED, Ignite would still call the
-    other handlers of this event, so a ``ValidationStopped`` is raised instead.
+    to stop. Ranks may have different numbers of batches. A rank that has evaluated its last batch
+    takes part in these exchanges until all ranks have evaluated their last batches.
+
+    If the number of batches is unknown, a rank learns only at EPOCH_COMPLETED that it has evaluated
+    its last batch. Calling ``terminate`` at EPOCH_COMPLETED would be too late, because Ignite would
+    still call the other handlers of this event. So a ``ValidationStopped`` is raised there instead.
+
+    Attributes:
+        monitors: the sources of requests to stop the training run, such as a signal.
 
     Args:
         engine: the engine that trains; None for a validation that cannot be broken off.
@@ -45,20 +52,21 @@ class StopCheck:
 
     def __init__(self, engine: AnyEngine | None) -> None:
         self.monitors = () if engine is None else stop_monitors(engine)
-        # The collective by which the ranks exchange flags: a flag that is True on any rank becomes
-        # True on all ranks. None with one process.
+        # The collective by which the ranks exchange flags; None with one process. Its result for a
+        # flag is True on all ranks if the flag is True on any rank.
         self._any_of = next((each.any_of for each in self.monitors if each.any_of), None)
+        # The models whose weights `remember_weights` has remembered, and norms of the weights.
         self._watched_models: Sequence[torch.nn.Module] = ()
         self._norms: list[torch.Tensor] = []
 
     def remember_weights(self, models: Sequence[torch.nn.Module]) -> None:
         """Remembers the weights of training, before a handler can swap other weights in.
 
-        A handler that swaps averaged weights in at VALIDATION_STARTED, or at the first events of an
-        evaluator, swaps them out at a later event. If the validation is broken off, that later
-        event is not fired: the averaged weights would be saved, and training would continue with
-        them. So the validation is not broken off while the weights of the models differ from the
-        remembered weights.
+        For example, a handler swaps averaged weights in at VALIDATION_STARTED, and swaps the
+        weights of training back at VALIDATION_COMPLETED. If the validation were broken off in
+        between, VALIDATION_COMPLETED would not be fired, and the averaged weights would be saved
+        and trained. So the validation is not broken off while the weights of the models differ from
+        the remembered weights.
         """
         if self.monitors:
             self._watched_models, self._norms = models, _parameter_norms(models)
@@ -68,17 +76,17 @@ class StopCheck:
     ) -> Callable[[], None]:
         """Copies the results of evaluators, the states of their handlers and the data positions.
 
-        A validation that was broken off runs again from its first evaluator. So evaluators that had
-        completed already are restored as well.
+        A validation that was broken off is repeated from its first evaluator. So all evaluators are
+        restored, even those that had completed before the validation was broken off.
 
         Args:
-            evaluators: the evaluators, which have not run yet.
-            feeds: returns the feeds (``DataFeed``), which give the batches of the evaluators.
+            evaluators: the evaluators, before the validation has run them.
+            feeds: returns the feeds (``DataFeed``) that give the batches of the evaluators.
 
         Returns:
             A function that restores these results, states and positions.
         """
-        # Without monitors nothing can break this validation off, so no copies are needed.
+        # Without monitors nothing breaks the validation off, so no copies are needed.
         if not self.monitors:
             return lambda: None
         owners = {id(owner): owner for each in evaluators for owner in _handlers_with_state(each)}
@@ -97,13 +105,16 @@ class StopCheck:
         return restore
 
     def raise_if_stopping(self) -> None:
-        """Raises ValidationStopped if the run is to stop. Collective with several processes."""
+        """Raises ValidationStopped if the training run is to stop.
+
+        This is a collective call with several processes.
+        """
         if self.monitors and self.check_all_ranks(is_busy=False)[0]:
             raise ValidationStopped
 
     @contextmanager
     def stopping(self, evaluator: Engine) -> Iterator[None]:
-        """Breaks off the run of ``evaluator`` in the body, if the training run is to stop.
+        """Breaks off ``evaluator``, which the body runs, if the training run is to stop.
 
         Raises:
             ValidationStopped: the evaluator was broken off.
@@ -120,7 +131,8 @@ class StopCheck:
             else:
                 with _first_at_epoch_completed(evaluator, run.at_end_of_data):
                     yield
-                # A rank on which a handler has terminated the evaluator has not waited yet.
+                # If a handler has terminated the evaluator on this rank, this rank has not waited
+                # for the other ranks yet.
                 run.wait_for_others()
         if run.is_broken_off:
             raise ValidationStopped
@@ -128,7 +140,8 @@ class StopCheck:
     def check_all_ranks(self, *, is_busy: bool) -> list[bool]:
         """Returns two flags: whether the run is to stop now, and whether any rank has batches left.
 
-        All ranks return the same flags. The first flag is False while other weights are swapped in.
+        All ranks return the same flags. The first flag is False while other weights than those of
+        training are swapped in (see ``remember_weights``).
 
         Args:
             is_busy: whether this rank has batches left.
@@ -139,7 +152,7 @@ class StopCheck:
         return [is_asked and not self._are_weights_swapped(), is_busy]
 
     def _are_weights_swapped(self) -> bool:
-        """Returns whether the weights of a model, on any rank, differ from the remembered ones."""
+        """Returns whether the weights of a model on any rank differ from the remembered weights."""
         now = _parameter_norms(self._watched_models)
         is_swapped = any(
             not torch.equal(then, each) for then, each in zip(self._norms, now, strict=False)
@@ -148,18 +161,22 @@ class StopCheck:
 
 
 class _EvaluatorRun:
-    """A run of an evaluator that may be broken off, with the handlers that break it off."""
+    """A run of an evaluator that may be broken off, with the handlers that break it off.
+
+    Attributes:
+        is_broken_off: whether the run is broken off, or is about to be.
+    """
 
     def __init__(self, stop_check: StopCheck) -> None:
         self.is_broken_off = False
         self._stop_check = stop_check
-        self._are_all_done = False
+        self._are_all_done = False  # whether all ranks have evaluated their last batches
         self._monitors = stop_check.monitors
 
     def after_batch(self, evaluator: Engine) -> None:
-        """Ends the run if it is to be broken off. For one process.
+        """Ends the run if it is to be broken off. This is the handler for a single process.
 
-        The weights are compared only after a request to stop, so the usual call costs next to
+        The weights are compared only if there is a request to stop, so the usual call costs next to
         nothing.
         """
         for monitor in self._monitors:
@@ -169,7 +186,8 @@ class _EvaluatorRun:
 
     def after_batch_on_all_ranks(self, evaluator: Engine) -> None:
         """Ends the run on every rank if it is to be broken off. For several processes."""
-        # `epoch_length` is None if the number of batches is unknown: see `at_end_of_data`.
+        # If the number of batches is unknown, `epoch_length` is None, and this condition is never
+        # true. `at_end_of_data` waits for the other ranks instead.
         is_last = evaluator.state.iteration == evaluator.state.epoch_length
         if is_last:
             self.wait_for_others()
@@ -182,13 +200,21 @@ class _EvaluatorRun:
             evaluator.terminate(skip_completed=True)
 
     def at_end_of_data(self, evaluator: Engine) -> None:
-        """Waits for the other ranks, unless this rank has waited after its last batch already."""
+        """Waits for the other ranks, if this rank has not waited after its last batch.
+
+        Raises:
+            ValidationStopped: the run is to be broken off.
+        """
         self.wait_for_others()
         if self.is_broken_off:
             raise ValidationStopped
 
     def wait_for_others(self) -> None:
-        """Waits until all ranks have evaluated their batches, or the run is to be broken off."""
+        """Waits until all ranks have evaluated their batches, or the run is to be broken off.
+
+        Each iteration of the loop is one exchange. The ranks with further batches make the same
+        exchange after a batch.
+        """
         while not (self._are_all_done or self.is_broken_off):
             self.is_broken_off, is_any_busy = self._stop_check.check_all_ranks(is_busy=False)
             self._are_all_done = not is_any_busy
@@ -204,7 +230,8 @@ def _first_at_epoch_completed(
 ) -> Iterator[None]:
     """Calls ``at_end_of_data`` before all other handlers of EPOCH_COMPLETED.
 
-    The other handlers may make collective calls, which all ranks must reach in the same order.
+    The other handlers may make collective calls. A rank must not make these calls while other ranks
+    still exchange flags after their batches.
     """
     with ExitStack() as stack:
 
@@ -213,8 +240,9 @@ def _first_at_epoch_completed(
             stack.enter_context(undo_on_exit(ending.remove))
             move_to_front(evaluator, Events.EPOCH_COMPLETED)
 
-        # Attached at STARTED, not now: an evaluator of this package begins its `run` by putting the
-        # handler of `SharedMetrics` to the front. `at_end_of_data` must come before that handler.
+        # `at_end_of_data` is attached only at STARTED, because it must come before the handler of
+        # `SharedMetrics`. An evaluator of this package puts the handler of `SharedMetrics` to the
+        # front when its `run` begins, before STARTED.
         starting = evaluator.add_event_handler(Events.STARTED, attach)
         stack.enter_context(undo_on_exit(starting.remove))
         yield
@@ -223,11 +251,11 @@ def _first_at_epoch_completed(
 def _parameter_norms(models: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
     """Returns a norm of each parameter. If other weights are swapped in, some of the norms change.
 
-    Comparing ``Tensor._version`` would be quicker, but the version does not change when a swap
+    Comparing ``Tensor._version`` would be faster, but the version does not change when a swap
     writes to ``parameter.data``.
     """
-    # Each parameter is taken once, because an evaluator and the trainer usually share their model.
-    # Of a sharded parameter only this rank's shard is taken, which needs no collective call.
+    # An evaluator and the trainer usually have the same model. The dict takes each parameter once.
+    # If a parameter is sharded, the norm is that of this rank's shard, so no collective is needed.
     parameters = {id(each): each.detach() for model in models for each in model.parameters()}
     local = (each.to_local() if hasattr(each, "to_local") else each for each in parameters.values())
     norm = torch.linalg.vector_norm

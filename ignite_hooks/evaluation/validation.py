@@ -1,4 +1,4 @@
-"""Validation on a schedule within training, without any effect on the training."""
+"""Validation on a schedule within training, which leaves the training unchanged."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -61,12 +61,15 @@ class ValidationSchedule:
     """The fields of a ``Validation`` that are plain data: all but the evaluator and its data.
 
     Args:
-        every_steps: validate once in so many committed steps, which are optimizer steps that the
-            loss scaler did not skip (on an engine without an OptimizerStep: iterations).
-        every_epochs: validate once in so many completed epochs.
-        at_start: validate before the first epoch, but not when a run is resumed.
+        every_steps: the number of committed steps from one validation to the next. A committed step
+            is an optimizer step that the loss scaler did not skip. On an engine without an
+            ``OptimizerStep`` handler, iterations are counted instead.
+        every_epochs: the number of completed epochs from one validation to the next.
+        at_start: whether to validate before the first epoch. A resumed run does not repeat this
+            validation.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: evaluate at most so many batches of each data, in each process.
+        max_batches: the largest number of batches to evaluate of each data, in each process; None
+            for all.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -81,37 +84,39 @@ class ValidationSchedule:
 
 @checked_dataclass(kw_only=False)
 class Validation(ValidationSchedule, Scheduled):
-    """Evaluates in the middle of training, without any effect on the training.
+    """Evaluates in the middle of training, and leaves the training unchanged.
 
-    Without this class, an evaluator on a prepared loader switches gradient accumulation off. A
-    ``model.train()`` after the evaluation puts frozen submodules into training mode, and every
-    random number that the evaluation draws shifts the random numbers of training. ``Validation``
-    restores gradient accumulation, data order, random generators and each submodule's mode. It
-    restores them also if the evaluation fails or is broken off, or if handlers of the VALIDATION
-    events draw random numbers.
+    Without this class, an evaluation changes the training in three ways: an evaluator on a prepared
+    loader switches gradient accumulation off, ``model.train()`` after the evaluation puts frozen
+    submodules into training mode, and every random number that the evaluation draws shifts the
+    random numbers of training. ``Validation`` restores gradient accumulation, data order, random
+    generators and each submodule's mode. Everything is also restored if the evaluation fails or is
+    broken off, and if handlers of the VALIDATION events draw random numbers.
 
-    The evaluation, by an evaluator or a callable, runs in eval mode and without gradients, but may
-    enable gradients with ``torch.enable_grad()``. On a plain Ignite engine, the models that are put
-    into eval mode are the models of the evaluators, the ``model`` of the engine, and the models
-    that were prepared with the accelerator of the engine's OptimizerStep.
+    The evaluation runs in eval mode and without gradients. Code that needs gradients can enable
+    them with ``torch.enable_grad()``. On a plain Ignite engine, these models are put into eval
+    mode: the models of the evaluators, the ``model`` of the engine, and the models that were
+    prepared with the accelerator of the engine's ``OptimizerStep`` handler.
 
-    If the schedules of several Validations of an engine are due at the same step or epoch, the
-    Validations run as one: VALIDATION_STARTED and VALIDATION_COMPLETED fire once, and the results
-    are written to ``state.metrics`` together. The results replace the metrics of earlier
-    validations, which are stale: they were measured with other weights. On a trainer a validation
-    that is due by step runs after STEP_COMPLETED. A validation that is due by epoch, or by the last
-    step of an epoch, runs at EPOCH_COMPLETED, after Ignite's metrics and before all other handlers.
-    A Validation that is attached to an event with ``attach(engine, event)`` runs separately. Its
-    place among the handlers of the event follows from the order of attachment.
+    If several Validations of an engine are due at the same step or epoch, they run as one:
+    VALIDATION_STARTED and VALIDATION_COMPLETED fire once, and the results are written to
+    ``state.metrics`` together. The results replace the metrics of earlier validations, which are
+    stale, because they were measured with other weights.
+
+    On a trainer a validation that is due by step runs after STEP_COMPLETED. A validation that is
+    due by epoch, or by the last step of an epoch, runs at EPOCH_COMPLETED, after Ignite's metrics
+    and before all other handlers. A Validation that is attached to an event with
+    ``attach(engine, event)`` runs separately, in order of attachment among the handlers of the
+    event.
 
     A signal that asks a trainer to stop (``SaveCheckpoint(on_signals=…)``) breaks an evaluator off
-    between two batches. The results are dropped, contexts on ``on_validation`` are left without an
-    exception, and neither VALIDATION_COMPLETED nor the evaluator's COMPLETED is fired. The state is
-    saved, with the validation still due. The resumed run begins with the validation. If the
-    validation was due at the end of an epoch, the resumed run begins by completing this epoch, with
-    the validation. The handlers of VALIDATION_STARTED and of the evaluators are called again. In
-    these cases the stop is delayed, because the evaluation cannot be broken off or could not be
-    repeated later:
+    between two batches. The results are dropped, and neither VALIDATION_COMPLETED nor the
+    evaluator's COMPLETED is fired. Contexts on the channel ``on_validation`` are left as usual,
+    without an exception. The checkpoint notes that the validation is still due, and the resumed run
+    begins with this validation. If the validation was due at the end of an epoch, the resumed run
+    begins with the end of this epoch. The handlers of VALIDATION_STARTED and of the evaluators are
+    called again. In these cases the stop is delayed, because the evaluation cannot be broken off or
+    could not be repeated later:
 
     - A callable is running. An evaluator that would run after the callable is not begun.
     - The Validation is attached to an event, or a handler runs the evaluator.
@@ -119,26 +124,29 @@ class Validation(ValidationSchedule, Scheduled):
       delay, swap the weights in a context on ``on_validation`` instead.
 
     Args:
-        evaluate: an evaluator engine, or a callable. A callable takes no argument or the model; if
-            it returns a mapping, the items are its metrics. Several evaluators or callables are
-            given as a mapping from names to them: the metric ``m`` is then in ``state.metrics`` as
-            ``val_<name>_m``.
+        evaluate: an evaluator engine, or a callable that takes either no argument or the model. If
+            the callable returns a mapping, the items are its metrics. To use several evaluators or
+            callables, pass a mapping from names to them. The metric ``m`` is then in
+            ``state.metrics`` as ``val_<name>_m``.
         data: the data that evaluators run on. The metric ``m`` is in ``state.metrics`` as
-            ``val_m``. Several data are given as a mapping from names to them: the metric is then
+            ``val_m``. To use several data, pass a mapping from names to them. The metric is then
             ``val_<name of the data>_m``, or with several evaluators
             ``val_<name>_<name of the data>_m``.
-        every_steps: validate once in so many committed steps, which are optimizer steps that the
-            loss scaler did not skip (on an engine without an OptimizerStep: iterations).
-        every_epochs: validate once in so many completed epochs.
-        at_start: validate before the first epoch, but not when a run is resumed.
+        every_steps: the number of committed steps from one validation to the next. A committed step
+            is an optimizer step that the loss scaler did not skip. On an engine without an
+            ``OptimizerStep`` handler, iterations are counted instead.
+        every_epochs: the number of completed epochs from one validation to the next.
+        at_start: whether to validate before the first epoch. A resumed run does not repeat this
+            validation.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: evaluate at most so many batches of each data, in each process. It must be
-            given for data of unknown length, which may be endless.
+        max_batches: the largest number of batches to evaluate of each data, in each process; None
+            for all. It must be given for data of unknown length, which may be endless.
 
     Raises:
-        TypeError: ``evaluate`` is neither an engine nor such a callable.
-        ValueError: an evaluator has no data, or data of unknown length without ``max_batches``; a
-            callable has data. When attached: neither a schedule nor an event is given.
+        TypeError: ``evaluate`` is not an engine and not such a callable.
+        ValueError: an evaluator has no data; data have an unknown length, and ``max_batches`` is
+            not given; a callable has data; the handler is attached without an event, and has no
+            schedule.
     """
 
     evaluate: Any
@@ -154,7 +162,11 @@ class Validation(ValidationSchedule, Scheduled):
         return Evaluations(self.evaluate, self.data, self.prefix, self.max_batches)
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Checks that there is a schedule or an event, and a model if a callable needs one."""
+        """Raises a ValueError if this handler cannot be attached to ``engine``.
+
+        There must be a schedule or an event. ``engine`` must not be one of the evaluators, and must
+        have a model if a callable takes the model.
+        """
         if event is None and not (self.every_steps or self.every_epochs or self.at_start):
             raise ValueError(
                 "a Validation must have a schedule, but `every_steps`, `every_epochs` and "
@@ -174,22 +186,25 @@ class Validation(ValidationSchedule, Scheduled):
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
         """Attaches the handler, and registers the VALIDATION events with ``engine``."""
         # The events and channels must exist before a user attaches handlers and contexts to them.
-        # They are not made in attach_to(), because it is not called if there is an `event`.
+        # They are made here and not in attach_to(), because attach_to() is not called if `event` is
+        # given.
         TrainEvents.register(engine)
         channels_of(engine)
         return super().attach(engine, event)
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Validates on schedule, together with other Validations that are due at the same time."""
+        """Adds this Validation to the scheduled Validations of the engine."""
         scheduled = _scheduled_validations(attachment.engine)
         scheduled.validations.append(self)
         attachment.on_removal(lambda: scheduled.remove(self))
-        # A checkpoint saves whether the entry is due, and a resumed run makes it due again.
+        # A checkpoint saves whether this Validation is due. If so, the resumed run makes it due
+        # again.
         is_due, make_due = scheduled.due_on_resume(self)
         attachment.on_removal(add_due_entry(attachment.engine, "validations", is_due, make_due))
-        # The methods of `scheduled` act for all Validations of the engine, but are attached once
-        # for each Validation. The first call does the work; the later calls find nothing left to
-        # do. A turn is the place of a handler among the handlers that a trainer calls at an event.
+        # Each method of `scheduled` acts for all Validations of the engine. But each Validation
+        # attaches the methods once more, so that they stay attached as long as any Validation. At
+        # an event, the first call of a method does all the work, and further calls do nothing. A
+        # turn is the place of a handler among the handlers that a trainer calls at an event.
         attachment.during_run(scheduled.run_scope)
         attachment.on(Events.STARTED, scheduled.validate_at_start, turn=Turn.LATE_VALIDATION)
         self.on_steps(attachment, scheduled.after_step, is_note=True)
@@ -210,55 +225,63 @@ class _ScheduledValidations:
     def __init__(self, engine: Engine) -> None:
         self.validations: list[Validation] = []
         self._engine = ref(engine)
-        # The Validations that are due, and the iteration at which they became due. They stay due
-        # until they have run without a failure, or the engine continues at another iteration.
+        # The Validations that are due, and the iteration at which they became due. A Validation
+        # stays due until it has run without a failure, or the engine continues at another
+        # iteration.
         self._due: list[Validation] = []
         self._due_iteration = -1
-        # The iteration of this run at which each Validation last ran: at the end of an epoch both
-        # of its schedules, by step and by epoch, may be due, and it must run only once.
+        # The iteration of this run at which each Validation last ran. At the end of an epoch a
+        # Validation may be due both by step and by epoch, but must run only once.
         self._last_iterations: dict[Validation, int] = {}
 
     def remove(self, validation: Validation) -> None:
         """Removes one attachment of ``validation``. A validation without attachments is not due."""
         self.validations.remove(validation)
-        if validation not in self.validations:  # the same handler may be attached twice
+        # The same handler may be attached twice, and stays due until both attachments are removed.
+        if validation not in self.validations:
             self._due = [each for each in self._due if each is not validation]
 
     @contextmanager
     def run_scope(self, engine: Engine) -> Iterator[None]:
-        """Makes a new run forget the iterations at which earlier runs have validated."""
-        # The run in the body is not new if it continues an interrupted run, or if this scope was
-        # entered by a Validation that is attached within the run.
+        """Forgets the iterations at which earlier runs have validated, if the body is a new run."""
+        # The body is not a new run in two cases: an interrupted run continues, or a Validation was
+        # attached within a run that is running already.
         if not (is_interrupted(engine) or is_running(engine)):
             self._last_iterations = {}
         yield
 
     def validate_at_start(self, engine: Engine) -> None:
-        """Validates before the first epoch; on a trainer as the last handler of STARTED."""
+        """Validates before the first epoch. On a trainer this is the last handler of STARTED."""
+        # If a validation was broken off, the trainer's loop repeats it when all state is restored.
         if is_trainer(engine) and engine.is_broken_off:
-            return  # the loop runs the validation that was broken off, once all state is restored
+            return
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
         if engine.state.iteration == 0 and not is_ending:
-            # A trainer that failed in its first window (the batches of one optimizer step)
-            # continues from iteration 0. It must not repeat a validation that was completed before.
+            # If a trainer fails in its first window (the batches of the first optimizer step), the
+            # next run continues from iteration 0. A validation that was completed before the
+            # failure must not be repeated.
             done = completed_validations(engine) if is_trainer(engine) else ()
             self._add_due(engine, [e for e in self.validations if e.at_start and e not in done])
-            # If the validation is stopped, it stays due, and the loop saves and stops.
+            # If the validation is broken off, it stays due, and the loop saves and stops the run.
             with suppress(ValidationStopped):
                 self.run_due()
 
     def after_step(self, engine: Engine) -> None:
-        """Validates after a step; on a trainer after all other callbacks that are due by step."""
+        """Makes the validations due that a step makes due, and runs them.
+
+        A trainer runs them later, after all other callbacks that are due by step.
+        """
+        # An engine without an OptimizerStep counts iterations.
         counts = (step.steps for step in attached_handlers(engine, OptimizerStep))
-        steps = next(counts, engine.state.iteration)  # without an OptimizerStep: iterations
+        steps = next(counts, engine.state.iteration)
         due = [each for each in self.validations if _is_due(each.every_steps, steps)]
         self._add_due(engine, due)
 
     def note_due_by_epoch(self, engine: Engine) -> None:
         """Notes which validations are due at the end of an epoch.
 
-        On a trainer this is one of the first handlers of EPOCH_COMPLETED, so that the validations
-        are known to be due even if another handler fails.
+        On a trainer this is one of the first handlers of EPOCH_COMPLETED. If a later handler fails,
+        the validations are already noted as due, and the next run can run them.
         """
         epoch = engine.state.epoch
         due = [each for each in self.validations if _is_due(each.every_epochs, epoch)]
@@ -266,7 +289,8 @@ class _ScheduledValidations:
 
     def after_epoch(self, engine: Engine) -> None:
         """Validates at EPOCH_COMPLETED, if a schedule by epoch or by step is due."""
-        # A plain engine has no turns, so `note_due_by_epoch` is not attached to it as a handler.
+        # On a plain engine `note_due_by_epoch` is not a handler of its own, so it is called here.
+        # On a trainer this second call changes nothing.
         self.note_due_by_epoch(engine)
         self.run_due()
 
@@ -276,10 +300,11 @@ class _ScheduledValidations:
         Args:
             engine: the engine.
             due: validations that a schedule makes due, in any order. A validation that has already
-                run at this iteration is left out.
+                run at this iteration is ignored.
         """
         iteration = engine.state.iteration
-        # Validations that became due at another iteration belong to a run that was not continued.
+        # Validations that became due at another iteration are forgotten: they belong to a run that
+        # was not continued.
         if self._due_iteration != iteration:
             self._due, self._due_iteration = [], iteration
         due = [*self._due, *(each for each in due if self._last_iterations.get(each) != iteration)]
@@ -293,14 +318,15 @@ class _ScheduledValidations:
     def handler_after_step(self) -> Callable[[TrainingEngine], None]:
         """Returns a handler of STEP_COMPLETED that runs the validations that a step made due.
 
-        At the last step of an epoch the handler does nothing: validations are deferred to
-        EPOCH_COMPLETED.
+        At the last step of an epoch the handler does nothing, because the validations are deferred
+        to EPOCH_COMPLETED.
         """
 
-        # Each attachment has a function of its own, because Ignite removes handlers by equality.
+        # Each call makes a new function, because Ignite removes all handlers that are equal.
         def run_if_epoch_continues(trainer: TrainingEngine) -> None:
             if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
-                # If the validation is stopped, it stays due, and the loop saves and stops.
+                # If the validation is broken off, it stays due, and the loop saves and stops the
+                # run.
                 with suppress(ValidationStopped):
                     self.run_due()
 
@@ -309,7 +335,7 @@ class _ScheduledValidations:
         return run_if_epoch_continues
 
     def run_due(self) -> None:
-        """Runs all due validations as one. They stay due if this validation fails.
+        """Runs all due validations as one. If it fails, the validations stay due.
 
         Raises:
             ValidationStopped: the run is to stop, and the validations stay due.
@@ -328,7 +354,8 @@ class _ScheduledValidations:
     ) -> tuple[Callable[[], bool], Callable[[], None]]:
         """Returns two functions: one for saving a checkpoint, one for resuming from it.
 
-        The first function returns whether ``validation`` is due. The second makes it due.
+        The first function returns whether ``validation`` is due. The second function makes
+        ``validation`` due.
         """
 
         def is_due() -> bool:
@@ -368,28 +395,27 @@ def _validate(
     Args:
         engine: the engine.
         validations: the Validations to run as one.
-        due: the list of due Validations, which is emptied unless the validation fails or is broken
-            off; None if there is no such list.
+        due: the list of due Validations, which this function empties at its end. If the validation
+            fails or is broken off, the list is not emptied. None if there is no such list.
         stop_check: checks whether to break the validation off.
 
     Raises:
-        ValidationStopped: the validation was broken off. Its results are dropped. Contexts on
-            ``on_validation`` are left without an exception, as contexts on ``on_epoch`` are when a
-            run is terminated.
+        ValidationStopped: the validation was broken off. The results are dropped.
     """
     TrainEvents.register(engine)
     state: Any = engine.state
     before, due = state.validation, [*validations] if due is None else due
 
     def restore_count() -> None:
-        if due:  # the validation was not completed, and does not count
+        # If `due` is not empty here, the validation was not completed, and does not count.
+        if due:
             state.validation = before
 
     with undo_on_exit(restore_count):
         state.validation = before + 1
         is_complete = is_broken_off = False
-        # The scope includes the events and contexts, because random numbers that handlers draw must
-        # not shift the random numbers of training.
+        # The VALIDATION events and the contexts on `on_validation` are within the first scope: if
+        # handlers draw random numbers, these draws must not shift the random numbers of training.
         with _data_and_generators_restored(engine, validations), channels_of(engine).on_validation:
             stop_check.remember_weights(_models_of(engine, validations))
             fire_within(engine, TrainEvents.VALIDATION_STARTED)
@@ -401,26 +427,28 @@ def _validate(
                         new = dict(validation.evaluations.results(engine, stop_check))
                         _merge(new, validation.prefix, results)
             except ValidationStopped:
-                # The exception is raised again below, after the contexts on on_validation: they are
-                # left without an exception.
+                # The exception is raised again below, when the contexts on `on_validation` have
+                # been left. So these contexts see no exception.
                 is_broken_off = True
-                restore()  # in this scope, in which the workers of training are set aside
+                # `restore` is called here, where the persistent workers of training are set aside:
+                # an evaluator may have the same loader as training.
+                restore()
             else:
                 _write_results(engine, results)
                 fire_within(engine, TrainEvents.VALIDATION_COMPLETED)
                 is_complete = True
         if is_broken_off:
             raise ValidationStopped
-        # `is_complete` is False after a failure that a context has turned into a clean stop with
-        # `terminate()`.
+        # `is_complete` is False here if the validation failed, and a context on `on_validation` has
+        # handled the failure by calling `terminate()`.
         if is_complete:
             completed_validations(engine).update(validations)
             are_results_missing = bool(validations_without_result(engine))
             for step in attached_handlers(engine, OptimizerStep):
                 step.end_validation(are_results_missing=are_results_missing)
         due.clear()
-    # The schedulers move after the validation counts as complete. So if a scheduler fails, the
-    # validation is not repeated.
+    # The schedulers move last, when the validation counts as complete already. So if a scheduler
+    # fails, the validation is not repeated.
     for step in attached_handlers(engine, OptimizerStep):
         step.scheduler.move_after_validation(engine)
 
@@ -437,7 +465,10 @@ def _merge(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
 
 
 def validations_of(engine: AnyEngine) -> list[Validation]:
-    """Returns the Validations that are attached to ``engine``, or added as its event handlers."""
+    """Returns the Validations of ``engine``.
+
+    A Validation may be attached with ``attach`` or added with ``add_event_handler``.
+    """
     handlers = (each for each in handlers_of(engine) if isinstance(each, Validation))
     return [*attached_handlers(engine, Validation), *handlers]
 
@@ -464,7 +495,7 @@ def _write_results(engine: Engine, results: dict[str, Any]) -> None:
 def _data_and_generators_restored(
     engine: Engine, validations: Sequence[Validation]
 ) -> Iterator[None]:
-    """Restores training's random generators and its position in the loader after the body."""
+    """Restores the random generators and the training loader's position after the body."""
     data = engine.feed if is_trainer(engine) else engine.state.dataloader
     feed = data if isinstance(data, DataFeed) else prepare_source(data, None, even_batches=True)
     accelerator = _accelerator_of(engine, validations)
@@ -472,8 +503,8 @@ def _data_and_generators_restored(
     if is_trainer(engine):
         run_generators = engine.generators
     else:
-        # The search for generators skips what is `closed`: the feed has found the generators of the
-        # data already.
+        # The search for generators skips the objects in `closed`, because the feed has found the
+        # generators of the data already.
         closed = [feed, feed.loader, *feed.roots.values(), accelerator]
         models = {f"model {n}": each for n, each in enumerate(_models_of(engine, validations))}
         run_generators = generators_of_run(engine, models, closed, feed.found_generators).named
@@ -484,7 +515,7 @@ def _data_and_generators_restored(
 
 @contextmanager
 def _models_in_eval_mode(engine: Engine, validations: Sequence[Validation]) -> Iterator[None]:
-    """Puts the models into eval mode, without gradients, and restores both after the body."""
+    """Puts the models into eval mode and turns gradients off, and restores both after the body."""
     accelerator = _accelerator_of(engine, validations)
     with ExitStack() as scopes:
         for model in _models_of(engine, validations):
@@ -497,9 +528,9 @@ def _models_in_eval_mode(engine: Engine, validations: Sequence[Validation]) -> I
 
 
 def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accelerator | None:
-    """Returns the first accelerator that is found; None if there is none.
+    """Returns the accelerator of the engine, of its OptimizerStep or of an evaluator.
 
-    The engine comes first, then its OptimizerStep, then the evaluators.
+    The first accelerator in this order is returned; None if there is no accelerator.
     """
     owners = [engine, *attached_handlers(engine, OptimizerStep), *_evaluators(validations)]
     accelerators = (getattr(owner, "accelerator", None) for owner in owners)
@@ -507,7 +538,10 @@ def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accele
 
 
 def _models_of(engine: Engine, validations: Sequence[Validation]) -> list[torch.nn.Module]:
-    """Returns the models that the engine trains or the evaluators evaluate, some more than once."""
+    """Returns the models of the engine, of the evaluators and of the OptimizerStep.
+
+    A model may occur more than once.
+    """
     owners = [engine, *_evaluators(validations)]
     models = [getattr(owner, "model", None) for owner in owners]
     for step in attached_handlers(engine, OptimizerStep):

@@ -1,9 +1,14 @@
 """The data of the evaluators that a trainer validates with, as checkpoints save them.
 
 Each validation starts from the first batch of the data. But some state of the data lasts from one
-validation to the next: the number of the pass, which samplers use to shuffle, persistent workers,
-and attributes of a data set. Only evaluators of this package are covered; the data of other engines
-and of callables are unknown.
+validation to the next, so checkpoints save it:
+
+- the number of the pass (a pass is one iteration over the data), with which samplers shuffle
+- the states of persistent workers
+- the state of the data set
+
+Only the data of evaluators of this package are saved. What other engines and callables evaluate on
+is not known.
 """
 
 from collections.abc import Iterator
@@ -26,8 +31,9 @@ __all__ = ["ValidationData"]
 class ValidationData:
     """The data of all evaluators of this package that a trainer validates with, by name.
 
-    The name of the data is the prefix of the results on them in ``state.metrics``: ``"val_"``, for
-    example. A *feed* (``DataFeed``) gives the batches of the data and knows the position.
+    The results of an evaluator have a common prefix in ``state.metrics``, for example ``"val_"``.
+    This prefix is also the name of the evaluator's data. A *feed* (``DataFeed``) gives the batches
+    of the data, and knows the position in the data.
 
     Args:
         trainer: the trainer.
@@ -55,19 +61,25 @@ class ValidationData:
             }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Moves the data to the saved positions; ignores states of data that the trainer lacks."""
+        """Moves the data to the saved positions.
+
+        Saved states of data that this trainer does not have are ignored.
+        """
         training_feed = self._trainer.feed
         others = [training_feed] if isinstance(training_feed, DataFeed) else []
         with self._training_loader_set_aside():
             load_between_passes(self._pairs(state_dict).values(), others)
 
     def changes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns a line for each change of the data since the save, with its consequence."""
+        """Returns a line for each change of the data since the save: the change and its effect."""
         pairs = self._pairs(state_dict).items()
         return [f"{name}: {each}" for name, pair in pairs for each in pair[0].data_changes(pair[1])]
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns the reasons why the next batches differ from those of the saved run."""
+        """Returns the reasons why the next batches may differ from those of the saved run.
+
+        The saved run is the run whose checkpoint contains ``state_dict``.
+        """
         found, pairs, names = [], self._pairs(state_dict), self._runs_by_name().keys()
         with self._training_loader_set_aside():
             for name, (feed, state) in pairs.items():
@@ -78,7 +90,8 @@ class ValidationData:
                     )
         gone = [each for each, state in state_dict.items() if state and each not in names]
         new = sorted(names - state_dict.keys())
-        if gone and new:  # the data may be the same under a new name
+        # Data with a new name may be the data that were saved under another name.
+        if gone and new:
             found.append(
                 f"{', '.join(new)}: begins at its first pass, because the checkpoint has no data "
                 f"of this name, but has {', '.join(gone)}; with the prefix and names of the saved "
@@ -87,7 +100,7 @@ class ValidationData:
         return found
 
     def doubts(self) -> list[str]:
-        """Returns the reasons why the data may have state that ``state_dict`` does not hold."""
+        """Returns the reasons why ``state_dict`` may lack some of the state of the data."""
         known = {name: feed for name, feed in self._feeds_at_save.items() if feed is not None}
         if not known:
             return []
@@ -99,14 +112,14 @@ class ValidationData:
     def _feeds_at_save(self) -> dict[str, DataFeed | None]:
         """Maps names of data to their feeds, or to None if no evaluator has run on the data yet.
 
-        The feeds are looked up only once, because this object serves one save.
+        The feeds are looked up only once: each save makes a new ``ValidationData``.
         """
         return {
             name: each.known_feed_of(data) for name, (each, data) in self._runs_by_name().items()
         }
 
     def _pairs(self, state_dict: Mapping[str, Any]) -> dict[str, tuple[DataFeed, Any]]:
-        """Returns a dict that maps names of data to (feed, saved state).
+        """Returns a dict that maps names of data to (feed, saved state of the feed).
 
         Data without a saved state are left out.
         """
@@ -119,8 +132,8 @@ class ValidationData:
     def _runs_by_name(self) -> dict[str, tuple[Evaluator, Any]]:
         """Returns a dict that maps the names of the data to (evaluator, data).
 
-        The name is the prefix of the results. A prefix that occurs again gets a number:
-        ``"val_-2"``.
+        The name is the prefix of the results. If the prefix ``"val_"`` occurs twice, the second
+        name is ``"val_-2"``.
         """
         named: dict[str, tuple[Evaluator, Any]] = {}
         for plain, evaluator, data in self._all_runs():
@@ -136,10 +149,10 @@ class ValidationData:
             yield from validation.evaluations.runs()
 
     def _training_loader_set_aside(self) -> AbstractContextManager[None]:
-        """Returns a scope in which the training loader is set aside, as within a validation.
+        """Returns a context manager in which the training loader is set aside, as in a validation.
 
-        Otherwise, if an evaluator runs on the loader of training, the persistent workers of
-        training would be taken for the workers of the evaluator.
+        An evaluator may run on the loader of training. Without this context manager, the persistent
+        workers of training would be taken for the workers of the evaluator.
         """
         feed = self._trainer.feed
         return nullcontext() if feed is None else deactivated(feed.loader)
