@@ -1,4 +1,4 @@
-"""The factory of trainers: checks the arguments, prepares the objects and attaches handlers."""
+"""The factory of trainers. It checks the arguments, prepares the objects and attaches handlers."""
 
 import inspect
 from collections.abc import Callable
@@ -73,8 +73,8 @@ def create_supervised_trainer(
     """Builds a trainer: prepares model, optimizer and data with Accelerate, and attaches handlers.
 
     Objects that are prepared already are used unchanged. Gradient accumulation, mixed precision,
-    device and processes, which are arguments of Ignite's factory, are settings of the accelerator
-    here::
+    device and processes are settings of the accelerator here, not arguments as in Ignite's
+    factory::
 
         trainer = create_supervised_trainer(
             model, optimizer, F.cross_entropy, loader,
@@ -88,40 +88,41 @@ def create_supervised_trainer(
     Args:
         model: the model to train. If the model is in eval mode when a run starts, the model and its
             submodules are set to train mode. If the model is in train mode, its submodules keep
-            their modes.
-        optimizer: an optimizer of the model's parameters. It may also hold the parameters of a
-            ``loss_fn``, a ``batch_processor`` or another function that is a module. Such a module
-            is moved to the device and saved in checkpoints, and its gradients are averaged over all
-            processes.
+            their modes, so frozen submodules may stay in eval mode.
+        optimizer: an optimizer of the model's parameters. If ``loss_fn``, ``batch_processor`` or
+            another function is itself a module, the optimizer may also hold the parameters of this
+            module. The module is moved to the device and saved in checkpoints, and its gradients
+            are averaged over all processes.
         loss_fn: (y_pred, y) -> scalar loss, the mean over the batch.
         data: the batches to train on; they can be given to ``run`` instead.
         accelerator: the accelerator to use; default: a new ``Accelerator`` with the settings of the
             existing accelerators.
         lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes a scheduler from
-            the prepared optimizer. The scheduler moves once per committed step, for any number of
-            processes, unless ``scheduler_at`` says otherwise.
-        scheduler_at: when the scheduler moves. "step": after each committed step, which is one that
-            has changed the parameters. "epoch": at the end of each epoch, after the validation
-            there. "validation": after each validation, except one before the first step.
+            the prepared optimizer. At each time that ``scheduler_at`` names, the scheduler moves
+            once, for any number of processes.
+        scheduler_at: when the scheduler moves. "step": after each committed step, which is an
+            optimizer step that has changed the parameters. "epoch": at the end of each epoch, after
+            a validation that is due at this time. "validation": after each validation, except a
+            validation before the first step.
         scheduler_metric: the name of the metric in ``state.metrics`` that a ``ReduceLROnPlateau``
             takes, for example "val_loss".
-        batch_processor: (model, batch) -> (outputs, loss), to be given instead of ``loss_fn``,
-            ``prepare_batch``, ``model_fn`` and ``model_transform``. ``output_transform`` is then
-            called with (batch, None, outputs, loss). With mixed precision the whole batch processor
-            runs in the accelerator's autocast.
+        batch_processor: (model, batch) -> (outputs, loss). It replaces ``loss_fn``,
+            ``prepare_batch``, ``model_fn`` and ``model_transform``, which must be left out.
+            ``output_transform`` is then called with (batch, None, outputs, loss). With mixed
+            precision the whole batch processor runs in the accelerator's autocast.
         grad_clip: the handler that clips the gradient of each step.
         validation: the handler that validates on a schedule. ``handlers`` may contain further
             validations. Validations that are due at the same event are run as one.
         checkpoint: the handler that saves checkpoints on a schedule.
         resume_from: a ``ResumeCheckpoint``, the path of a checkpoint, or the path of a directory of
-            checkpoints. The checkpoint is loaded when everything else is built, and the next
-            ``run`` continues from it.
+            checkpoints. The checkpoint is loaded when everything else is built. The next ``run``
+            continues from the checkpoint.
         handlers: objects with an ``attach(engine)`` method: handlers of this package, Ignite's
             ``ProgressBar`` and others.
-        on_peer_failure: with several processes, what happens to a process that is blocked in a
-            collective when another process has failed. "exit" ends the blocked process with exit
+        on_peer_failure: with several processes, what happens when one process has failed and
+            another process is blocked in a collective. "exit" ends the blocked process with exit
             code 1; "wait" leaves it blocked until the timeout of the collective. A process that is
-            not blocked raises an error with the message of the failure.
+            not blocked raises an error with the message of the failure in both cases.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
         model_transform: (the model's output) -> ``y_pred``.
         model_fn: (model, x) -> the model's output.
@@ -130,8 +131,8 @@ def create_supervised_trainer(
         agree_every: with several processes, the number of windows from one exchange of requests to
             the next. A window is the batches whose gradients are accumulated for one step. A
             request is a stop, a signal, or a save by the clock. If one process makes a request, all
-            processes obey at the same step, at most ``agree_every`` + 1 windows later, or at the
-            end of the epoch if that comes first.
+            processes obey at the same step. This step is at most ``agree_every`` + 1 windows later,
+            or at the end of the epoch if the epoch ends first.
 
     Raises:
         TypeError: an argument has a wrong type.
@@ -209,7 +210,7 @@ def create_supervised_trainer(
     return trainer
 
 
-# The right order of the arguments, for the end of messages about arguments in a wrong order.
+# The right order of the arguments. Messages about arguments in a wrong order end with it.
 _ORDER = "create_supervised_trainer(model, optimizer, loss_fn, data)"
 
 
@@ -219,7 +220,12 @@ def _check_arguments(
     loss_fn: Any,
     batch_processor: Any,
 ) -> None:
-    """Raises a TypeError or ValueError that names the argument, the rule and the remedy."""
+    """Checks the model, the optimizer and the function that computes the loss.
+
+    Raises:
+        TypeError: one of them has a wrong type.
+        ValueError: not exactly one of ``loss_fn`` and ``batch_processor`` is given.
+    """
     if isinstance(optimizer, torch.nn.Module) and isinstance(model, torch.optim.Optimizer):
         raise TypeError(
             f"`model` must be a torch.nn.Module, got {shown_type(model)}: `model` and `optimizer` "
@@ -231,11 +237,12 @@ def _check_arguments(
 
 
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
-    """Raises a ValueError for functions that a trainer with a ``batch_processor`` never calls.
+    """Raises a ValueError if a function is given that a ``batch_processor`` replaces.
 
     Args:
         batch_processor: the ``batch_processor``, or None.
-        functions: maps the name of an argument to a pair: its value, and its default.
+        functions: the functions that a ``batch_processor`` replaces. The keys are the names of the
+            arguments, and the values are pairs (value of the argument, default).
     """
     given = [name for name, (function, default) in functions.items() if function is not default]
     if batch_processor is not None and given:
@@ -248,7 +255,7 @@ def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
 def _check_handler_arguments(
     grad_clip: Any, validation: Any, checkpoint: Any, resume_from: Any
 ) -> None:
-    """Checks the types of the handlers that are separate arguments, outside of ``handlers``.
+    """Checks the types of the handlers that have an argument of their own, such as ``grad_clip``.
 
     The class of a handler is imported only if the argument was given, because the import of a class
     with checked fields takes 60 ms.
@@ -322,7 +329,7 @@ def _check_handlers(handlers: Any) -> None:
 
 
 def _check_one_loss(loss_fn: Any, batch_processor: Any) -> None:
-    """Checks that exactly one function is given, and that it takes the right arguments."""
+    """Checks that exactly one of the functions is given, and that it takes the right arguments."""
     if (loss_fn is None) == (batch_processor is None):
         got = "neither" if loss_fn is None else "both"
         raise ValueError(
@@ -369,15 +376,15 @@ def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> Non
 
 
 def _modules_of_functions(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:
-    """Returns the modules that the functions belong to.
+    """Returns the modules that the functions belong to, by the name of the function's argument.
 
-    A function belongs to a module if it is the module itself, or a method of the module. The result
-    maps the name of the function's argument to the module. A module whose parameters and buffers
-    all belong to the model, such as a submodule of the model, is left out.
+    A function belongs to a module if the function is the module itself, or a method of the module.
+    A submodule of the model is left out, and so is any other module whose parameters and buffers
+    all belong to the model.
 
     Args:
         model: the model.
-        functions: maps the name of an argument of the factory to its value.
+        functions: the functions, by the names of the factory's arguments.
     """
     found: dict[str, torch.nn.Module] = {}
     model_tensors = set(map(id, _tensors(model)))
@@ -400,9 +407,9 @@ def _check_parameters(
     optimizer: torch.optim.Optimizer,
     modules: Mapping[str, torch.nn.Module],
 ) -> None:
-    """Raises a ValueError if the model is frozen, or the optimizer holds other parameters.
+    """Raises a ValueError if the model is frozen, or the optimizer holds foreign parameters.
 
-    Other parameters are those that belong neither to ``model`` nor to one of ``modules``.
+    A parameter is foreign if it does not belong to ``model`` or one of ``modules``.
     """
     known = list(model.parameters())
     if not any(parameter.requires_grad for parameter in known):
@@ -410,8 +417,8 @@ def _check_parameters(
             f"`model` must have trainable parameters, {type(model).__name__} has none out of "
             f"{len(known)}: set requires_grad, or use create_supervised_evaluator"
         )
-    # Sharding may have replaced the parameters in the optimizer. The replacements cannot be looked
-    # up among the parameters of the model.
+    # Sharding may have replaced the parameters in the optimizer. The replacements are not
+    # parameters of the model, so the check below would refuse them.
     if _may_hold_replacements(optimizer):
         return
     for module in modules.values():
@@ -434,7 +441,10 @@ def _separately_trained(
     modules: Mapping[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, torch.nn.Module]:
-    """Returns the modules with parameters that the optimizer holds and the model does not have."""
+    """Returns the modules that the optimizer trains in addition to the model, by name.
+
+    The optimizer holds a parameter of such a module, and the model does not have this parameter.
+    """
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     own -= set(map(id, model.parameters()))
     return {
@@ -445,7 +455,10 @@ def _separately_trained(
 
 
 def _check_not_sharded(model: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Raises a ValueError if the user has split the model over the processes."""
+    """Raises a ValueError if the user has split the model over the processes.
+
+    If the accelerator itself splits models (with FSDP, for example), no error is raised.
+    """
     type_names = {type(each).__name__ for each in model.parameters()} | {
         type(each.data).__name__ for each in model.parameters()
     }
@@ -459,11 +472,11 @@ def _check_not_sharded(model: torch.nn.Module, accelerator: Accelerator) -> None
 
 
 def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
-    """Raises a ValueError if the model is split over processes and another module is trained.
+    """Raises a ValueError if another module is trained with a model that is split over processes.
 
     Args:
-        modules: the modules outside of the model whose parameters the optimizer holds.
-        accelerator: its distributed type tells whether the model is split.
+        modules: the modules that the optimizer trains in addition to the model.
+        accelerator: the accelerator, whose distributed type tells whether the model is split.
     """
     for name, module in {} if is_data_parallel(accelerator) else modules.items():
         raise ValueError(
@@ -476,7 +489,10 @@ def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accel
 
 
 def _move_to_device(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
-    """Moves modules from the CPU to the device; a module on another device stays there."""
+    """Moves modules from the CPU to the device.
+
+    A module that the user has put on another device stays on that device.
+    """
     for module in modules.values():
         is_on_cpu = all(tensor.device.type == "cpu" for tensor in _tensors(module))
         if accelerator.device_placement and is_on_cpu:
@@ -484,9 +500,10 @@ def _move_to_device(modules: Mapping[str, torch.nn.Module], accelerator: Acceler
 
 
 def _may_hold_replacements(optimizer: Any) -> bool:
-    """Returns whether sharding may have replaced the parameters that an optimizer was made from.
+    """Returns whether an optimizer may hold other parameters than the user has given it.
 
-    Accelerate replaces them when it prepares model and optimizer together.
+    When Accelerate prepares model and optimizer together and shards the model, it replaces the
+    parameters in the optimizer by the shards. With one process, or with DDP, nothing is replaced.
     """
     state = getattr(optimizer, "accelerator_state", None)
     if not is_prepared(optimizer) or state is None:

@@ -15,6 +15,7 @@ _MODULES = {
     "create_supervised_evaluator": "evaluator",
 }
 
-if not TYPE_CHECKING:  # to a type checker the names imported above are the public ones
+# A name is imported on first use. A type checker sees the imports above instead.
+if not TYPE_CHECKING:
     __all__ = [*_MODULES]
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -1,8 +1,12 @@
 """The public names for writing a handler of your own.
 
-``Handler`` and ``Scheduled`` are the base classes. Their method ``attach`` returns an
-``Attachment``. ``checked_dataclass`` makes a class a frozen dataclass, whose constructor checks the
-arguments by the types of the fields::
+A handler is an object that is attached to an engine, and acts at events. ``Handler`` and
+``Scheduled`` are the base classes; a ``Scheduled`` handler has the schedules ``every_steps`` and
+``every_epochs``. The method ``attach`` returns an ``Attachment``, which can be removed.
+
+``checked_dataclass`` makes a class a frozen dataclass, whose constructor checks each argument by
+the type of its field. Most of the other names are such types, for example ``Every``, an integer of
+at least 1::
 
     @checked_dataclass
     class LogLoss(Scheduled):
@@ -12,9 +16,9 @@ arguments by the types of the fields::
         def __call__(self, engine):
             print(engine.state.iteration, float(engine.state.output))
 
-``must_be`` makes the type of a field from a rule of your own. ``handler_config`` is the pydantic
-configuration that ``checked_dataclass`` uses. If your class is a pydantic dataclass already, give
-it this configuration instead of ``checked_dataclass``.
+``must_be`` makes a validator for a field type with a rule of your own. ``handler_config`` is the
+pydantic configuration that ``checked_dataclass`` uses. If your class is a pydantic dataclass
+already, give it this configuration instead of ``checked_dataclass``.
 """
 
 from ignite_hooks.core.checked_dataclass import checked_dataclass
