@@ -62,8 +62,8 @@ class WorkerStates:
         self.doubts: dict[str, None] = {}
         self._data_pass = 0
         self._first_batch = 0  # the number of the batch that worker 0 loaded first in this pass
-        # For each worker, a pair for each of its last batches: the number of the batch, and the
-        # state of the worker after this batch.
+        # The history of each worker: a pair for each of its last batches, with the number of the
+        # batch and the state of the worker after this batch.
         self._history: list[deque[tuple[int, bytes | None]]] = []
         # The number of the batch that is yielded next, and whether the loader is exhausted.
         self._next_batch, self._has_ended = 0, False
@@ -91,8 +91,9 @@ class WorkerStates:
         self._iteration.fill_(self._iteration_count)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
-                # `out_of_order`: this scope may be in the generator of a feed, and a feed can be
-                # closed at any time, while scopes that were entered later are still open.
+                # `out_of_order`: the generator by which a run gets its batches may have entered
+                # this scope. This generator can be closed while scopes that were entered later are
+                # still open.
                 undo = _attribute_setter(loader, name, getattr(loader, name))
                 stack.enter_context(undo_on_exit(undo, out_of_order=True))
                 setattr(loader, name, function)
@@ -113,8 +114,8 @@ class WorkerStates:
             first: the number of the batch that worker 0 loads first.
             states: the state of each worker before its first batch; empty if the states are not
                 known.
-            window_size: the number of batches in a full accumulation window. A run may roll back by
-                as many batches.
+            window_size: the number of batches in a full accumulation window (the batches that make
+                one optimizer step). A run may roll back to the start of the present window.
             length: the number of batches of the pass; None if it is not known for certain.
         """
         known = [*states]
@@ -213,7 +214,7 @@ def with_random_state(loader: Any) -> Iterator[None]:
 
 
 def unsharded(dataset: Any) -> Any:
-    """Returns the stream that an Accelerate shard wraps. Other data sets are returned unchanged."""
+    """Returns the data set inside a shard of Accelerate. Other data sets are returned unchanged."""
     return dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
 
 
@@ -222,7 +223,7 @@ def end_streams(state_dict: Any) -> None:
 
     The streams of some workers may end before the pass is over. When the pass is resumed, torchdata
     iterates all streams, also those that have ended. If a stream resets its state at its end, this
-    iteration would give all samples of the stream a second time. A marked stream gives none.
+    iteration would give all samples of the stream a second time. A marked stream gives no samples.
 
     Args:
         state_dict: the state of the loader in the middle of a pass. It is changed in place.
@@ -279,7 +280,7 @@ class _StreamStates:
         with_state = unsharded(stream)
         self._state_dict, self._load_state_dict = with_state.state_dict, with_state.load_state_dict
         self._generators = GeneratorSearch()({"dataset": stream}).named
-        self._is_over = False  # whether a resumed pass is past the end of this stream
+        self._is_over = False  # whether the present pass was resumed after the end of this stream
 
     def state_dict(self) -> dict[str, Any]:
         random = RandomState.capture(generators=self._generators)

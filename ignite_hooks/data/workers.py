@@ -75,6 +75,9 @@ def iterate_with_workers(loader: Any) -> Iterator[Any]:
 def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
     """Makes the workers that a ``DataLoader`` starts in the body ignore signals.
 
+    The signals are those in ``ignored_by_workers``, and SIGINT and SIGTERM if this process handles
+    them.
+
     Args:
         loader: a loader of torch, or another loader with the same attributes.
         blocks: whether the signals in ``ignored_by_workers`` are blocked during the body. This

@@ -111,12 +111,15 @@ class Validation(ValidationSchedule, Scheduled):
 
     A signal that asks a trainer to stop (``SaveCheckpoint(on_signals=…)``) breaks an evaluator off
     between two batches. The results are dropped, and neither VALIDATION_COMPLETED nor the
-    evaluator's COMPLETED is fired. Contexts on the channel ``on_validation`` are left as usual,
-    without an exception. The checkpoint notes that the validation is still due, and the resumed run
-    begins with this validation. If the validation was due at the end of an epoch, the resumed run
-    begins with the end of this epoch. The handlers of VALIDATION_STARTED and of the evaluators are
-    called again. In these cases the stop is delayed, because the evaluation cannot be broken off or
-    could not be repeated later:
+    evaluator's COMPLETED is fired. Context managers that a user has registered on the channel
+    ``on_validation`` are left as usual, without an exception.
+
+    The checkpoint notes that the validation is still due, and the resumed run begins with this
+    validation. If the validation was due at the end of an epoch, the resumed run begins with the
+    end of this epoch. The handlers of VALIDATION_STARTED and of the evaluators are called again.
+
+    In these cases the stop is delayed, because the evaluation cannot be broken off or could not be
+    repeated later:
 
     - A callable is running. An evaluator that would run after the callable is not begun.
     - The Validation is attached to an event, or a handler runs the evaluator.
@@ -202,9 +205,10 @@ class Validation(ValidationSchedule, Scheduled):
         is_due, make_due = scheduled.due_on_resume(self)
         attachment.on_removal(add_due_entry(attachment.engine, "validations", is_due, make_due))
         # Each method of `scheduled` acts for all Validations of the engine. But each Validation
-        # attaches the methods once more, so that they stay attached as long as any Validation. At
-        # an event, the first call of a method does all the work, and further calls do nothing. A
-        # turn is the place of a handler among the handlers that a trainer calls at an event.
+        # attaches the methods once more, so that they stay attached as long as any Validation is
+        # attached. At an event, the first call of a method does all the work, and further calls do
+        # nothing. A turn is the place of a handler among the handlers that a trainer calls at an
+        # event.
         attachment.during_run(scheduled.run_scope)
         attachment.on(Events.STARTED, scheduled.validate_at_start, turn=Turn.LATE_VALIDATION)
         self.on_steps(attachment, scheduled.after_step, is_note=True)
@@ -267,7 +271,7 @@ class _ScheduledValidations:
                 self.run_due()
 
     def after_step(self, engine: Engine) -> None:
-        """Makes the validations due that a step makes due, and runs them.
+        """Runs the validations that are due by step.
 
         A trainer runs them later, after all other callbacks that are due by step.
         """
@@ -335,7 +339,7 @@ class _ScheduledValidations:
         return run_if_epoch_continues
 
     def run_due(self) -> None:
-        """Runs all due validations as one. If it fails, the validations stay due.
+        """Runs all due Validations as one validation. If it fails, the Validations stay due.
 
         Raises:
             ValidationStopped: the run is to stop, and the validations stay due.
@@ -407,7 +411,7 @@ def _validate(
     before, due = state.validation, [*validations] if due is None else due
 
     def restore_count() -> None:
-        # If `due` is not empty here, the validation was not completed, and does not count.
+        # A completed validation has emptied `due`. Any other validation does not count.
         if due:
             state.validation = before
 
