@@ -379,8 +379,8 @@ def _modules_of_functions(model: torch.nn.Module, **functions: Any) -> dict[str,
     """Returns the modules that the functions belong to, by the name of the function's argument.
 
     A function belongs to a module if the function is the module itself, or a method of the module.
-    A submodule of the model is left out, and so is any other module whose parameters and buffers
-    all belong to the model.
+    A module is left out if it has parameters or buffers and the model has all of them too, for
+    example a linear layer of the model.
 
     Args:
         model: the model.

@@ -203,7 +203,8 @@ def create_supervised_evaluator(
     accelerator = accelerator_or_default(accelerator)
     if accelerator.device_placement and not is_prepared(model):
         model = model.to(accelerator.device)
-    # The forward pass of DDP is collective, and would hang if a rank has fewer batches than others.
+    # The forward pass of DDP is collective, and hangs if a rank has fewer batches than the others.
+    # So the module inside DDP is used.
     model = without_ddp(model)
     device, non_blocking = accelerator.device, accelerator.non_blocking
     # Accelerate converts the outputs of a prepared model to float32. The model may not be prepared,
