@@ -1,1 +1,1 @@
-"""Context managers of users, entered and left around the parts of the training loop."""
+"""Context managers that users put around parts of the training loop, such as a step."""

@@ -1,7 +1,8 @@
-"""The eight channels of one engine, each a scope around a part of its loop.
+"""The eight channels of an engine, which enter and leave users' contexts around parts of its loop.
 
-A *context* is a user's code before and after a part of the loop. A *hook* is the registration of a
-context on a channel.
+A *channel* is a part of the training loop that has a name, for example ``on_step``. A *context* is
+a user's function that makes a context manager. The context manager is entered when the channel
+opens and left when the channel closes. A *hook* is the registration of a context on a channel.
 """
 
 from collections.abc import Sequence
@@ -27,16 +28,18 @@ CHANNELS: tuple[ChannelName, ...] = get_args(ChannelName)
 class Channels:
     """The contexts on the channels of one engine, and the stack of open contexts.
 
+    Each channel is an attribute of the same name, which is a context manager.
     ``with channels.on_step:`` enters the contexts of the channel in order of their registration,
     and leaves them in reverse order. A channel without contexts costs next to nothing.
 
-    After a failure, contexts stay open until the handlers of EXCEPTION_RAISED have been called.
-    Then the code that runs the engine closes all contexts through ``scopes``. Only
-    ``on_validation`` closes at once, because a user may catch the failure of a validation and
-    continue to train.
+    If the body of such a ``with`` fails, the ``with`` leaves the contexts open, so that handlers of
+    EXCEPTION_RAISED see the state at the failure. When these handlers have returned, the trainer
+    closes the contexts through ``scopes``. On a plain Ignite engine the subclass ``EventChannels``
+    does so. Only ``on_validation`` closes its contexts itself after a failure, because a user may
+    catch the failure of a validation and continue to train.
 
     Attributes:
-        scopes: the open contexts of all channels.
+        scopes: the stack of the open contexts of all channels, innermost last.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -53,31 +56,31 @@ class Channels:
         self._hooks: tuple[Hook, ...] = ()
 
     def attach_set(self, hooks: Sequence[Hook]) -> None:
-        """Adds the hooks of a ``Hooks``, a set that is being attached to the engine."""
+        """Adds the hooks of a set (a ``Hooks``) when the set is attached to the engine."""
         self.add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
-        """Removes the hooks of a ``Hooks``, a set that is being detached from the engine."""
+        """Removes the hooks of a set (a ``Hooks``) when the set is detached from the engine."""
         self.drop(hooks)
 
     def add(self, hooks: Sequence[Hook]) -> None:
-        """Adds hooks after the present hooks, for example to a set that is attached already.
+        """Adds hooks after the present hooks, for example when a user adds to an attached set.
 
-        The hooks take effect when their channels open next.
+        The contexts of the hooks are entered when their channels open next.
         """
         self._set_hooks((*self._hooks, *hooks))
 
     def drop(self, hooks: Sequence[Hook]) -> None:
-        """Removes hooks, for example from a set that stays attached.
+        """Removes hooks, for example when a user removes one context from an attached set.
 
-        Contexts that are open stay open until their channels close.
+        A removed context that is open stays open until its channel closes.
         """
         dropped = set(hooks)
         self._set_hooks(tuple(each for each in self._hooks if each not in dropped))
 
     def _set_hooks(self, hooks: tuple[Hook, ...]) -> None:
-        # Channels are replaced, not changed, so that the `with` of an open channel still leaves the
-        # contexts that it has entered.
+        # The channel objects are replaced, not changed, so that the `with` of an open channel still
+        # leaves the contexts that it has entered.
         self._hooks = hooks
         for name in CHANNELS:
             own = tuple(hook for hook in hooks if hook.channel == name)
@@ -88,7 +91,7 @@ class Channels:
 
 
 class _Channel(AbstractContextManager[None, Any]):
-    """A channel that has contexts. After a failure, the code that runs the engine closes them."""
+    """A channel that has contexts. It leaves them open after a failure, as ``Channels`` says."""
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         self._hooks = hooks
@@ -100,7 +103,7 @@ class _Channel(AbstractContextManager[None, Any]):
         engine = self._engine()
         assert engine is not None
         scopes = self._scopes
-        self._depth = len(scopes.open)  # contexts of outer channels are below this depth
+        self._depth = len(scopes.open)  # the number of open contexts of outer channels
         for hook in self._hooks:
             scopes.enter(HookScope(hook, engine))
 
@@ -116,15 +119,16 @@ class _Channel(AbstractContextManager[None, Any]):
 
 
 class _ValidationChannel(_Channel):
-    """The channel ``on_validation``, which closes its contexts after a failure too.
+    """The channel ``on_validation``, which closes its contexts itself, also after a failure.
 
-    A context can end the failure: it catches the failure and calls ``terminate()``. Then the run
-    stops cleanly.
+    A context can end the failure: it catches the exception at its ``yield`` and calls
+    ``terminate()``. Then the exception goes no further, and the run stops cleanly.
     """
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         super().__init__(hooks, scopes, engine)
-        # One depth for each open scope; several if a handler validates within a validation.
+        # For each open `with` of this channel, the number of contexts that were open before it. The
+        # list has several entries if a handler runs a validation within a validation.
         self._depths: list[int] = []
 
     def __enter__(self) -> None:
@@ -132,7 +136,8 @@ class _ValidationChannel(_Channel):
         try:
             super().__enter__()
         except BaseException as error:
-            # The error is raised even if a context ends the failure. Otherwise the body would run.
+            # `_leave` returns True if a context has ended the failure. The error is raised all the
+            # same, because without it the body of the `with`, the validation, would run.
             self._leave(error, depth)
             raise
         self._depths.append(depth)
@@ -149,7 +154,7 @@ class _ValidationChannel(_Channel):
         """Closes the channel; returns whether a context has turned a failure into a clean stop.
 
         Args:
-            error: the failure, if there was one.
+            error: the failure of the validation or of a context, or None.
             depth: the number of contexts that were open before the channel opened.
         """
         if error is not None and not self._is_stopped_by_context(error, depth):
@@ -162,17 +167,17 @@ class _ValidationChannel(_Channel):
         return error is not None
 
     def _is_stopped_by_context(self, error: BaseException, depth: int) -> bool:
-        """Closes open contexts until one of them ends the failure; returns whether one has done so.
+        """Closes open contexts until one of them ends the failure, and returns True in this case.
 
-        A context ends the failure if it catches the failure, calls ``terminate()`` and does not
-        fail itself.
+        If no context ends the failure, all contexts of the channel are closed and False is
+        returned. A context ends the failure if it catches the failure, calls ``terminate()`` and
+        raises no exception itself.
         """
         engine: Any = self._engine()
         scopes = self._scopes
-        # `later_failure` and `should_terminate` are set aside until the loop ends, so that they
-        # show only what the contexts do. A failure of an outer scope must not be taken for a
-        # failure of a context. A stop that was requested before must not be taken for a request of
-        # a context.
+        # Other code may have set `later_failure` and `should_terminate` already. The loop must see
+        # only what the contexts of this channel set. So both are cleared here, and the earlier
+        # values are restored below.
         later, scopes.later_failure = scopes.later_failure, None
         requested, engine.should_terminate = engine.should_terminate, False
         stop = False

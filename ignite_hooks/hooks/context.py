@@ -1,7 +1,9 @@
-"""The contexts of hooks: the forms in which a user may give them, and how they are entered.
+"""Contexts: the forms in which a user may write them, and how a context is entered and left.
 
-A *context* is the user's code before and after a part of the training loop. A *channel* is the name
-of such a part, and a *hook* is the registration of a context on a channel.
+A *context* is a user's function that is called with the engine and runs code before and after a
+part of the training loop. An example is a generator function with one ``yield``. A *channel* is a
+part of the loop that has a name, such as ``on_step``. A *hook* is the registration of a context on
+a channel.
 """
 
 import dis
@@ -52,14 +54,14 @@ _OPCODES_WITH_EFFECT = ("CALL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL", "ST
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HookContext:
-    """A context made of two functions, one for the way in and one for the way out.
+    """A context made of two functions, which are called before and after a part of the loop.
 
-    A generator function does the same, and can keep values from its first part for its second part.
-    ``HookContext`` is for functions that exist already.
+    A generator function with one ``yield`` does the same, and the code after its ``yield`` can use
+    variables from the code before. ``HookContext`` is for two functions that exist already.
 
     Args:
-        before: called with the engine on the way in.
-        after: called with the engine on the way out, also after a failure.
+        before: called with the engine before the part of the loop.
+        after: called with the engine after the part of the loop, also if that part fails.
 
     Raises:
         TypeError: ``before`` or ``after`` cannot be called with an engine.
@@ -82,7 +84,7 @@ class HookContext:
                 _check_is_not_generator(f"`{side}`", function)
 
     def __call__(self, engine: Engine) -> Generator[None, None, None]:
-        """Returns the context as a generator."""
+        """Calls ``before``, yields once, and calls ``after``."""
         if self.before is not None:
             self.before(engine)
         try:
@@ -100,7 +102,10 @@ class HookContext:
 
 
 def check_context(context: Any) -> None:
-    """Raises a TypeError if ``context`` is not a context, as far as this is visible before use."""
+    """Raises a TypeError if ``context`` cannot be a context.
+
+    Some errors, such as a missing ``yield``, show only when the context is entered.
+    """
     if hasattr(context, "__enter__") and not isinstance(context, type):
         raise TypeError(
             f"`context` must be a function that makes a context manager, got the context manager "
@@ -116,10 +121,10 @@ class Hook:
     """A registration of a context on a channel. A context registered twice has two hooks.
 
     Attributes:
-        channel: the channel.
+        channel: the name of the channel.
         context: the context as the user gave it.
-        make: the function to call with the engine. This is ``context``, without the decorator
-            ``@contextmanager`` if it has one.
+        make: the function to call with the engine. If the user has decorated the context with
+            ``@contextmanager``, this is the function inside the decorator.
     """
 
     def __init__(self, channel: ChannelName, context: Context) -> None:
@@ -136,21 +141,21 @@ def _decorated() -> Iterator[None]:
 def _undecorated(context: Any) -> Context:
     """Returns the generator function inside ``@contextmanager``, or ``context`` unchanged.
 
-    Skipping the decorator saves 1.5 µs per use. The rules that the decorator adds for a generator
-    in a ``with`` are implemented in ``HookScope``.
+    Skipping the decorator saves 1.5 µs each time the context is entered. ``HookScope`` makes a
+    context manager of the generator by the same rules as the decorator.
     """
-    # All functions that the decorator returns share their code object.
+    # All functions that ``@contextmanager`` returns have the same code object.
     is_decorated = getattr(context, "__code__", None) is _decorated.__code__
     undecorated: Context = context.__wrapped__ if is_decorated else context
     return undecorated
 
 
 class HookScope(AbstractContextManager[None, bool]):
-    """One use of a context, from its entry to its exit, as a scope for a ``ScopeStack``.
+    """A context manager for one entry and one exit of a context; an item of a ``ScopeStack``.
 
-    A scope runs one generator. After a failure, ``__exit__`` throws the failure into the generator.
-    If the generator then returns, ``__exit__`` returns True, which means that the failure is
-    handled.
+    It runs the generator of the context. If the part of the loop fails, ``__exit__`` throws the
+    exception into the generator. If the generator then returns, ``__exit__`` returns True, which
+    means that the failure is handled.
     """
 
     __slots__ = ("_engine", "_generator", "_hook")
@@ -162,7 +167,7 @@ class HookScope(AbstractContextManager[None, bool]):
 
     @property
     def channel(self) -> ChannelName:
-        """The channel of the context."""
+        """The name of the channel."""
         return self._hook.channel
 
     @property
@@ -172,10 +177,10 @@ class HookScope(AbstractContextManager[None, bool]):
 
     @property
     def has_effect_on_exit(self) -> bool:
-        """True if the open context calls or sets something after its ``yield``.
+        """True if the open context has code after its ``yield`` that calls or sets something.
 
-        The bytecode of the generator shows this. For a plain context manager, the answer is always
-        True.
+        The bytecode of the generator shows what follows the ``yield``. If the context is a function
+        that returns a context manager, the value is always True, because ``__exit__`` is a call.
         """
         if isinstance(self.context, HookContext):
             return self.context.after is not None
@@ -208,7 +213,7 @@ class HookScope(AbstractContextManager[None, bool]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        # The same rules as in the `__exit__` of contextlib's `_GeneratorContextManager`.
+        # These are the rules of `__exit__` of contextlib's `_GeneratorContextManager`.
         generator = self._generator
         if generator is None:  # the context failed before there was a generator
             return False
@@ -219,20 +224,20 @@ class HookScope(AbstractContextManager[None, bool]):
             try:
                 generator.throw(error)
             except StopIteration as end:
-                return end is not error  # if `end` is a new exception, the generator has returned
+                return end is not error  # a new StopIteration means that the generator has returned
             except BaseException as raised:
                 if raised is error or _is_wrapped_stop_iteration(error, raised):
                     return False
                 raise
             finally:
-                # `throw` has added the generator's frames to the traceback of the failure. This
-                # restores the traceback.
+                # `throw` has added the generator's frames to the traceback of the failure. The next
+                # line removes these frames.
                 error.with_traceback(traceback)
         generator.close()
         raise RuntimeError(f"{self} must yield once, it yielded twice: let it end after the first")
 
     def _entered(self, manager: Any) -> Generator[None, None, None]:
-        """Returns a generator that enters a context manager before its ``yield``, and leaves it."""
+        """Returns a generator that enters ``manager``, yields once, and leaves ``manager``."""
         manager_type = type(manager)  # `with` looks the two methods up on the type
         if not (hasattr(manager_type, "__enter__") and hasattr(manager_type, "__exit__")):
             raise TypeError(
@@ -265,8 +270,8 @@ def _check_takes_engine(argument: str, function: Any) -> None:
         raise TypeError(
             f"{argument} must be a function of the engine, got {function!r}: def f(engine): ..."
         )
-    # For a decorated function, the signature of the wrapper counts, not the signature of the
-    # function inside: the wrapper may pass on more arguments than it takes.
+    # If the function is decorated, the signature of the wrapper is checked, because the wrapper is
+    # what is called. The function inside may take more arguments, which the wrapper adds.
     try:
         signature = inspect.signature(function, follow_wrapped=False)
     except ValueError:  # some functions written in C have no signature
@@ -308,9 +313,9 @@ def name_of(context: Any) -> str:
 
 
 def describe(context: Any) -> str:
-    """Returns the name of a context, with its file and line if it has any, for messages."""
-    # The function is unwrapped, so that the line of a decorated function is that of its definition,
-    # not that of the decorator's wrapper.
+    """Returns the name of a context for a message, with its file and line if they are known."""
+    # A decorated function is unwrapped: the message must show the line of the user's function, not
+    # a line within the decorator.
     code = getattr(inspect.unwrap(_underlying_function(context)), "__code__", None)
     where = f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
     return f"`{name_of(context)}`{where}"

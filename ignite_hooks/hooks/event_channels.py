@@ -1,4 +1,9 @@
-"""The channels of an engine that is not a trainer: they open and close at its events."""
+"""Channels for a plain Ignite engine, one that is not a trainer: they open and close at events.
+
+A *channel* is a part of the training loop that has a name, such as ``on_step``. When a channel
+opens, the contexts that users have registered on it are entered, and when it closes, they are left.
+A set of hooks (a ``Hooks``) is a set of such registrations.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -25,14 +30,19 @@ __all__ = ["EventChannels", "channels_of"]
 class EventChannels(Channels):
     """Channels that open and close at the events of an engine.
 
-    ``on_optimizer_step`` and ``on_validation`` are opened by ``OptimizerStep`` and ``Validation``.
+    Two channels have no events: ``OptimizerStep`` opens and closes ``on_optimizer_step``, and
+    ``Validation`` opens and closes ``on_validation``.
 
-    After a failure the event that would close a channel is not fired. Then the channel is closed
-    when it opens again, when a channel around it closes, or when ``engine.run`` is left. If the
-    first set of hooks is attached within a run, nothing could close the channels when this run is
-    left. So the channels open only from the next run on. If the last set is detached within a run,
-    its open contexts are still left when their channels close. The handlers that open and close the
-    channels are then removed at the end of the run.
+    If a part of the loop fails, Ignite does not fire the event that would close its channel. The
+    channel is then closed later: before it opens again, when a channel around it closes, or at the
+    latest in ``run_scope``, when ``engine.run`` is left.
+
+    Channels open only in a run that ``run_scope`` surrounds. A run that has begun before the first
+    set of hooks is attached may have no ``run_scope``. In this case the channels open from the next
+    run on.
+
+    If contexts are open when the last set is detached, they are still left when their channels
+    close. The handlers that open and close the channels are then removed at the end of the run.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -44,13 +54,13 @@ class EventChannels(Channels):
         self._attachment: Attachment | None = None
 
     def attach_set(self, hooks: Sequence[Hook]) -> None:
-        """Adds a set of hooks; the first set attaches the handlers that open the channels."""
+        """Adds a set of hooks; the first set also attaches the handlers that open the channels."""
         self._warn_once(hooks)
         engine = self._engine()
         if self._attachment is None and engine is not None:
             self._attachment = HookChannels().attach(engine)
         self._number_of_sets += 1
-        # `self.add` is not called, because its warning would be at another stack level.
+        # Not `self.add`, which would call `_warn_once` a second time.
         super().add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
@@ -67,8 +77,8 @@ class EventChannels(Channels):
     def _warn_once(self, hooks: Sequence[Hook]) -> None:
         """Warns, once for each engine, that on_loop and on_epoch may be left late.
 
-        This method must be called before anything is changed, because a user may have turned
-        warnings into errors.
+        If a user has turned warnings into errors, the warning is raised as an exception. So callers
+        call this method first, before they change anything.
         """
         if not self._has_warned and any(each.channel in ("on_loop", "on_epoch") for each in hooks):
             self._has_warned = True
@@ -76,8 +86,9 @@ class EventChannels(Channels):
                 "on_loop and on_epoch may be left late after a failure on an engine that is not a "
                 "Trainer: such an engine fires no event then, so they are left only when run() is "
                 "left or the next epoch starts",
-                # The warning shows the line that called a public method of Hooks. All these methods
-                # are the same number of calls away.
+                # The warning shows the user's line that called a method of Hooks, for example
+                # `register` or `attach`. There are as many calls from each of these methods to
+                # this line.
                 stacklevel=5,
             )
 
@@ -85,14 +96,14 @@ class EventChannels(Channels):
         """Opens a channel; closes it first if a failure has left it open."""
         self.close(channel)
         scope = getattr(self, channel)
-        # In a run that began before the first set was attached, the channel does not open: after a
-        # failure, such a run would not close the channel.
+        # `_is_in_run` is False in a run without `run_scope` around it. The channel does not open,
+        # because nothing would close it after a failure.
         if scope is not NULL_CONTEXT and self._is_in_run:
             self._depths[channel] = len(self.scopes.open)
             scope.__enter__()
 
     def close(self, channel: str) -> None:
-        """Closes a channel and the channels within it, as far as they are open."""
+        """Closes a channel and the channels within it, if they are open."""
         if self._depths:
             # CHANNELS lists each channel after the channels around it.
             within = CHANNELS[CHANNELS.index(channel) :]
@@ -104,7 +115,8 @@ class EventChannels(Channels):
     def run_scope(self, engine: Engine) -> Iterator[None]:
         """Closes all channels at the end of the body, which is ``engine.run``.
 
-        If the run was interrupted, its channels stay open for the run that continues it.
+        If ``interrupt()`` has paused the run, the channels stay open until the next call of
+        ``engine.run`` continues it.
         """
         self._is_in_run = True
         try:
@@ -112,8 +124,8 @@ class EventChannels(Channels):
             if not is_interrupted(engine):
                 self._leave_all()
         except BaseException:
-            # If run() has refused its arguments, an earlier run may still be interrupted. The
-            # channels of that run stay open.
+            # The run may still be paused by interrupt() here: run() was called to continue it, and
+            # has raised an error because of its arguments. The channels then stay open.
             if not is_interrupted(engine):
                 self._depths = {}
                 with self.scopes:  # each context gets the failure as the exception of its body
@@ -160,8 +172,9 @@ class HookChannels(Handler):
         # the handlers that are attached already.
         closes("on_batch", Events.ITERATION_COMPLETED, first=True)
         closes("on_step", Events.ITERATION_COMPLETED)
-        # Ignite fires no ITERATION_COMPLETED if the epoch is terminated in the iteration, and no
-        # EPOCH_COMPLETED if the run is terminated.
+        # If the epoch is terminated within an iteration, Ignite fires TERMINATE_SINGLE_EPOCH and no
+        # ITERATION_COMPLETED. If the run is terminated, Ignite fires TERMINATE and no
+        # EPOCH_COMPLETED.
         closes("on_step", Events.TERMINATE_SINGLE_EPOCH, first=True)
         closes("on_epoch", Events.EPOCH_COMPLETED)
         closes("on_epoch", Events.TERMINATE, first=True)
@@ -169,7 +182,7 @@ class HookChannels(Handler):
 
 
 def channels_of(engine: AnyEngine) -> Channels:
-    """Returns the channels of ``engine``. A plain engine gets its channels at the first call."""
+    """Returns the channels of ``engine``; makes them at the first call for a plain engine."""
     owner: Any = engine  # Ignite's Engine does not declare this attribute
     if not hasattr(owner, "hook_channels"):
         owner.hook_channels = EventChannels(owner)
@@ -178,7 +191,7 @@ def channels_of(engine: AnyEngine) -> Channels:
 
 
 def _event_channels(engine: Engine) -> EventChannels:
-    """Returns the channels that ``channels_of`` has given to a plain engine."""
+    """Returns the channels that ``channels_of`` has made for a plain engine."""
     owner: Any = engine
     channels: EventChannels = owner.hook_channels
     return channels

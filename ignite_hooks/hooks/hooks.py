@@ -1,8 +1,9 @@
-"""Sets of contexts that are entered before a part of the loop and left after it in any case.
+"""Sets of contexts: context managers around parts of the loop, which are left after a failure too.
 
-An event is a point in time. A *context* on a *channel* is a scope around a part of the loop: a
-profiler's range, a timer, a temporary setting, a lock, a span of a trace. The drawing in
-``events.py`` shows where each of the eight channels opens and closes.
+A handler of an event is called at one point in time. A *context* runs code before and after a part
+of the loop: it is a profiler's range, a timer, a temporary setting, a lock or a span of a trace. A
+*channel* is a part of the loop that has a name. The drawing in ``events.py`` shows where each of
+the eight channels opens and closes.
 
 =====================  ============================================================================
 ``on_loop``            one run; if ``interrupt()`` pauses the run, the channel stays open until the
@@ -13,13 +14,15 @@ profiler's range, a timer, a temporary setting, a lock, a span of a trace. The d
 ``on_batch``           the process function: forward and backward
 ``on_model_forward``   the model and the loss
 ``on_model_backward``  the backward pass
-``on_optimizer_step``  the optimizer step at the end of an accumulation window: clipping, step,
-                       scheduler
-``on_validation``      one validation with its events: the place to swap weights in; after a
-                       failure the channel closes at once, before EXCEPTION_RAISED
+``on_optimizer_step``  the optimizer step after the last batch whose gradients it uses: clipping,
+                       step, scheduler
+``on_validation``      one validation with its events: a context can put averaged weights into the
+                       model for it; after a failure the channel closes at once, before
+                       EXCEPTION_RAISED
 =====================  ============================================================================
 
-A context is called with the engine. A trainer has these attributes at any time:
+A context is a function that is called with the engine. If the engine is a trainer, it always has
+these attributes:
 
 ========================  ========================  ================================================
 attribute                 type                      meaning
@@ -27,23 +30,25 @@ attribute                 type                      meaning
 ``accelerator``           Accelerator               owns device and processes
 ``model``                 Module                    as Accelerate prepared it
 ``optimizer``             AcceleratedOptimizer      changes of its ``param_groups`` take effect
-``lr_scheduler``          LRScheduler | None        the scheduler that the trainer moves
+``lr_scheduler``          LRScheduler | None        the trainer calls its ``step()``
 ``state.epoch``           int                       the present epoch, from 1; 0 before the first
 ``state.iteration``       int                       batches so far, with the present one
-``state.optimizer_step``  int                       steps committed so far
-``state.step_committed``  bool                      whether this iteration made a step; if False on
-                                                    the way out of ``on_optimizer_step``, the step
-                                                    was skipped
+``state.optimizer_step``  int                       steps committed so far: optimizer steps without
+                                                    those that the loss scaler skipped
+``state.step_committed``  bool                      whether this iteration has committed a step; if
+                                                    False when ``on_optimizer_step`` closes, the
+                                                    loss scaler has skipped the step
 ``state.max_epochs``      int | None                limit of this run; if only ``max_steps`` is
                                                     given, the number of epochs for these steps
 ``state.max_steps``       int | None                limit of this run
 ``state.start_epoch``     int                       epochs that were complete when the run began
 ``state.start_step``      int                       steps that were committed when the run began
 ``state.dataloader``      iterable | None           the prepared data that the trainer runs on
-``state.batch``           what the data gives       the batch of this iteration, or None
-``state.model_outputs``   what the model gives      from the end of the forward on; None before
-``state.loss``            Tensor, a scalar | None   from the end of the forward on; after the
-                                                    backward without its graph
+``state.batch``           what the data gives       the batch of this iteration; None while a batch
+                                                    is fetched
+``state.model_outputs``   what the model gives      set by the forward pass; None before
+``state.loss``            Tensor, a scalar | None   set by the forward pass, None before; detached
+                                                    from its graph by the backward pass
 ========================  ========================  ================================================
 """
 
@@ -107,31 +112,39 @@ class Hooks(Handler):
             finally:
                 engine.state.metrics["optimizer_step_seconds"] = time.perf_counter() - start
 
-    A context is a generator function with one ``yield``, a function that makes a context manager
-    (``lambda engine: record_function("step")``), or a ``HookContext``. It receives the engine.
-    Contexts are entered in order of registration and left in reverse, also after a failure, which
-    is raised as an exception at the ``yield``. A context can end the failure in one way only: it
-    catches the failure and calls ``trainer.terminate()`` before the generator returns. Then the run
-    stops cleanly. If a context fails on the way out, the other contexts are left all the same. If
-    the run was failing before, the failure of the context is added as a note to the first failure.
+    A *channel* is a part of the loop that has a name, here the optimizer step. A *context* is
+    called with the engine. It is a generator function with one ``yield``, a function that makes a
+    context manager (``lambda engine: record_function("step")``), or a ``HookContext``.
 
-    A trainer has a set, ``trainer.hooks``. Further sets can be attached to the trainer, or given to
-    the factory's ``handlers``. Contexts can be registered and removed during a run. The change
-    takes effect when their channel opens next: a removed context that is open is still left.
+    Contexts are entered in order of registration and left in reverse order. If the part of the loop
+    fails, its contexts are left too, and the exception is raised at their ``yield``. A context can
+    end the failure in one way only: it catches the exception and calls ``trainer.terminate()``
+    before the generator returns. Then the run stops cleanly. If a context fails while it is left,
+    the other contexts are left all the same. If an earlier failure was the reason for leaving the
+    contexts, the failure of the context becomes a note of the earlier one.
 
-    On a plain Ignite engine the channels open and close at events of the engine. Both ``on_step``
-    and ``on_batch`` open at ITERATION_STARTED and close at ITERATION_COMPLETED.
-    ``on_model_forward`` and ``on_model_backward`` open if the process function fires
-    ``TrainEvents`` (or uses ``begin``). ``on_optimizer_step`` opens if the engine has an
-    ``OptimizerStep``, and ``on_validation`` opens if the engine has a ``Validation``.
+    A trainer has one set already, ``trainer.hooks``. Further sets can be attached to the trainer,
+    or given to ``create_supervised_trainer`` in ``handlers``. Contexts can be registered and
+    removed during a run. The change takes effect when the channel opens next: a removed context
+    that is open is still left when its channel closes.
+
+    On a plain Ignite engine, one that is not a trainer, most channels open and close at events.
+    Both ``on_step`` and ``on_batch`` open at ITERATION_STARTED and close at ITERATION_COMPLETED.
+    ``on_model_forward`` and ``on_model_backward`` open and close only if the process function fires
+    the events of ``TrainEvents`` whose names begin with MODEL. If it fires no events, it can use
+    ``begin``. ``on_optimizer_step`` opens if the engine has an ``OptimizerStep``, and
+    ``on_validation`` opens if the engine has a ``Validation``.
 
     On a plain engine contexts are entered before all handlers of the event that opens the channel.
-    At the event that closes the channel, contexts are left in order of attachment among the
-    handlers. So attach the set after the handlers that belong inside the contexts, and after the
-    OptimizerStep. If the first set is attached within a run, it takes effect with the next run. A
-    plain engine fires no event when a failure ends an epoch or the loop. So contexts on ``on_loop``
-    and ``on_epoch`` are left only when ``run`` is left or the next epoch starts. If a handler of
-    EXCEPTION_RAISED has swallowed the failure, these contexts do not see it.
+    At the event that closes the channel, the handlers that were attached before the set are called
+    first, then the contexts are left. (Contexts on ``on_batch`` are left before all handlers.) So
+    attach the set after the OptimizerStep, and after the handlers that belong inside the contexts.
+    If the first set is attached within a run, it takes effect with the next run.
+
+    A plain engine fires no event when a failure ends an epoch or the loop. So contexts on
+    ``on_loop`` and ``on_epoch`` are then left late: when ``run`` is left or the next epoch starts.
+    If a handler of EXCEPTION_RAISED has swallowed the failure, these contexts do not see the
+    failure.
     """
 
     def __init__(self) -> None:
@@ -140,7 +153,7 @@ class Hooks(Handler):
 
     @classmethod
     def from_hooks(cls, hooks: "Hooks | Iterable[Hooks] | None") -> "Hooks":
-        """Returns a new set with the contexts of ``hooks``: None, one set, or several."""
+        """Returns a new set with all contexts of ``hooks``, which may be None or several sets."""
         new = cls()
         several = () if hooks is None else [hooks] if isinstance(hooks, Hooks) else hooks
         if not isinstance(several, Iterable):
@@ -153,7 +166,7 @@ class Hooks(Handler):
         return new
 
     def register(self, channel: ChannelName, context: Context) -> Registration:
-        """Registers ``context``, which is entered and left with ``channel`` from now on.
+        """Registers ``context``: it is entered when ``channel`` opens, and left when it closes.
 
         Returns:
             The registration: its ``remove()`` removes this registration and no other.
@@ -172,8 +185,8 @@ class Hooks(Handler):
 
         def register(context: ContextT) -> ContextT:
             check_context(context)
-            # Hooks.register() is not called, because it would be one more call between the user's
-            # line and the warning in `EventChannels`, whose `stacklevel` counts these calls.
+            # `Hooks.register` is not called: the `stacklevel` of the warning in `EventChannels`
+            # counts the calls from the user's line, and `Hooks.register` would be one more call.
             self._add_hooks([Hook(channel, context)])
             return context
 
@@ -199,7 +212,7 @@ class Hooks(Handler):
         """Returns a scope in which this set's contexts on ``channel`` are open.
 
         Use the scope in a loop or process function that you write yourself. Contexts cannot end a
-        failure here: the scope always raises a failure of its body.
+        failure in this scope: if its body fails, the ``with`` always raises the exception.
         """
         _check_channel(channel)
         return self._entered_contexts(channel, engine)
@@ -213,7 +226,7 @@ class Hooks(Handler):
             yield
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Checks that no event is given, and that the set is attached to the engine only once."""
+        """Checks that no event is given, and that this set is not yet attached to ``engine``."""
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: a context is entered and left with its "
@@ -226,10 +239,7 @@ class Hooks(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Adds the contexts of the set to the engine's channels.
-
-        Contexts that are registered later are added too.
-        """
+        """Adds the contexts of the set to the engine's channels, also those registered later."""
         channels = channels_of(attachment.engine)
         channels.attach_set(self._hooks)
         self._attached_channels.add(channels)
@@ -272,7 +282,7 @@ class Hooks(Handler):
 
 
 def _copies_of(hooks: Hooks) -> list[Hook]:
-    """Returns a new hook for each hook of a set, so that the new hooks are removed separately."""
+    """Returns a new hook for each hook of a set, so that removing the new hooks changes no set."""
     if not isinstance(hooks, Hooks):
         raise TypeError(
             f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"

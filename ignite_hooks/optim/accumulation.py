@@ -1,4 +1,4 @@
-"""The number of batches per step, which all accelerators of a process share."""
+"""The number of batches per optimizer step, which all accelerators of a process share."""
 
 import warnings
 from typing import Any
@@ -13,17 +13,17 @@ __all__ = ["Accumulation"]
 
 
 class Accumulation:
-    """The size of windows, as Accelerate keeps it for all accelerators of the process.
+    """The size of a window, which is the batches whose gradients are accumulated for one step.
 
-    A window is the batches whose gradients are accumulated for one optimizer step. All accelerators
-    share one settings object. ``Accelerator(gradient_accumulation_steps=8)`` replaces the object,
-    while ``accelerator.gradient_accumulation_steps = 8`` changes the number in the object. So a new
-    object means that an accelerator was created. A new number in the same object means that the
-    user has set the number.
+    Accelerate keeps this number in a dict of settings, ``GradientState.plugin_kwargs``. All
+    accelerators of the process share the dict. ``Accelerator(gradient_accumulation_steps=8)``
+    replaces the dict, while ``accelerator.gradient_accumulation_steps = 8`` changes the number in
+    the dict. So a new dict means that an accelerator was created, and a new number in the same dict
+    means that the user has set the number.
 
     Args:
         gradient_state: Accelerate's ``GradientState``, which holds the settings.
-        window: the window that the present batches belong to.
+        window: counts the batches of the present window.
     """
 
     def __init__(self, gradient_state: GradientState, window: Window) -> None:
@@ -39,7 +39,7 @@ class Accumulation:
         settings = self._gradient_state.plugin_kwargs
         if settings is not self._settings:
             if not self._window.count:
-                self.restore()  # an exception may have left the settings of a short window
+                self.restore()  # an exception may have left the settings of `shorten`
             settings = self._settings = self._warn_if_changed(
                 full_window_settings(self._gradient_state)
             )
@@ -62,7 +62,7 @@ class Accumulation:
             self._short_window["num_steps"] = self._short_window.size = size
 
     def restore(self) -> None:
-        """Undoes ``shorten``. A number that the user has set in the meantime is kept."""
+        """Undoes ``shorten``; keeps a number of batches that the user has set since."""
         short = self._short_window
         if short is None:
             return

@@ -1,8 +1,10 @@
 """Averages the gradients of parameters outside of the model over all ranks.
 
-DDP averages the gradients of the model that it wraps. A loss function or a batch processor with
-parameters cannot always be wrapped, because it may be a method or may hold the model. The gradients
-of such parameters are averaged here, once per window.
+DDP averages the gradients of the model that it wraps. A loss function, or a user's function that
+computes the loss of a batch, may have parameters too. DDP cannot always wrap such a function: it
+may be a method, or a module that holds the model. The gradients of these parameters are averaged
+here, once per window. A *window* is the batches whose gradients are accumulated for one optimizer
+step.
 """
 
 from collections.abc import Callable
@@ -22,11 +24,11 @@ __all__ = ["AveragedGradients"]
 class AveragedGradients:
     """Averages the gradients of trained parameters that no DDP wrapper averages.
 
-    The rules are those of DDP. Training starts from the parameters and buffers of rank 0. Each
-    gradient is divided by the number of ranks, and the quotients are summed. Once per window the
-    buffers of rank 0 are copied to all ranks. If a parameter has no gradient on any rank, its
-    ``grad`` stays None, so that the optimizer skips the parameter as with one process. If a
-    parameter is added to the optimizer later, its gradient is averaged from then on.
+    The result is the same as with DDP. Training starts from the parameters and buffers of rank 0.
+    Each gradient is divided by the number of ranks, and the quotients are summed. Once per window
+    the buffers of rank 0 are copied to all ranks. If a parameter has no gradient on any rank, its
+    ``grad`` stays None, so that the optimizer skips the parameter. If a parameter is added to the
+    optimizer later, its gradient is averaged from then on.
 
     Args:
         model: the model. The gradients of its parameters are not averaged here.
@@ -34,7 +36,8 @@ class AveragedGradients:
             are wrapped in DDP are not averaged here.
         optimizer: the optimizer that trains the parameters.
         device: the device on which the processes exchange tensors.
-        sends_buffers: whether rank 0 sends its buffers once per window.
+        sends_buffers: whether rank 0 sends its buffers once per window. DDP has the same option,
+            ``broadcast_buffers``.
     """
 
     def __init__(
@@ -61,9 +64,9 @@ class AveragedGradients:
         """
         optimized = {id(each) for group in self._optimizer.param_groups for each in group["params"]}
         groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        # All tensors of one all_reduce must have the same dtype and device. All ranks must form the
-        # same groups in the same order. A parameter may have a gradient on some ranks only, so the
-        # groups do not depend on gradients.
+        # There is one group of parameters, and one all_reduce, for each dtype and device. All ranks
+        # must form the same groups. So a parameter without a gradient is in a group too, because
+        # other ranks may have a gradient for it.
         for each in self._parameters().values():
             if each.requires_grad and id(each) in optimized:
                 groups.setdefault((each.dtype, each.device), []).append(each)
@@ -74,11 +77,11 @@ class AveragedGradients:
             broadcast_values(buffers, self._device)
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        """Returns the parameters that no wrapper averages, by name."""
+        """Returns the parameters whose gradients no DDP wrapper averages, by name."""
         return self._collect(torch.nn.Module.named_parameters)
 
     def _buffers(self) -> dict[str, torch.Tensor]:
-        """Returns the buffers that no wrapper copies, by name.
+        """Returns the buffers that no DDP wrapper copies to all ranks, by name.
 
         The buffers are looked up at each call, because some modules replace their buffers.
         """
@@ -87,10 +90,13 @@ class AveragedGradients:
     def _collect(
         self, tensors_of: Callable[[torch.nn.Module], Iterable[tuple[str, torch.Tensor]]]
     ) -> dict[str, torch.Tensor]:
-        """Returns the tensors of the other modules by name, without those that DDP handles.
+        """Returns the tensors of ``modules`` by name, without those that DDP handles.
 
-        A tensor that has several names is returned once. DDP handles the tensors of the model and
-        of submodules that are wrapped in DDP.
+        DDP handles the tensors of the model and of submodules that are wrapped in DDP. A tensor
+        that has several names is returned once.
+
+        Args:
+            tensors_of: ``Module.named_parameters`` or ``Module.named_buffers``.
         """
         seen = {id(each) for module in self._wrapped_modules() for _, each in tensors_of(module)}
         found: dict[str, torch.Tensor] = {}
@@ -102,7 +108,7 @@ class AveragedGradients:
         return found
 
     def _wrapped_modules(self) -> Iterator[torch.nn.Module]:
-        """Yields the modules whose gradients are averaged elsewhere."""
+        """Yields the modules that DDP handles: the model, and submodules that are wrapped in DDP."""
         yield self._model
         for module in self._modules.values():
             yield from (
@@ -114,12 +120,14 @@ def _average(parameters: list[torch.Tensor]) -> None:
     """Averages the gradients of parameters with the same dtype and device, in one collective."""
     ranks = distributed.get_world_size()
     parts = [_gradient_or_zeros(each).flatten() / ranks for each in parameters]
+    # For each parameter, 1 or 0 is added to the tensor, so that the sum over the ranks is the number
+    # of ranks on which the parameter has a gradient.
     has_gradient = parts[0].new_tensor([each.grad is not None for each in parameters])
     flat = torch.cat([*parts, has_gradient])
     distributed.all_reduce(flat)
     *averages, counts = torch.split(flat, [*map(len, parts), len(parameters)])
-    # ``tolist`` synchronizes with the device, so it is called only if it is needed: on a rank where
-    # a parameter has no gradient.
+    # ``tolist`` synchronizes with the device. The counts are needed only on a rank where a parameter
+    # has no gradient: they tell whether the parameter gets one from the other ranks.
     are_all_present = all(each.grad is not None for each in parameters)
     has_averages = [True] * len(parameters) if are_all_present else (counts.abs() > 0).tolist()
     for parameter, average, has_average in zip(parameters, averages, has_averages, strict=True):

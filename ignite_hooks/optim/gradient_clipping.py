@@ -1,7 +1,4 @@
-"""Clips the whole, unscaled gradient once per window, as the last change before the step.
-
-A window is the batches whose gradients are accumulated for one optimizer step.
-"""
+"""Clips the accumulated, unscaled gradient once per optimizer step, directly before the step."""
 
 from typing import Any
 
@@ -22,21 +19,26 @@ __all__ = ["GradientClipping"]
 
 @checked_dataclass
 class GradientClipping(Handler):
-    """Clips the gradient of each step, either by its norm or by value.
+    """Clips the gradient of each optimizer step, either by its norm or by value.
 
-    Training loops often make one of three mistakes: they clip after each batch instead of once per
-    step, they clip before the loss scaler's factor is removed, or they clip at the wrong scale in a
-    short window. GradientClipping clips the whole, unscaled gradient when all handlers of
-    OPTIMIZER_STEP_STARTED have returned. The order in which these handlers were attached does not
-    matter: if one of them rescales the gradient, the rescaled gradient is clipped. GradientClipping
-    clips the gradients of all trainable parameters of the optimizer. Clipping by norm writes the
-    norm from before the clipping to ``state.metrics["grad_norm"]``, as a tensor, without
-    synchronizing with the device.
+    Training loops often make one of three mistakes when they accumulate the gradients of several
+    batches: they clip after each batch instead of once per step, they clip before the loss scaler's
+    factor is removed, or they clip a gradient of the wrong scale when the data end and fewer
+    batches than usual make a step.
+
+    GradientClipping clips the accumulated, unscaled gradient when all handlers of
+    OPTIMIZER_STEP_STARTED have returned. So it does not matter when these handlers were attached:
+    if one of them rescales the gradient, the rescaled gradient is clipped. GradientClipping clips
+    the gradients of all trainable parameters of the optimizer.
+
+    Clipping by norm writes the norm from before the clipping to ``state.metrics["grad_norm"]``, as
+    a tensor, without synchronizing with the device.
 
     Args:
         max_norm: largest norm of all gradients together, as in ``torch.nn.utils.clip_grad_norm_``.
             With inf the norm is measured and nothing is clipped.
-        clip_value: largest absolute value of an element of a gradient, as in ``clip_grad_value_``.
+        clip_value: largest absolute value of an element of a gradient, as in
+            ``torch.nn.utils.clip_grad_value_``.
         norm_type: the p of the p-norm, inf for the largest absolute value.
 
     Raises:
@@ -58,7 +60,7 @@ class GradientClipping(Handler):
             )
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Raises a ValueError unless ``engine`` has an OptimizerStep and no GradientClipping."""
+        """Checks that ``engine`` has an OptimizerStep, and no GradientClipping yet."""
         _find_optimizer_step(engine)
         if attached_handlers(engine, GradientClipping):
             raise ValueError(
@@ -68,13 +70,13 @@ class GradientClipping(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Clips once per window, directly before the step."""
+        """Clips the gradient directly before each optimizer step."""
         step = _find_optimizer_step(attachment.engine)
         stepping = step.attachment
 
         def clip(engine: Engine) -> None:
             nonlocal step, stepping
-            if not (stepping and stepping.is_attached):  # the OptimizerStep was replaced
+            if not (stepping and stepping.is_attached):  # another OptimizerStep is attached now
                 step = _find_optimizer_step(engine)
                 stepping = step.attachment
             self._clip(step.prepared, engine)

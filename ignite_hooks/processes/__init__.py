@@ -1,1 +1,1 @@
-"""Exchanges between the ranks of a run, comparisons of ranks, and reports of their failures."""
+"""Code for several processes: exchanges between ranks, comparisons, and reports of failures."""

@@ -12,10 +12,10 @@ __all__ = ["broadcast_values"]
 def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Copies the values of tensors of rank 0 to every other rank. Collective.
 
-    The values are copied into the tensor of the same name, shape and dtype. If rank 0 has no such
-    tensor, the tensor of this rank stays unchanged. This happens, for example, to a cache whose
-    shape grows with the inputs. A tensor that was made in inference mode stays unchanged too,
-    because torch forbids to write into such a tensor outside of this mode.
+    The values are copied into the tensor of the same name. The tensor stays unchanged if rank 0 has
+    no tensor of this name, or one of a different shape or dtype. An example is a cache whose shape
+    grows with the inputs. A tensor that was made in inference mode stays unchanged too, because
+    torch forbids writing into such a tensor outside of this mode.
 
     Args:
         tensors: dense tensors by name.
@@ -37,7 +37,8 @@ def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) 
         own = tensors.get(name)
         is_same = own is not None and (own.shape, own.dtype) == (shape, dtype)
         if own is not None and is_same and not own.is_inference():
-            # The part is copied because `view` to a wider dtype needs an aligned offset.
+            # `view` to a wider dtype needs an offset that is a multiple of the size of the dtype.
+            # The clone has the offset 0.
             own.detach().copy_(part.clone().view(dtype).view(shape))
 
 

@@ -1,19 +1,23 @@
-"""Decisions that all ranks of a run make together between two steps: stops, and saves by time.
+"""Decisions that all ranks of a run make together: to stop the run, or to save a checkpoint.
 
-If one rank stopped alone, the other ranks would wait for its gradients. So a request of any rank is
-obeyed by all ranks, at the same step boundary, which is the point of the loop between two optimizer
-steps. The ranks exchange their requests without waiting: an exchange begins at the end of one
-boundary, and is finished at the next boundary, a whole step later::
+A *request* is made on one rank, for example by a call of ``terminate()``, or by a signal or a clock
+that asks for a save. If that rank stopped alone, the other ranks would wait for its gradients. So
+all ranks obey the request, at the same step boundary. A *step boundary* is a point of the loop
+between two optimizer steps.
+
+The ranks exchange their requests without waiting for each other: an exchange begins at the end of
+one boundary, and is finished at the next boundary, a whole step later::
 
     boundary n       begin_exchange()   is there a request on any rank?
     boundary n + 1   finish_exchange()  if so, all ranks exchange the requests and obey them
 
-``exchange_now()`` does both in one call. The loop calls it at three points: at STARTED, at the end
-of an epoch, so that no request is left for the next epoch, and when a limit is reached, because no
-boundary follows then.
+``exchange_now()`` does both in one call, and waits. The loop calls it at three points:
 
-With one process, nothing is exchanged. The trainer then obeys a request at once, without this
-module.
+- at STARTED
+- at the end of an epoch, so that all ranks obey a request before the next epoch
+- when a limit such as ``max_steps`` is reached, because no boundary follows
+
+With one process, this module is not used: the trainer obeys a request at once.
 """
 
 from collections.abc import Callable
@@ -31,11 +35,12 @@ __all__ = ["Decisions", "Question", "name_ranks"]
 
 
 class Question(NamedTuple):
-    """A kind of request that any rank can make to all ranks.
+    """A kind of request that any rank can make to all ranks, such as the request to stop.
 
     Attributes:
         asked: a function that returns the request of this rank, or None if there is no request. A
-            request must be picklable. The function is called in each exchange.
+            request must be picklable. The function is called in each exchange, and must return a
+            request until it is obeyed.
         obey: a function that is called on every rank if any rank has made a request. Its argument
             is the sequence of the requests by rank, with None for a rank without a request.
     """
@@ -45,7 +50,7 @@ class Question(NamedTuple):
 
 
 class Decisions:
-    """The questions of a trainer, and the pending exchange of requests.
+    """The questions of a trainer, and the exchange of requests that has begun and not finished.
 
     Args:
         accelerator: an accelerator of several processes.
@@ -60,8 +65,8 @@ class Decisions:
         # The return value of `_exchange` for an exchange that has begun and is not finished.
         self._pending: tuple[Any, torch.Tensor] | None = None
         self._questions: list[Question] = []
-        # Making a group is collective. The group is made here, because every rank calls this
-        # constructor.
+        # Making a process group is collective. The group is made here, because every rank calls
+        # this constructor.
         host_group(accelerator)
 
     def add(self, question: Question) -> Callable[[], None]:
@@ -93,7 +98,7 @@ class Decisions:
 
     def exchange_now(self) -> None:
         """Exchanges and obeys the present requests of all ranks. Waits for the other ranks."""
-        # No request is lost with the pending exchange: `asked` returns these requests again.
+        # A pending exchange is dropped. Its requests are not lost: `asked` returns them again.
         self._pending = None
         _, is_any_asked = self._exchange(async_op=False)
         if is_any_asked.item():
@@ -114,12 +119,12 @@ class Decisions:
         return work, is_any_asked
 
     def _obey(self) -> None:
-        """Gathers the requests of all ranks, and calls ``obey`` of each question with requests."""
+        """Gathers the requests of all ranks, and calls ``obey`` of each question that has any."""
         own = [each.asked() for each in self._questions]
         requests: list[Any] = [None] * self._accelerator.num_processes
         distributed.all_gather_object(requests, own, group=host_group(self._accelerator))
-        # Request n of each rank belongs to question n. So all ranks must have the same number of
-        # questions.
+        # The n-th request of each rank belongs to the n-th question. So all ranks must have the
+        # same number of questions.
         numbers = [len(asked) for asked in requests]
         if len(set(numbers)) > 1:
             raise RuntimeError(
@@ -135,12 +140,13 @@ class Decisions:
 
 
 def name_ranks(asked: Sequence[bool]) -> str:
-    """Names the first rank that has made a request, in text that ends a message.
+    """Returns the end of a message that says which rank has made a request.
 
     Args:
         asked: for each rank, whether this rank has made the request.
 
     Returns:
-        For example " on rank 1"; an empty text if all ranks have made the request.
+        The first rank that has made the request, for example " on rank 1"; an empty text if all
+        ranks have made the request.
     """
     return "" if all(asked) else f" on rank {list(asked).index(True)}"

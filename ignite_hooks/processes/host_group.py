@@ -1,4 +1,4 @@
-"""Exchanges of small values between processes on the host, without synchronizing a device."""
+"""Exchanges small values between processes on the CPU, without synchronizing a device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +14,14 @@ __all__ = ["broadcast_from_rank_0", "has_host_group", "host_group", "min_over_ra
 
 Value = TypeVar("Value")
 
-# One pair: the default process group, and the gloo group that was made for it. The list is empty
-# until the first use. If a process initializes torch.distributed again, the process gets a new
-# default group and then needs a new gloo group.
+# Has one pair: the default process group, and the gloo group that was made for it. The list is
+# empty until the first use. If a process initializes torch.distributed again, it gets a new default
+# group, and `host_group` makes a new gloo group.
 _groups: list[tuple[Any, Any]] = []
 
 
 def has_host_group(accelerator: Accelerator) -> bool:
-    """Returns whether there are several processes, and ``torch.distributed`` connects them.
+    """Returns whether ``host_group`` can be used: ``torch.distributed`` connects several processes.
 
     On a TPU there may be several processes that ``torch.distributed`` does not connect.
     """
@@ -32,8 +32,9 @@ def has_host_group(accelerator: Accelerator) -> bool:
 def host_group(accelerator: Accelerator) -> Any:
     """Returns the gloo group of all processes. The first call is collective.
 
-    A process has one such group, which is only used in the main thread. The collectives of the
-    group have the timeout that the user gave to the accelerator.
+    A process has one such group. Only the main thread uses the group, so that all ranks call its
+    collectives in the same order. The collectives have the timeout that the user gave to the
+    accelerator.
 
     Args:
         accelerator: an accelerator of several processes.
@@ -46,7 +47,7 @@ def host_group(accelerator: Accelerator) -> Any:
 
 
 def min_over_ranks(numbers: Sequence[int], accelerator: Accelerator) -> list[int]:
-    """Returns the minimum over all processes of each of ``numbers``. Collective."""
+    """Returns, for each of ``numbers``, the minimum over all processes. Collective."""
     if accelerator.num_processes == 1:
         return list(numbers)
     if has_host_group(accelerator):
@@ -61,7 +62,7 @@ def min_over_ranks(numbers: Sequence[int], accelerator: Accelerator) -> list[int
 def broadcast_from_rank_0(value: Value, accelerator: Accelerator) -> Value:
     """Returns the ``value`` of rank 0 on every rank. Collective.
 
-    Without ``torch.distributed`` each process returns its own value.
+    If ``torch.distributed`` is not in use, each process returns its own value.
     """
     if not has_host_group(accelerator):
         return value
