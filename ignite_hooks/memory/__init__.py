@@ -1,1 +1,1 @@
-"""Handlers for the cache of the device, for Python's garbage and for peaks of memory."""
+"""Handlers that clear the device's cache, collect Python's garbage, and measure peak memory."""

@@ -16,24 +16,26 @@ __all__ = ["ClearCache"]
 
 @checked_dataclass
 class ClearCache(Upkeep):
-    """Clears the cache of the device's allocator, so that free memory can be used for anything.
+    """Clears the cache of the device's allocator, so that tensors of any size can use the memory.
 
-    The allocator keeps freed blocks for the next tensor. Reusing them is fast, but a long batch or
-    a validation can run out of memory while much memory is reserved in blocks of the wrong size.
-    Clearing the cache synchronizes with the device, and later tensors must reserve blocks again. So
-    the cache is cleared on a schedule only. With ``every_steps`` the cache is cleared after a
-    committed step (one that the loss scaler did not skip), when the gradients have been zeroed.
-    Without ``every_steps`` and ``every_epochs`` the cache is cleared at the end of each epoch. The
-    handler calls Accelerate's ``clear_device_cache``, which works for any kind of device. Without a
-    device there is no cache to clear.
+    When a tensor is freed, the allocator keeps its block of memory in a cache for a later tensor.
+    Reusing such blocks is fast. But a long batch or a validation can run out of memory while much
+    memory is reserved in blocks of the wrong size. Clearing the cache synchronizes with the device,
+    and later tensors must reserve blocks again, so the cache is cleared on a schedule only.
+
+    With ``every_steps`` the cache is cleared after a committed step (one that the loss scaler did
+    not skip), when the gradients have been zeroed. Without ``every_steps`` and ``every_epochs`` the
+    cache is cleared at the end of each epoch. The handler calls Accelerate's
+    ``clear_device_cache``, which works for any kind of device. Without a device the handler clears
+    nothing.
 
     The freed memory, in MiB, is in ``state.metrics["cleared_cache_mib"]``, if the device has
     statistics of its memory.
 
     Args:
-        every_steps: once in so many committed steps (iterations, on an engine that has no
-            ``OptimizerStep``).
-        every_epochs: once in so many epochs.
+        every_steps: clear the cache once in so many committed steps (iterations, on an engine that
+            has no ``OptimizerStep``).
+        every_epochs: clear the cache once in so many epochs.
         garbage_collection: collect Python's garbage first, including tensors in reference cycles.
             The collection takes 0.1 to 0.2 s.
         min_fragmentation: clear only if more than this fraction of the reserved memory is unused.
@@ -49,7 +51,7 @@ class ClearCache(Upkeep):
     min_fragmentation: Fraction | None = None
 
     def __call__(self, engine: Engine) -> None:
-        """Clears the cache now, unless too little of the reserved memory is unused."""
+        """Clears the cache now, or does nothing if ``min_fragmentation`` is not exceeded."""
         before = memory_in_use()
         if self.min_fragmentation is not None and before is not None:
             reserved, allocated = before

@@ -1,4 +1,7 @@
-"""Statistics of the device's allocator: the memory in use, and its high-water marks."""
+"""Statistics of the device's allocator: the memory in use now, and its high-water marks.
+
+A high-water mark, or *mark* for short, is the highest value since the last reset.
+"""
 
 from typing import Any
 
@@ -19,24 +22,24 @@ def allocator_module() -> Any:
     """Returns the module with the memory functions of the current device.
 
     This is the module of the device (``torch.cuda``, ``torch.xpu``), or ``torch.accelerator``,
-    which has these functions from torch 2.9 on. Returns None without a device, and for a device for
-    which neither module has these functions, such as MPS.
+    which has these functions from torch 2.9 on. The result is None if there is no device, or if
+    neither module has these functions for the device, as for MPS.
     """
     if not torch.accelerator.is_available():
         return None
     for module in (torch.get_device_module(), torch.accelerator):
         try:
             module.memory_reserved()
-        except (AttributeError, RuntimeError):  # the module lacks the function, or it fails here
+        except (AttributeError, RuntimeError):  # no such function, or not for this device
             continue
         return module
     return None
 
 
 def memory_in_use() -> tuple[int, int] | None:
-    """Returns two numbers of bytes: those that the allocator has reserved, and those that are used.
+    """Returns the memory that the allocator has reserved, and the part that tensors use, in bytes.
 
-    Returns None without a device, or if the device has no statistics.
+    The result is None if there is no device, or if the device has no statistics.
     """
     module = allocator_module()
     if module is None:
@@ -50,8 +53,8 @@ def memory_in_use() -> tuple[int, int] | None:
 class DeviceMark(Mark[DevicePeaks]):
     """The high-water marks of allocated and of reserved memory on the current device.
 
-    Both marks are read and reset together. A reading is (0, 0) without a device, or if the device
-    has no statistics.
+    Both marks are read and reset together. A reading is (0, 0) if there is no device, or if the
+    device has no statistics.
     """
 
     zero = (0, 0)
@@ -69,7 +72,8 @@ class DeviceMark(Mark[DevicePeaks]):
         """Lowers both marks to the memory in use now."""
         if not self._has_statistics:
             self.read()
-        # Before the first tensor, some devices have no statistics and cannot reset the marks.
+        # Before the first tensor, some devices have no statistics, and resetting the marks would
+        # raise an error. There is nothing to lower yet.
         if self._has_statistics:
             self._allocator.reset_peak_memory_stats()
 
@@ -79,7 +83,7 @@ class DeviceMark(Mark[DevicePeaks]):
             return self.zero
         try:
             if hasattr(self._allocator, "memory_stats_as_nested_dict"):
-                # memory_stats() also flattens and sorts the dictionary, which takes 100 µs.
+                # memory_stats() would also flatten and sort the dictionary, which takes 100 µs.
                 stats = self._allocator.memory_stats_as_nested_dict()
                 peaks = [stats.get(name, _NO_STATISTIC)["all"]["peak"] for name in _STATISTICS]
             else:

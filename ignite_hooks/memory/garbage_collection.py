@@ -1,4 +1,4 @@
-"""Handlers that collect Python's garbage at chosen steps, and measure how long that takes."""
+"""Handlers that collect Python's garbage at chosen steps, and measure the time it takes."""
 
 import gc
 from collections.abc import Iterator
@@ -35,32 +35,36 @@ logger = getLogger(__name__)
 class GarbageCollector(Upkeep):
     """Runs ``gc.collect`` on a schedule, by default at the end of each epoch.
 
-    Python collects garbage when a count of objects reaches a threshold: in the middle of a step,
-    and at a different step on each rank. While one rank collects, all others wait for it at the
-    next exchange of gradients. With ``disable_automatic`` all ranks pause at the same step. A full
-    collection of a process with torch, Accelerate and Ignite takes 120 to 200 ms, almost all of it
-    for objects that live until the end. ``freeze_after`` excludes these objects from collections,
-    which then take 0.003 ms.
+    By itself, Python collects garbage whenever a count of objects reaches a threshold: in the
+    middle of a step, and at a different step on each rank. While one rank collects, all others wait
+    for it at the next exchange of gradients. With ``disable_automatic`` garbage is collected by
+    this handler only, so all ranks pause at the same step.
+
+    A full collection of a process with torch, Accelerate and Ignite takes 120 to 200 ms. Almost all
+    of this time goes to objects that live until the process ends. ``freeze_after`` excludes these
+    objects from collections, which then take 0.003 ms.
 
     ``state.metrics`` gets two metrics of the last collection: ``gc_collected``, the number of
     collected objects, and ``gc_seconds``, the duration of the collection. With ``track_pauses``
     there is also ``gc_pause_seconds``, the total duration of the automatic collections of the run.
 
     ``disable_automatic`` and ``freeze_after`` change settings of the process within ``run``. The
-    settings are restored when ``run`` is left, also after a failure. With several collectors, or
-    runs within runs, the last exit restores the settings that the first entry found. A handler that
-    is added as a callable, with ``engine.add_event_handler``, collects garbage but changes no
-    settings.
+    settings are restored when ``run`` is left, also after a failure. If several collectors change
+    a setting, or a run within another run does, the setting is restored when the last of them has
+    left its ``run``. A handler that is added as a callable, with ``engine.add_event_handler``,
+    collects garbage but changes no settings.
 
     Args:
-        every_steps: once in so many committed steps (iterations, on an engine that has no
-            ``OptimizerStep``).
-        every_epochs: once in so many epochs.
+        every_steps: collect once in so many committed steps: optimizer steps that the loss scaler
+            did not skip. On an engine that has no ``OptimizerStep`` iterations are counted instead.
+        every_epochs: collect once in so many epochs. Without ``every_steps`` and ``every_epochs``
+            garbage is collected at the end of each epoch.
         generation: 0, 1 or 2, as in ``gc.collect``. Only 2 finds cycles of old objects.
-        disable_automatic: no automatic collections during a run.
-        freeze_after: after so many iterations, collect once in full and call ``gc.freeze()``. The
-            end of the run undoes the freezing. The iterations are counted from the entry into
-            ``run``, also if the run resumes an earlier run.
+        disable_automatic: turn Python's automatic collections off during a run.
+        freeze_after: after so many iterations, collect once in full and call ``gc.freeze()``, which
+            excludes all present objects from later collections. The objects are unfrozen when the
+            run ends. The iterations are counted from the entry into ``run``, also if the run
+            resumes an earlier run.
         track_pauses: measure the duration of automatic collections, which is the time that
             ``disable_automatic`` could save.
         verbose: log each collection, with the logger of this module at level INFO.
@@ -78,9 +82,9 @@ class GarbageCollector(Upkeep):
     verbose: Flag = False
 
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
-        """Attaches the handler, which changes settings of the process during each run.
+        """Attaches the handler, and changes the settings of the process during each run.
 
-        A handler that is attached to an ``event`` changes the settings too.
+        The settings are changed with an ``event`` and without one.
         """
         attachment = super().attach(engine, event)
         if self.disable_automatic:
@@ -103,7 +107,7 @@ class GarbageCollector(Upkeep):
 
 
 class _PauseMetric:
-    """The seconds that automatic collections take in a run, in ``state.metrics``."""
+    """Writes the seconds that automatic collections take in a run to ``state.metrics``."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -111,7 +115,7 @@ class _PauseMetric:
     @contextmanager
     def measured(self, engine: Engine) -> Iterator[None]:
         """Measures the pauses in the body, which is a run of ``engine``."""
-        if not is_interrupted(engine):  # a run that was interrupted continues with its sum
+        if not is_interrupted(engine):  # a continued run adds to its earlier sum
             self._seconds = 0.0
         self._write(engine)
 
@@ -130,7 +134,10 @@ class _PauseMetric:
 
 @contextmanager
 def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
-    """Freezes all objects after so many iterations of the run in the body, until the run ends."""
+    """Freezes all objects after so many iterations of the body, a run; unfreezes them at its end.
+
+    Garbage collections skip frozen objects.
+    """
     with ExitStack() as changes:
         remaining = iterations
 
@@ -160,14 +167,14 @@ class CudaGarbageCollector(GarbageCollector):
     Collecting frees tensors in reference cycles, but their memory stays in the cache of the
     device's allocator until the cache is cleared. The handler works for any kind of device that
     Accelerate knows. On a machine without a device the handler only collects Python's garbage, and
-    warns once.
+    warns once. All arguments except ``verbose`` have the same meaning as for a
+    ``GarbageCollector``.
 
     Args:
-        every_steps: once in so many committed steps. All arguments except ``verbose`` have the same
-            meaning as for a ``GarbageCollector``.
-        every_epochs: once in so many epochs.
-        generation: 0, 1 or 2.
-        disable_automatic: no automatic collections during a run.
+        every_steps: collect and clear once in so many committed steps.
+        every_epochs: collect and clear once in so many epochs.
+        generation: 0, 1 or 2, as in ``gc.collect``.
+        disable_automatic: turn Python's automatic collections off during a run.
         freeze_after: freeze all objects after so many iterations of the run.
         track_pauses: measure the duration of automatic collections.
         verbose: log the duration of each part, and the summary of the device's memory.

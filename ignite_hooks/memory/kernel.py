@@ -1,10 +1,13 @@
 """Linux's high-water marks of resident memory: of this process, and of its children.
 
-For each process the kernel keeps the highest resident memory, ``VmHWM`` in ``/proc/<pid>/status``.
-Writing "5" to ``/proc/<pid>/clear_refs`` lowers this mark to the memory that is resident now (see
-proc(5)). The kernel updates the mark when memory is taken and released, so the mark contains every
-peak, however short, and no thread has to sample it. The kernel counts the pages of each processor
-in batches, and the mark may be wrong by such a batch.
+For each process the kernel keeps the highest resident memory since the last reset. This value is
+the *high-water mark*, or *mark* for short. It is ``VmHWM`` in ``/proc/<pid>/status``. Writing "5"
+to ``/proc/<pid>/clear_refs`` resets the mark: it lowers the mark to the memory that is resident now
+(see proc(5)).
+
+The kernel updates the mark when memory is taken and released. So the mark contains every peak,
+however short, and no thread has to sample the memory. Each processor counts pages in batches, and
+the mark may be wrong by the size of such a batch.
 """
 
 import os
@@ -32,28 +35,29 @@ except ImportError:  # on systems other than Unix, where the mark is never opene
 
 
 _FILES = {"clear_refs": os.O_WRONLY, "status": os.O_RDONLY, "statm": os.O_RDONLY}
-_TRIAL_BYTES = 4 * 2**20  # a trial allocates and frees these; then a reset must lower the mark
-_BALLAST_BYTES = 2**18  # twice the batch of pages that the kernel counts at once
+_TRIAL_BYTES = 4 * 2**20  # allocated and freed by the trial that shows whether a reset works
+_BALLAST_BYTES = 2**18  # twice the size of the batches in which a processor counts pages
 
 
 class KernelMark(ByteMark):
     """The high-water mark of this process, in bytes.
 
-    ``getrusage`` reports the mark at a tenth of the cost of reading ``status``. But it never
-    reports less than a floor: the mark of the program that this process ran before its last
-    ``exec``. The floor is not known, so each reported value is checked:
+    ``getrusage`` takes a tenth of the time of reading ``status``, but it never reports less than a
+    floor, even if the mark is lower. The floor is the mark of the program that this process ran
+    before its last ``exec``. The floor is not known, so ``read`` checks each value that
+    ``getrusage`` reports:
 
     1. If the value is above the lowest value ever reported, it is above the floor. So it is the
        mark.
     2. Otherwise, if at least as much memory is resident now, the resident memory is the mark.
     3. Otherwise the mark is read from ``status``.
 
-    To make the first case frequent, the lowest reported value is updated when the mark is opened.
-    Then a ballast is allocated, which keeps later values above the lowest one. If ``status`` had to
-    be read, the lowest reported value is updated again at the next reset.
+    To make the first case frequent, ``open`` updates the lowest reported value, and then allocates
+    a block of memory (the ballast), which keeps later values above the lowest one. If ``read`` had
+    to read ``status``, the next ``reset`` updates the lowest reported value too.
     """
 
-    # An attribute of the class, because the floor is a property of the process.
+    # An attribute of the class, because the floor is the same for all objects in the process.
     _lowest_reported = float("inf")
 
     def __init__(self) -> None:
@@ -62,7 +66,10 @@ class KernelMark(ByteMark):
         self._updates_lowest_at_reset = True
 
     def open(self) -> None:
-        """Opens the files of this process in ``/proc``. A forked child must call ``open`` again."""
+        """Opens the files of this process in ``/proc``.
+
+        A forked child must call ``open`` again, because it inherits the files of its parent.
+        """
         try:
             for name, flags in _FILES.items():
                 self._open_files[name] = os.open(f"/proc/self/{name}", flags)
@@ -95,8 +102,8 @@ class KernelMark(ByteMark):
 
     def read(self) -> int:
         """Returns the highest resident memory since the last reset."""
-        # RUSAGE_THREAD and RUSAGE_SELF both give the mark of the whole process. RUSAGE_THREAD is
-        # quicker: for RUSAGE_SELF the kernel also adds up the times of all threads.
+        # RUSAGE_THREAD, like RUSAGE_SELF, gives the mark of the whole process. RUSAGE_THREAD is
+        # faster: for RUSAGE_SELF the kernel also adds up the times of all threads.
         reported = getrusage(RUSAGE_THREAD).ru_maxrss * KIB
         if reported > self._lowest_reported:
             return reported
@@ -113,7 +120,7 @@ class KernelMark(ByteMark):
 
 
 def _allocate(size: int) -> mmap:
-    """Returns a block of ``size`` bytes that are resident, because they are written to."""
+    """Allocates ``size`` bytes and writes to all of them, so that they are resident."""
     block = mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS)
     block.write(bytes(size))
     return block
@@ -122,7 +129,8 @@ def _allocate(size: int) -> mmap:
 def why_no_kernel_mark() -> str | None:
     """Returns the reason why the kernel's mark cannot be used in this process; None if it can.
 
-    A trial shows whether a reset lowers the mark. After one success there are no further trials.
+    A trial shows whether a reset lowers the mark. After one successful trial, later calls make no
+    trial.
     """
     with _reset_trial.lock:  # two trials at the same time would disturb each other
         if not _reset_trial.has_succeeded:
@@ -149,7 +157,7 @@ class _ResetTrial:
 _reset_trial = _ResetTrial()
 
 if hasattr(os, "register_at_fork"):
-    # Another thread of the parent may hold the lock at the fork; in the child nobody releases it.
+    # If another thread of the parent holds the lock at the fork, nothing releases it in the child.
     os.register_at_fork(after_in_child=_reset_trial.renew_lock)
 
 
@@ -173,10 +181,12 @@ class KernelChildrenMark(ByteMark):
     """The sum of the high-water marks of the living children, direct and indirect, in bytes.
 
     A forked child shares most of its pages with its parent, whose mark counts these pages already.
-    So the memory that a child shares now is subtracted: ``VmHWM - (Rss - private pages)``. A reset
-    lowers the marks of the children that exist. The mark of a child that starts later covers the
-    whole life of the child. When a child ends, its mark is lost. So the peak of the child counts
-    only if the mark was read before.
+    So the memory that the child shares at the time of the reading is subtracted from its mark:
+    ``VmHWM - (Rss - private pages)``.
+
+    A reset lowers the marks of the children that exist. The mark of a child that starts later
+    covers the whole life of the child. When a child ends, its mark is lost, so its peak counts only
+    if the mark was read before.
     """
 
     def reset(self) -> None:

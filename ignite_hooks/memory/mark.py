@@ -1,8 +1,8 @@
 """High-water marks of memory, and units of memory.
 
-A high-water mark, or *mark* for short, holds the highest value of a quantity since its last reset:
-for example the most memory that the process has had resident. The kernel and the allocator of a
-device keep such marks, one of each kind for the whole process.
+A high-water mark, or *mark* for short, holds the highest value of a quantity since its last reset.
+An example is the most memory that the process has had resident. The Linux kernel and the allocator
+of a device keep such marks, one of each kind for the whole process.
 """
 
 from abc import ABC
@@ -22,7 +22,7 @@ Reading = TypeVar("Reading")
 class Mark(ABC, Generic[Reading]):
     """A high-water mark: the highest value of a quantity since the last reset.
 
-    A process has only one mark of each kind, so a reset affects all code that reads the mark.
+    A process has only one mark of each kind, so a reset affects all code that reads this mark.
     """
 
     zero: Reading

@@ -26,8 +26,9 @@ class MaxDeviceMemory(PeakMetric):
 
     Two peaks of an iteration are written to ``state.metrics``:
     ``minibatch_max_device_allocated_mib``, the most memory that all tensors together have used, and
-    ``minibatch_max_device_reserved_mib``, the most memory that the allocator has reserved.
-    ``epoch_…`` and ``run_…`` are the same two peaks of an epoch and of a run.
+    ``minibatch_max_device_reserved_mib``, the most memory that the allocator has reserved. The
+    same two peaks of an epoch and of a run are written under ``epoch_max_device_allocated_mib``,
+    ``run_max_device_allocated_mib`` and so on.
 
     The peaks come from the memory statistics of the current device (see
     ``torch.cuda.memory_stats``). ``torch.accelerator`` or the module of the device, such as
@@ -46,8 +47,8 @@ class MaxDeviceMemory(PeakMetric):
         every_iterations: measure every n-th iteration only; default: each iteration.
 
     Raises:
-        ValueError: nothing is to be reported; an argument is out of its range. When attached: the
-            engine has another handler that reports the same peaks.
+        ValueError: all of ``minibatch``, ``epoch`` and ``run`` are False; an argument is out of its
+            range. When attached: the engine has another handler that reports the same peaks.
     """
 
     minibatch: Flag = True
@@ -56,7 +57,7 @@ class MaxDeviceMemory(PeakMetric):
     every_iterations: Iterations | None = None
 
     def __post_init__(self) -> None:
-        """Checks that there is something to report."""
+        """Checks that at least one of ``minibatch``, ``epoch`` and ``run`` is True."""
         if not self._reported_spans():
             raise ValueError(
                 "one of `minibatch`, `epoch` and `run` must be True, got none: leave them out to "
@@ -90,7 +91,7 @@ class MaxDeviceMemory(PeakMetric):
         return [name for span in self._reported_spans() for name in _metric_names(span)]
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Measures the spans (iterations, epochs, runs) that are to be reported."""
+        """Measures the parts of the run that are to be reported: iterations, epochs, whole runs."""
         _latest[self] = {}
         if self.minibatch:
             self._add_span("minibatch", attachment).measure_iterations(self.every_iterations)
@@ -124,7 +125,7 @@ _latest: WeakKeyDictionary[MaxDeviceMemory, dict[str, Measurement[DevicePeaks]]]
 _latest = WeakKeyDictionary()
 """Maps each handler to its last measurements, by the name of the span ("epoch", for example).
 
-A copy of a handler has no measurements, because they are not stored in an attribute.
+The measurements are not stored in an attribute of the handler, so a copy of a handler has none.
 """
 
 

@@ -1,4 +1,4 @@
-"""The peak of resident memory between two lines of code, with spikes of any length."""
+"""Measures the peak of resident memory between two lines of code, however short the peak is."""
 
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -26,34 +26,37 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
             work()
         print(ram.result(), "MiB")
 
-    A process that runs out of memory is killed at its peak. A thread that samples every second sees
-    this peak only by chance. The Linux kernel records the peak itself (its *high-water mark*), with
-    every spike, however short, and without a thread. Several ``MaxRAM`` objects can measure at the
+    A process that runs out of memory is killed at its peak. A thread that samples the memory every
+    second sees this peak only by chance. The Linux kernel records the peak of each process itself,
+    however short it is, as the *high-water mark*. Several ``MaxRAM`` objects can measure at the
     same time, nested or overlapping. Each reports the peak between its ``start`` and its ``stop``.
 
     The result is the absolute peak of all resident memory, including libraries and the memory that
     the allocator keeps for reuse. So the difference of two peaks is not the size of an allocation:
-    a block that is freed and allocated again may raise only the first peak.
+    if a freed block is reused, the second allocation raises no peak.
 
     With ``include_children`` the peaks of the child processes, loader workers for example, are
     added. Only the unshared memory of a child is added, so pages that the child shares with this
     process count once. The memory of the children is read at ``start``, ``reset``, ``result`` and
-    ``stop``, and by a thread every ``every`` seconds. A reading takes 3 to 10 ms. Memory that a
-    child takes after the last reading before its end is missed, and so is a child that starts and
-    ends between two readings. If the processes had their peaks at different times, the sum may
-    exceed the memory that was in use at any one time. The high-water marks of the children are
-    reset too, so a child that measures itself at the same time may report too little.
+    ``stop``, and by a thread every ``every`` seconds. A reading takes 3 to 10 ms. A peak of a child
+    is missed if the child ends before the next reading. If the processes had their peaks at
+    different times, the sum may exceed the memory that was in use at any one time. The high-water
+    marks of the children are reset too, so a child that measures itself at the same time may report
+    too little.
 
     Args:
-        every: seconds between two samples of the sampler, and between two readings of the children.
+        every: seconds between two measurements of the thread that the backend "sampler" and
+            ``include_children`` need.
         include_children: add the memory of the children of this process, direct and indirect.
         backend: "kernel" (on Linux) resets and reads the kernel's high-water mark. The mark belongs
-            to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" measures in a
-            thread every ``every`` seconds, and at ``start``, ``reset``, ``result`` and ``stop``.
-            "auto" is the kernel if a trial shows that a reset works here, otherwise the sampler.
+            to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" measures the
+            memory in a thread every ``every`` seconds, and at ``start``, ``reset``, ``result`` and
+            ``stop``, and misses peaks in between. "auto" uses "kernel" if a trial shows that a
+            reset of the mark works in this process, otherwise "sampler".
 
     Raises:
-        ValueError: an argument is out of its range; the kernel's mark cannot be used here.
+        ValueError: an argument is out of its range; ``backend`` is "kernel" and the high-water mark
+            cannot be reset in this process.
     """
 
     every: Seconds = 1.0
@@ -61,7 +64,7 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
-        """Checks that the backend can be used."""
+        """Raises a ValueError if the backend cannot be used."""
         assert self._used_backend  # the property raises the ValueError
 
     @property
@@ -78,7 +81,7 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         return ram_measurements(self.used_backend, self.every, self.include_children)
 
     def start(self) -> None:
-        """Starts measuring from scratch; does nothing while running.
+        """Starts measuring from scratch; does nothing if a measurement is running.
 
         One ``stop`` ends the measurement, also after several calls of ``start``.
         """
@@ -90,12 +93,12 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
             raise
 
     def stop(self) -> None:
-        """Stops measuring and keeps the result; does nothing while not running."""
+        """Stops measuring and keeps the result; does nothing if no measurement is running."""
         for measurement in self._measurements:
             measurement.stop()
 
     def reset(self) -> None:
-        """Forgets the peak; while running, measures from scratch."""
+        """Forgets the peak; a running measurement starts from scratch."""
         for measurement in self._measurements:
             measurement.reset()
 
@@ -122,7 +125,8 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         return {name: value for name, value in vars(self).items() if name != "_measurements"}
 
     def __del__(self) -> None:
-        # If this object is garbage-collected while it measures, the measurements must not keep the
-        # mark open. If the constructor has failed, there are no measurements.
+        # If this object is garbage-collected while it measures, its measurements are ended.
+        # Otherwise they would keep the files or the thread of the backend open. There are no
+        # measurements before first use, or if the constructor has failed.
         for measurement in vars(self).get("_measurements", ()):
             measurement.abandon()

@@ -1,7 +1,8 @@
-"""Measurements of peaks that share one high-water mark, each exact from its start to its stop.
+"""Measurements of peaks, several of which can use one high-water mark at the same time.
 
-A high-water mark holds the highest value since its last reset (see ``mark.py``). A process has only
-one mark of each kind. ``SharedMark`` lets several measurements use a mark at the same time.
+A high-water mark, or *mark* for short, holds the highest value of a quantity since its last reset,
+for example of resident memory. A process has only one mark of each kind. ``SharedMark`` lets
+several measurements use the mark, each from its own start to its own stop.
 """
 
 import os
@@ -34,10 +35,10 @@ class Measurement(Generic[Reading]):
     Args:
         shared_mark: the high-water mark of the quantity, which other measurements may use at the
             same time.
-        every: seconds between samples; used only if the mark has to be sampled.
+        every: seconds between two readings of a mark that has to be read regularly.
 
     Attributes:
-        peak: the peak up to the last reading of the mark. ``result()`` reads the mark, and so
+        peak: the peak up to the last reading of the mark. ``result()`` reads the mark first, and so
             returns the peak up to now.
     """
 
@@ -52,19 +53,19 @@ class Measurement(Generic[Reading]):
         return self in self.shared_mark.running
 
     def start(self) -> None:
-        """Starts measuring from scratch; does nothing while running."""
+        """Starts measuring from scratch; does nothing if the measurement is running."""
         self.shared_mark.begin(self, self.shared_mark.zero)
 
     def resume(self) -> None:
-        """Continues measuring after a stop, with the peak so far; does nothing while running."""
+        """Continues a stopped measurement with its peak so far; does nothing if it is running."""
         self.shared_mark.begin(self, self.peak)
 
     def stop(self) -> None:
-        """Stops measuring and keeps the peak; does nothing while not running."""
+        """Stops measuring and keeps the peak; does nothing if the measurement is not running."""
         self.shared_mark.end(self)
 
     def abandon(self) -> None:
-        """Stops measuring without waiting for a lock. Finalizers call this method."""
+        """Stops measuring without waiting for a lock. Call this method in finalizers."""
         self.shared_mark.end_without_waiting(self)
 
     def reset(self) -> None:
@@ -77,7 +78,7 @@ class Measurement(Generic[Reading]):
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
-        """Keeps the mark open for the body, in which ``start`` and ``stop`` then take less time."""
+        """Keeps the mark open in the body, so that ``start`` and ``stop`` take less time there."""
         self.shared_mark.hold_open(self.every)
         try:
             yield
@@ -90,9 +91,9 @@ def _exclusive(
 ) -> Callable[Concatenate[Self, Params], Result]:
     """Decorates a method of a ``SharedMark``: one thread at a time runs such a method.
 
-    The mark stays open while the method runs, although a finalizer that runs within the method may
-    end the last measurement. A mark that is no longer needed is closed when the outermost call of a
-    decorated method returns.
+    The decorator also closes the mark if the method has ended the last measurement. A finalizer may
+    call decorated methods while another one runs, and end the last measurement too. So the mark is
+    closed only when the outermost call of a decorated method returns.
     """
 
     @wraps(method)
@@ -103,8 +104,8 @@ def _exclusive(
                 return method(shared_mark, *args, **kwargs)
             finally:
                 shared_mark._calls -= 1
-                # A mark that is held open stays open, and a mark that is not sampled needs no
-                # thread. If both hold, there is nothing to do: the call is skipped to save time.
+                # The call is skipped where it would do nothing, to save time: `hold_open` keeps the
+                # mark open, and there is no thread whose interval must be adapted.
                 if shared_mark._is_sampled or not shared_mark._holders:
                     shared_mark._close_or_sample()
 
@@ -114,19 +115,18 @@ def _exclusive(
 class SharedMark(Generic[Reading]):
     """A high-water mark that several measurements share. No other code may reset the mark.
 
-    Starting a measurement resets the mark. Before each reset, and at each reading, the peak of each
-    running measurement is raised to the value of the mark. So the peak of a measurement is never
-    above the peak of a measurement within which it runs. A reset by other code would make running
-    measurements lose the peaks since the last reading.
+    When a measurement starts, the mark is reset. The reset would lose the peaks of the measurements
+    that are running. So before each reset the mark is read, and the peak of each running
+    measurement is raised to the value of the mark. A reset by other code would lose these peaks.
 
-    The mark is open while a measurement runs, or while ``hold_open`` keeps it open. A forked child
-    inherits the measurements of its parent. In the child these measurements start from scratch, and
-    use the mark of the child.
+    The mark is *open* while a measurement runs, or while ``hold_open`` keeps it open: it then has
+    its files open and its thread running, if it needs any. A forked child inherits the measurements
+    of its parent. In the child they start from scratch, and use the mark of the child.
 
     Args:
         mark: the mark.
-        is_sampled: whether the mark loses values between two readings, and so must be read
-            regularly, in a thread.
+        is_sampled: whether the mark misses peaks between two readings, and so must be read
+            regularly, by a thread.
 
     Attributes:
         zero: the lowest possible reading of the mark.
@@ -142,8 +142,10 @@ class SharedMark(Generic[Reading]):
         self._calls = 0
         self._sampling: Sampling | None = None
         self._holders: list[float] = []  # the argument `every` of each `hold_open`
+        # Measurements that `end_without_waiting` could not stop at once.
         self._abandoned: list[Measurement[Reading]] = []
-        # Re-entrant: a signal handler or a finalizer may run at any line, and call these methods.
+        # Re-entrant, because a signal handler or a finalizer may run while its thread holds the
+        # lock, and may call these methods.
         self._lock = RLock()
         _shared_marks.add(self)
 
@@ -151,7 +153,8 @@ class SharedMark(Generic[Reading]):
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
         """Starts a measurement that is not running, with ``peak`` as its peak so far."""
         if measurement not in self.running:
-            # The reset below would lose the peaks of running measurements.
+            # The mark is read first, because the reset below would lose the peaks of the running
+            # measurements.
             if self.running or self._abandoned:
                 self._update_peaks()
             if self._is_sampled or not self._is_open:
@@ -166,7 +169,7 @@ class SharedMark(Generic[Reading]):
         if measurement in self.running:
             try:
                 self._update_peaks()
-            finally:  # stopped even if the mark cannot be read
+            finally:  # the measurement is stopped even if the mark cannot be read
                 self._remove(measurement)
 
     def end_without_waiting(self, measurement: Measurement[Reading]) -> None:
@@ -202,13 +205,14 @@ class SharedMark(Generic[Reading]):
 
     @_exclusive
     def release(self, every: float) -> None:
-        """Ends a ``hold_open``; closes the mark if nothing else needs it."""
+        """Ends one ``hold_open`` with the same ``every``; closes the mark if nothing needs it."""
         self._holders.remove(every)
 
     def reset_in_child(self) -> None:
         """Makes the mark usable in a forked child.
 
-        The files and the lock were inherited from the parent, and its thread does not run here.
+        The child has inherited the files and the lock of the parent, which must be replaced. The
+        thread of the parent does not run in the child.
         """
         self._lock = RLock()
         self._calls = 0
@@ -224,9 +228,9 @@ class SharedMark(Generic[Reading]):
         self._call_unless_locked(self._update_peaks)
 
     def _call_unless_locked(self, method: Callable[[], None]) -> None:
-        # The sampling thread must not wait for the lock: the thread that holds the lock may be
-        # waiting for the sampling thread to end, and both would wait forever. Nothing is lost if
-        # the method is not called, because the thread that holds the lock updates the peaks itself.
+        # The sampling thread must not wait for the lock. The thread that holds the lock may be
+        # waiting for the sampling thread to end, and both threads would wait forever. If the lock
+        # is taken, the method need not be called: the thread that holds the lock updates the peaks.
         if self._lock.acquire(blocking=False):
             try:
                 self._call_exclusively(method)
@@ -242,7 +246,7 @@ class SharedMark(Generic[Reading]):
         if self._abandoned:
             self._remove_abandoned()
         if self.running:
-            if not self._is_open:  # in a forked child, which has inherited the measurements
+            if not self._is_open:  # only in a forked child, which has inherited the measurements
                 self._open()
             reading, higher = self._mark.read(), self._mark.higher
             for measurement in tuple(self.running):
@@ -268,8 +272,8 @@ class SharedMark(Generic[Reading]):
             self._sample_at_least_every(*every)
 
     def _close_or_sample(self) -> None:
-        """Closes the mark if nothing needs it; otherwise adapts the interval of the samples."""
-        if self._calls:  # the outermost call does this
+        """Closes the mark if nothing needs it; otherwise adapts the interval of the readings."""
+        if self._calls:  # a decorated method is still running, and will call this method later
             return
         if not (self._holders or self.running):
             sampling, self._sampling = self._sampling, None
@@ -282,14 +286,15 @@ class SharedMark(Generic[Reading]):
             self._sample_at_least_every()
 
     def _sample_at_least_every(self, *also: float) -> None:
-        """Makes the thread sample at the shortest interval that is needed.
+        """Makes the thread read the mark at the shortest interval that is needed.
 
-        The intervals are those of the running measurements, of all ``hold_open``, and ``also``.
+        The intervals needed are those of the running measurements, those of all ``hold_open`` in
+        effect, and ``also``.
         """
         every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
         if self._sampling is None or self._sampling.every != every:
-            # The new Sampling is stored before it starts. A finalizer or signal handler may replace
-            # it before the start. Then the new Sampling is stopped, and never starts.
+            # The new Sampling is stored before it is started. If a finalizer or a signal handler
+            # replaces it in between, it is also stopped, and the `start()` below does nothing.
             sampling = Sampling(self._update_unless_locked, every)
             former, self._sampling = self._sampling, sampling
             if former is not None:

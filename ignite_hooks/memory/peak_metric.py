@@ -12,9 +12,10 @@ __all__ = ["PeakMetric"]
 
 
 class PeakMetric(Handler):
-    """A handler that writes peaks, in MiB, to ``engine.state.metrics``.
+    """A handler that writes peaks of memory, in MiB, to ``engine.state.metrics``.
 
-    The handler chooses the events between which it measures, so it cannot be attached to an event.
+    A subclass defines the two events between which it measures, so the handler cannot be attached
+    to an event.
     """
 
     def names(self) -> Sequence[str]:
@@ -22,7 +23,7 @@ class PeakMetric(Handler):
         return ()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Checks that no event is given, and that no other metric of the engine uses a name."""
+        """Checks that no event is given, and that no other PeakMetric writes the same keys."""
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: {type(self).__name__} measures from one "

@@ -1,4 +1,4 @@
-"""Changes to Python's garbage collector, which several runs can share at the same time."""
+"""Changes to Python's garbage collector, each of which several runs can use at the same time."""
 
 import gc
 import os
@@ -18,7 +18,10 @@ __all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
 
 
 class _ChangeState:
-    """The users of a change in this process, and the function that undoes the change."""
+    """The users of a change in this process, and the function that undoes the change.
+
+    A user is an identity object for one ``with`` block that needs the change.
+    """
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -27,10 +30,13 @@ class _ChangeState:
 
 
 class _SharedChange:
-    """A change of the process that its first user makes and its last user undoes.
+    """A change of the process, such as ``gc.disable()``, that several ``with`` blocks may need.
+
+    The first block makes the change, and the last block to end undoes the change.
 
     Args:
-        prepare: returns two functions: the first makes the change, the second undoes it.
+        prepare: returns two functions: the first makes the change, the second undoes it. It is
+            called directly before the change is made.
     """
 
     def __init__(
@@ -45,21 +51,21 @@ class _SharedChange:
         state, user = self._state, object()
 
         def end() -> None:
-            # In a forked child `self._state` is a new object: the user belongs to the parent, and
-            # must not undo a change in the child.
+            # In a forked child, `forget_in_child` has replaced `self._state`. This user belongs to
+            # the parent, and must not undo a change in the child.
             if state is self._state:
                 with state.lock:
                     if state.users == [user]:
                         state.undo()
                     state.users = [each for each in state.users if each is not user]
 
-        # `out_of_order` is True, because overlapping scopes may end in any order.
+        # `out_of_order` is True, because overlapping `with` blocks may end in any order.
         with undo_on_exit(end, out_of_order=True):
             with state.lock:
                 if not state.users:
                     change, state.undo = self._prepare()
-                    # The user is added before the change is made. So the change is undone also if
-                    # a signal handler raises an exception in the middle of it.
+                    # The user is added before the change is made. So if a signal handler raises an
+                    # exception in the middle of the change, the change is still undone.
                     state.users.append(user)
                     change()
                 else:
@@ -67,10 +73,10 @@ class _SharedChange:
             yield
 
     def forget_in_child(self) -> Callable[[], None]:
-        """Forgets all users. Called in a forked child.
+        """Forgets all users. This method is called in a forked child.
 
         Returns:
-            A function that undoes the change in the child.
+            A function that undoes the change in the child. It does nothing if there was no change.
         """
         state, self._state = self._state, _ChangeState()
         return state.undo if state.users else _do_nothing
@@ -88,15 +94,16 @@ _disabled = _SharedChange(_prepare_disabling)
 
 
 def automatic_collection_off() -> AbstractContextManager[None]:
-    """Returns a scope without automatic collections.
+    """Returns a context manager that turns automatic garbage collections off.
 
-    If several such scopes are open, the setting is restored at the end of the last of them.
+    If several such context managers are open, the setting is restored when the last one ends.
     """
     return _disabled.held()
 
 
 def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
-    # gc.unfreeze() unfreezes all objects, including those that other code has frozen.
+    # gc.unfreeze() would also unfreeze objects that other code has frozen. So if there are any,
+    # nothing is frozen here.
     if _are_objects_frozen():
         warn_once(
             "`freeze_after` must find nothing frozen, but other code has frozen objects: the "
@@ -115,9 +122,9 @@ def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
 def _are_objects_frozen() -> bool:
     """Returns whether some code has called ``gc.freeze()``.
 
-    The count of frozen objects does not tell. In Python 3.12 a full collection also moves immortal
-    objects there, which are never freed (PEP 683). ``gc.freeze()`` moves all objects, so also
-    ``sys.modules``, which is not immortal.
+    A count of frozen objects above 0 does not prove this: in Python 3.12 a full collection freezes
+    immortal objects (PEP 683). ``gc.freeze()`` freezes all objects. So ``sys.modules``, which is
+    not immortal, shows the difference: ``gc.get_objects()`` does not return it if it is frozen.
     """
     return gc.get_freeze_count() > 0 and all(each is not sys.modules for each in gc.get_objects())
 
@@ -126,18 +133,19 @@ _frozen = _SharedChange(_prepare_freezing)
 
 
 def frozen() -> AbstractContextManager[None]:
-    """Returns a scope in which collections skip all objects that existed at its beginning.
+    """Returns a context manager in which garbage collections skip all objects that exist already.
 
-    The scope begins with a full collection. If objects are frozen already, the scope warns and
-    does nothing.
+    These objects are frozen, after a full collection. If other code has frozen objects already, the
+    context manager warns and does nothing.
     """
     return _frozen.held()
 
 
 def _begin_in_child() -> None:
     _disabled.forget_in_child()()  # so that loader workers collect their own garbage
-    # Frozen objects stay frozen: a collection would write to their pages, which the child shares
-    # with its parent, and the kernel would copy them.
+    # Frozen objects stay frozen, so the returned function is not called. A collection would write
+    # to the memory pages of these objects. The child shares the pages with its parent, and the
+    # kernel would have to copy them.
     _frozen.forget_in_child()
 
 
@@ -157,7 +165,7 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
             report(perf_counter() - began.pop())
 
     def end() -> None:
-        if measure in gc.callbacks:  # a signal may come before the callback is added
+        if measure in gc.callbacks:  # not there if an exception came before it was added
             gc.callbacks.remove(measure)
 
     with undo_on_exit(end, out_of_order=True):
@@ -169,8 +177,8 @@ def _is_automatic() -> bool:
     """Returns whether the collection that starts now is automatic, and not a ``gc.collect()``.
 
     Python starts an automatic collection when the youngest generation has more objects than its
-    threshold. A ``gc.collect()`` usually finds fewer objects, because Python collects by itself as
-    soon as there are more. But a ``gc.collect()`` directly after ``gc.enable()`` may find more, and
-    is then taken for automatic. With a threshold of 0 Python never collects by itself.
+    threshold. So when a ``gc.collect()`` starts, there are usually fewer objects. Directly after
+    ``gc.enable()`` there may be more, and a ``gc.collect()`` then counts as automatic. With a
+    threshold of 0 Python never collects by itself.
     """
     return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

@@ -1,4 +1,8 @@
-"""The two backends that measure resident memory: the kernel's high-water marks, and samples."""
+"""The two backends that measure peaks of resident memory: "kernel" and "sampler".
+
+"kernel" reads the high-water marks that Linux keeps: the highest resident memory of each process
+since the last reset of its mark. "sampler" measures the memory at intervals.
+"""
 
 from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
@@ -11,8 +15,9 @@ from ignite_hooks.memory.sampled import unshared_bytes_of_children
 
 __all__ = ["backend_in_use", "ram_measurements"]
 
-# Two tables map a backend to the high-water mark of this process, and to the sum of the marks of
-# its children. All measurements in the process must share these marks.
+# The first table maps a backend to the high-water mark of this process. The second table maps it to
+# the sum of the marks of the children. Each reset changes a mark for all measurements in the
+# process, so they must all use these objects.
 _PROCESS_MARKS = {
     "kernel": SharedMark(KernelMark()),
     "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),

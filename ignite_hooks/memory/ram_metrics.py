@@ -1,7 +1,7 @@
-"""Peaks of resident memory as metrics: of a minibatch, an epoch, a run, a whole validation.
+"""Metrics of the peak of resident memory in an iteration, an epoch, a run or a validation.
 
-The names come from Avalanche's metrics. In this module, an *experience* is one run of the engine,
-and the *stream* of experiences is one whole validation.
+The names are those of Avalanche's metrics. In this module, a *minibatch* is one iteration, an
+*experience* is one run of the engine, and a *stream* is one whole validation.
 """
 
 from weakref import WeakKeyDictionary
@@ -56,7 +56,7 @@ class RAMMetric(PeakMetric):
             _latest[self].reset()
 
     def names(self) -> tuple[str]:
-        """Returns the key in ``state.metrics``."""
+        """Returns the key in ``state.metrics``, as a tuple of one."""
         return (self.name,)
 
     def _span(self, attachment: Attachment) -> Span:
@@ -76,7 +76,7 @@ class RAMMetric(PeakMetric):
 _latest: WeakKeyDictionary[RAMMetric, MaxRAM] = WeakKeyDictionary()
 """Maps each handler to its last measurement.
 
-A copy of a handler has no measurement, because it is not stored in an attribute.
+The measurement is not stored in an attribute of the handler, so a copy of a handler has none.
 """
 
 
@@ -86,20 +86,22 @@ class MinibatchMaxRAM(RAMMetric):
 
     The iteration (forward, backward and step) is measured from ITERATION_STARTED to
     ITERATION_COMPLETED, including those handlers of ITERATION_COMPLETED that were attached before
-    this metric. Attach loggers after this metric, as after any metric.
-    ``MaxRAM`` describes which memory is measured, and which can be missed.
+    this metric. A logger reads the metric at ITERATION_COMPLETED, so attach the logger after the
+    metric. ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two samples of the sampler, or two readings of the children.
+        every: seconds between two measurements of the thread that the backend "sampler" and
+            ``include_children`` need.
         include_children: add the memory of the children of this process, loader workers for
-            example. This takes some milliseconds at the start and at the end of the iteration.
+            example. Reading it takes some milliseconds at the start and at the end of the
+            iteration.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
         every_iterations: measure every n-th iteration only; default: each iteration.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name; the kernel's mark cannot be used here.
+            this name; ``backend`` is "kernel", which cannot be used in this process.
     """
 
     name: MetricName = "minibatch_max_ram_mib"
@@ -116,18 +118,21 @@ class EpochMaxRAM(RAMMetric):
 
     The epoch is measured from EPOCH_STARTED to EPOCH_COMPLETED. On a trainer the measurement ends
     after Ignite's metrics, before the validation and all other handlers of EPOCH_COMPLETED. On any
-    other engine it includes those handlers of EPOCH_COMPLETED that were attached before this
-    metric. ``MaxRAM`` describes which memory is measured, and which can be missed.
+    other engine the measurement includes those handlers of EPOCH_COMPLETED that were attached
+    before this metric.
+
+    ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two samples of the sampler, or two readings of the children.
+        every: seconds between two measurements of the thread that the backend "sampler" and
+            ``include_children`` need.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name; the kernel's mark cannot be used here.
+            this name; ``backend`` is "kernel", which cannot be used in this process.
     """
 
     name: MetricName = "epoch_max_ram_mib"
@@ -141,19 +146,20 @@ class EpochMaxRAM(RAMMetric):
 class ExperienceMaxRAM(RAMMetric):
     """The peak of resident memory in one run of the engine.
 
-    On an evaluator this is the evaluation of one loader. The run is measured from the entry into
+    A run of an evaluator is the evaluation of one loader. The run is measured from the entry into
     ``run`` to COMPLETED, including those handlers of COMPLETED that were attached before this
-    metric. ``MaxRAM`` describes which memory is measured, and which can be missed.
+    metric. ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two samples of the sampler, or two readings of the children.
+        every: seconds between two measurements of the thread that the backend "sampler" and
+            ``include_children`` need.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name; the kernel's mark cannot be used here.
+            this name; ``backend`` is "kernel", which cannot be used in this process.
     """
 
     name: MetricName = "experience_max_ram_mib"
@@ -168,19 +174,22 @@ class StreamMaxRAM(RAMMetric):
     """The peak of resident memory in one whole validation, with all its loaders.
 
     On a trainer the validation is measured from VALIDATION_STARTED to VALIDATION_COMPLETED, and on
-    any other engine from STARTED to COMPLETED. The metric measures only within runs. If you call a
-    validation yourself, outside a run, call ``start`` before the validation and ``stop`` after it.
-    ``MaxRAM`` describes which memory is measured, and which can be missed.
+    any other engine from STARTED to COMPLETED. The metric measures by itself only within runs of
+    the engine to which it is attached. If you validate outside a run, call ``start`` before the
+    validation and ``stop`` after it, and read ``result``.
+    ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two samples of the sampler, or two readings of the children.
+        every: seconds between two measurements of the thread that the backend "sampler" and
+            ``include_children`` need.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name. When attached or started: the kernel's mark cannot be used here.
+            this name. When attached or started: ``backend`` is "kernel", which cannot be used in
+            this process.
     """
 
     name: MetricName = "stream_max_ram_mib"
@@ -194,9 +203,9 @@ class StreamMaxRAM(RAMMetric):
             span.measure_between(Events.STARTED, Events.COMPLETED)
 
     def start(self) -> None:
-        """Starts measuring from scratch; does nothing while running.
+        """Starts a measurement of your own code from scratch; does nothing if one is running.
 
-        This has no effect on the measurements of engines to which the handler is attached.
+        It is independent of the measurements on engines to which the handler is attached.
         """
         if self not in _started_by_user:
             _started_by_user[self] = self._max_ram()
@@ -204,7 +213,7 @@ class StreamMaxRAM(RAMMetric):
         _started_by_user[self].start()
 
     def stop(self) -> None:
-        """Stops measuring and keeps the result; does nothing while not running."""
+        """Stops the measurement that ``start`` began and keeps its result, if one is running."""
         if self in _started_by_user:
             _started_by_user[self].stop()
 
@@ -224,19 +233,22 @@ def ram_usage_metrics(
     include_children: Flag = False,
     backend: Backend = "auto",
 ) -> list[RAMMetric]:
-    """Returns the requested metrics of resident memory, for the factory's ``handlers`` for example.
+    """Returns the requested metrics of resident memory.
+
+    They can be given to ``create_supervised_trainer`` as ``handlers``.
 
     Args:
-        every: seconds between two samples of the sampler, or two readings of the children.
-        minibatch: a ``MinibatchMaxRAM``.
-        epoch: an ``EpochMaxRAM``.
-        experience: an ``ExperienceMaxRAM``.
-        stream: a ``StreamMaxRAM``.
+        every: seconds between two measurements of the thread that the backend "sampler" and
+            ``include_children`` need.
+        minibatch: whether to return a ``MinibatchMaxRAM``.
+        epoch: whether to return an ``EpochMaxRAM``.
+        experience: whether to return an ``ExperienceMaxRAM``.
+        stream: whether to return a ``StreamMaxRAM``.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
     Returns:
-        The handlers, from the shortest span to the longest.
+        The handlers, in the order of the four arguments ``minibatch`` to ``stream``.
 
     Raises:
         ValueError: no metric is requested; an argument is out of its range.

@@ -1,4 +1,4 @@
-"""A high-water mark that is measured in samples, and a thread that takes samples at intervals."""
+"""The highest of several measured values of memory, and a thread that measures at intervals."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,9 @@ logger = getLogger(__name__)
 
 
 class SampledMark(ByteMark):
-    """A high-water mark of sampled values, in bytes. It misses peaks between two samples.
+    """The highest value, in bytes, that was measured since the last reset.
+
+    The value is measured at each reset and each reading. Peaks in between are missed.
 
     Args:
         measure: returns the present value, in bytes.
@@ -86,7 +88,7 @@ class Sampling:
     def stop(self) -> None:
         """Ends the thread. If ``callback`` is being called, waits until the call returns."""
         self._is_stopped.set()
-        # When the interpreter ends, daemon threads are frozen: waiting for one would never end.
+        # When the interpreter ends, daemon threads no longer run: a `join` would never return.
         is_frozen = sys.is_finalizing()
         if self._thread.is_alive() and self._thread is not current_thread() and not is_frozen:
             self._thread.join()

@@ -19,19 +19,20 @@ __all__ = ["Span"]
 
 
 class Span:
-    """A part of a run, such as an iteration or an epoch, that a metric measures at each occurrence.
+    """A part of a run, such as an iteration or an epoch, that is measured each time it occurs.
 
-    One of the ``measure_…`` methods sets the part to measure. A span measures only within runs of
-    the engine, because only the end of a run is reached in any case. If a failure,
-    ``terminate()`` or the removal of the attachment cuts a span short, the span ends there and is
-    reported too: the peak before memory ran out is the most interesting peak. If ``interrupt()``
-    cuts a span short, the span continues when the run continues, and the time in between is not
-    measured.
+    One of the ``measure_…`` methods sets the part to measure. A span is measured only within a run
+    of the engine: if the event at the end of the span is not fired, the span ends with the run.
+
+    A failure, ``terminate()`` or the removal of the attachment may cut a span short. The span is
+    reported in this case too, because the peak before memory ran out is the most interesting peak.
+    If ``interrupt()`` pauses the run within a span, the span continues when the run continues, and
+    the time in between is not measured.
 
     Args:
         attachment: the attachment of the metric to the engine.
-        measurements: the measurements to start and stop together.
-        report: is called with the engine at the end of each span.
+        measurements: the measurements, which are started and stopped together.
+        report: is called with the engine at the end of each span, to write the metric.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class Span:
         period = every or 1
 
         def begin_if_due(engine: Engine) -> None:
-            # Ignite's filters on both events would cost 3 to 10 µs per iteration that is not due.
+            # A filter, `Events.ITERATION_STARTED(every=…)`, and the same filter on
+            # ITERATION_COMPLETED would cost 3 to 10 µs in each iteration that is not measured.
             if engine.state.iteration % period == 0:
                 self._begin(engine)
             elif self._is_measuring:  # the previous iteration had no ITERATION_COMPLETED
@@ -68,14 +70,14 @@ class Span:
     def measure_between(self, start_event: Any, end_event: Any) -> None:
         """Measures from ``start_event`` to ``end_event``."""
         self._attachment.on(start_event, self._begin)
-        # A turn is the place of a handler among the handlers that a trainer calls at an event. In
-        # the turn of Ignite's metrics, which is before the validation, the measurement of an epoch
-        # ends without the validation.
+        # A turn is the place of a handler among the handlers that a trainer calls at an event. The
+        # turn of Ignite's metrics comes before that of the validation. So the measurement of an
+        # epoch does not include the validation at EPOCH_COMPLETED.
         self._attachment.on(end_event, self._end, turn=Turn.METRICS)
 
     def _begin(self, engine: Engine) -> None:
-        # If a handler of EXCEPTION_RAISED has swallowed a failure, and Ignite has continued, the
-        # previous span is still open.
+        # The previous span is still open if a failure cut it short, a handler of EXCEPTION_RAISED
+        # swallowed the failure, and Ignite continued the run.
         if self._is_measuring:
             self._stop()
         if self._is_in_run:
@@ -95,7 +97,7 @@ class Span:
 
     @contextmanager
     def _run_scope(self, engine: Engine) -> Iterator[None]:
-        """Ends the span when the run in the body ends; continues the span of an interrupted run."""
+        """Ends the span when the body, a run, ends; continues a span that was interrupted."""
         with ExitStack() as scopes:
             for measurement in self._measurements:
                 scopes.enter_context(measurement.held_open())

@@ -1,4 +1,4 @@
-"""The schedule of the handlers that clear the cache or collect garbage."""
+"""The base class of the handlers that clear the device's cache or collect Python's garbage."""
 
 from typing import Any
 
@@ -12,11 +12,10 @@ __all__ = ["Upkeep"]
 
 
 class Upkeep(Scheduled):
-    """A handler that is called on a schedule by step or by epoch, by default after each epoch.
+    """A handler with the schedules ``every_steps`` and ``every_epochs``; default: after each epoch.
 
-    On a schedule by step the handler is called at STEP_COMPLETED, when the gradients have been
-    zeroed. If both schedules are due at the end of an epoch, only the schedule by step calls the
-    handler.
+    With ``every_steps`` a trainer calls the handler at STEP_COMPLETED, when the gradients have been
+    zeroed. If both schedules are due at the end of an epoch, the handler is called once.
     """
 
     def attach_to(self, attachment: Attachment) -> None:
@@ -31,7 +30,7 @@ class Upkeep(Scheduled):
                 last_iteration[0] = engine.state.iteration
                 self(engine)
 
-        # A new run counts its iterations from 0 again.
+        # A new run counts its iterations from 0 again, so the same number may come twice.
         attachment.on(Events.STARTED, forget_last)
         if self.every_steps is None and self.every_epochs is None:
             attachment.on(Events.EPOCH_COMPLETED, call_once)

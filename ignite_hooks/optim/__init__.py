@@ -13,6 +13,6 @@ _MODULES = {
     "OptimizerStep": "optimizer_step",
 }
 
-if not TYPE_CHECKING:  # to a type checker the names imported above are the public ones
+if not TYPE_CHECKING:  # a type checker reads the imports above instead
     __all__ = [*_MODULES]
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -108,7 +108,7 @@ class AveragedGradients:
         return found
 
     def _wrapped_modules(self) -> Iterator[torch.nn.Module]:
-        """Yields the modules that DDP handles: the model, and submodules that are wrapped in DDP."""
+        """Yields the modules that DDP handles: the model, and submodules wrapped in DDP."""
         yield self._model
         for module in self._modules.values():
             yield from (
@@ -120,14 +120,14 @@ def _average(parameters: list[torch.Tensor]) -> None:
     """Averages the gradients of parameters with the same dtype and device, in one collective."""
     ranks = distributed.get_world_size()
     parts = [_gradient_or_zeros(each).flatten() / ranks for each in parameters]
-    # For each parameter, 1 or 0 is added to the tensor, so that the sum over the ranks is the number
-    # of ranks on which the parameter has a gradient.
+    # For each parameter a 1 or a 0 is sent too. The sum over the ranks is then the number of ranks
+    # on which the parameter has a gradient.
     has_gradient = parts[0].new_tensor([each.grad is not None for each in parameters])
     flat = torch.cat([*parts, has_gradient])
     distributed.all_reduce(flat)
     *averages, counts = torch.split(flat, [*map(len, parts), len(parameters)])
-    # ``tolist`` synchronizes with the device. The counts are needed only on a rank where a parameter
-    # has no gradient: they tell whether the parameter gets one from the other ranks.
+    # The counts tell whether a parameter without a gradient gets one from the other ranks. They are
+    # read only if there is such a parameter, because ``tolist`` synchronizes with the device.
     are_all_present = all(each.grad is not None for each in parameters)
     has_averages = [True] * len(parameters) if are_all_present else (counts.abs() > 0).tolist()
     for parameter, average, has_average in zip(parameters, averages, has_averages, strict=True):

@@ -1,4 +1,4 @@
-"""Learning rate schedulers: which of them can be used, and when they move.
+"""Moves a learning rate scheduler, and checks that the scheduler can be used.
 
 A scheduler moves when its ``step()`` is called.
 """
@@ -37,19 +37,21 @@ class SchedulerDriver:
     Args:
         lr_scheduler: a torch scheduler, a callable that makes one from the optimizer, or None.
         optimizer: the optimizer as Accelerate prepared it.
-        at: when the scheduler moves.
-        metric: the name in ``state.metrics`` of the value for a ReduceLROnPlateau.
-        signals: the signals to hold back while the scheduler moves.
+        at: when the scheduler moves: after each "step", "epoch" or "validation".
+        metric: the name in ``state.metrics`` of the value that a ReduceLROnPlateau is given at each
+            move; None for any other scheduler.
+        signals: holds back signal handlers while the scheduler moves.
 
     Attributes:
         at: when the scheduler moves.
         metric: the name of the metric that the scheduler is given, or None.
-        moves_by_step: whether ``OptimizerStep`` moves the scheduler after each committed step.
+        moves_by_step: whether the scheduler moves after each step. ``OptimizerStep`` makes these
+            moves; all other moves are made here.
 
     Raises:
         TypeError: ``lr_scheduler`` is neither a torch scheduler nor a callable that makes one.
-        ValueError: the scheduler belongs to another optimizer, or does not go with ``at`` and
-            ``metric``.
+        ValueError: the scheduler belongs to another optimizer, or cannot be used with this ``at``
+            and ``metric``.
     """
 
     def __init__(
@@ -70,16 +72,14 @@ class SchedulerDriver:
         self.metric = metric
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
-        # A move of the scheduler is due while ``_due_epoch`` or ``_due_validation`` has an entry.
-        # One statement removes the entry and moves the scheduler, so that no exception can come
-        # between the removal and the move.
-        # The entry of ``_due_epoch`` is the number of iterations before the epoch that has ended.
-        self._due_epoch: list[int] = []
-        # The entry of ``_due_validation`` is the argument ``are_results_missing`` of
-        # ``end_validation``.
-        self._due_validation: list[bool] = []
+        # Each of these two lists has one entry while a move of the scheduler is due, and none
+        # otherwise. One statement removes the entry and moves the scheduler, so that no exception
+        # can come between the removal and the move.
+        self._due_epoch: list[int] = []  # the number of iterations before the epoch that has ended
+        self._due_validation: list[bool] = []  # ``are_results_missing`` of ``end_validation``
         self._torch_scheduler = unwrapped_scheduler(self.lr_scheduler)
-        # ``last_epoch`` of the torch scheduler after the last move that was made here.
+        # The position (``last_epoch``) of the torch scheduler after the last move that this object
+        # or ``OptimizerStep`` has made.
         self._last_position: int | None = None
         self._has_warned = False
         _check_metric(self.lr_scheduler, at, metric)
@@ -90,7 +90,7 @@ class SchedulerDriver:
         return self.metric is not None
 
     def check_length(self, moves: int, limits: str) -> None:
-        """Checks that a schedule with an end (OneCycleLR) does not end before the run does.
+        """Checks that a schedule of fixed length (OneCycleLR) does not end before the run does.
 
         Args:
             moves: the minimum number of moves in the run from now on.
@@ -104,8 +104,7 @@ class SchedulerDriver:
         if is_prepared and not wrapper.split_batches:
             if hasattr(scheduler, "total_steps"):
                 return  # Accelerate itself stops moving this scheduler at the end of its schedule
-            # At each call of its ``step``, Accelerate's wrapper moves the scheduler once per
-            # process.
+            # Each call of the wrapper's ``step`` moves the scheduler once per process.
             moves *= PartialState().num_processes
         for schedule, left in _finite_schedules(scheduler):
             if moves > left:
@@ -120,24 +119,25 @@ class SchedulerDriver:
                 )
 
     def check_not_moved_elsewhere(self) -> None:
-        """Warns once if other code has moved the scheduler since the last move that was made here.
+        """Warns once if other code has moved the scheduler since the last noted position.
 
-        If the position of the scheduler is now lower than after that move, the scheduler has loaded
-        a state. This gives no warning.
+        There is no warning if the position of the scheduler is lower than the noted one, because
+        the scheduler has then loaded a state.
         """
         last_position, position = self._last_position, self._current_position()
-        # The noted position is dropped until the next move has returned: a move that raises may or
-        # may not have changed the position.
+        # A move follows. If the move raises, it may or may not have changed the position. So the
+        # noted position is dropped, and ``note_position`` is called only when the move has
+        # returned.
         self._last_position = None
         if last_position is not None and position > last_position and not self._has_warned:
             self._warn_of_other_moves(last_position, position)
 
     def note_position(self) -> None:
-        """Notes the position of the scheduler after a move."""
+        """Notes the position (``last_epoch``) of the scheduler after a move."""
         self._last_position = self._current_position()
 
     def _current_position(self) -> int:
-        # The default is for ChainedScheduler, which has no ``last_epoch``.
+        # The default 0 is for ChainedScheduler, which has no ``last_epoch``.
         position: int = getattr(self._torch_scheduler, "last_epoch", 0)
         return position
 
@@ -146,7 +146,7 @@ class SchedulerDriver:
         self._last_position = None
 
     def _warn_of_other_moves(self, last_position: int, position: int) -> None:
-        """Warns that the scheduler is moved in two places."""
+        """Warns that other code moves the scheduler too."""
         self._has_warned = True
         warnings.warn(
             f"`lr_scheduler` must be stepped in one place only: it is stepped after each "
@@ -171,7 +171,7 @@ class SchedulerDriver:
         return moves
 
     def move_after_epoch(self, engine: Engine) -> None:
-        """Moves the scheduler, once for each end of an epoch that ``end_epoch`` has noted."""
+        """Moves the scheduler if ``end_epoch`` has noted a move. A second call does nothing."""
         if not self._due_epoch:
             return
         began_after = self._due_epoch[0]
@@ -179,11 +179,11 @@ class SchedulerDriver:
         self._move(self._due_epoch, arguments)
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that a validation has ended, so that ``move_after_validation`` may move.
+        """Notes that a validation has ended, so that ``move_after_validation`` moves the scheduler.
 
         Args:
-            are_results_missing: whether there is another Validation that has not run yet and may
-                measure the metric.
+            are_results_missing: whether the engine has another Validation that has not run yet in
+                this run. That Validation may be the one that measures the metric.
         """
         moves = self.at == "validation" and self.lr_scheduler is not None
         self._due_validation = [are_results_missing] if moves else []
@@ -194,16 +194,17 @@ class SchedulerDriver:
         return bool(self._due_validation)
 
     def move_after_validation(self, engine: Engine) -> None:
-        """Moves the scheduler, once for each validation that ``end_validation`` has noted.
+        """Moves the scheduler if ``end_validation`` has noted a move. A second call does nothing.
 
-        A scheduler that takes a metric moves only if the validation has measured the metric.
+        If the scheduler takes a metric and the validation did not measure it, the move is canceled.
         """
         if not self._due_validation:
             return
         are_results_missing, arguments = self._due_validation[0], []
         if self.metric is not None:
             measured = measured_at(engine).get(self.metric)
-            # If the validation did not measure the metric, the scheduler does not move.
+            # The metric may be that of another Validation, which ran at an earlier iteration
+            # (`is_stale`) or has not run yet (`comes_later`).
             is_stale = measured is not None and measured != engine.state.iteration
             comes_later = are_results_missing and self.metric not in engine.state.metrics
             if is_stale or comes_later:
@@ -222,14 +223,13 @@ class SchedulerDriver:
         self._due_validation = []
 
     def _move(self, due: list[Any], arguments: list[Any]) -> None:
-        """Moves the scheduler, with signals held back.
+        """Moves the scheduler, and holds signal handlers back meanwhile.
 
-        One statement removes the entry from ``due`` and moves the scheduler. If an exception comes
-        before this statement, the move stays due. If the scheduler itself raises, the move is not
-        repeated.
+        If an exception comes before the scheduler is called, the move stays due. If the scheduler
+        itself raises, the move is not repeated.
 
         Args:
-            due: the list whose only entry makes the move due.
+            due: ``_due_epoch`` or ``_due_validation``. Its entry is removed.
             arguments: the arguments of ``step()``: the value of the metric, or none.
         """
         self.check_not_moved_elsewhere()
@@ -237,8 +237,8 @@ class SchedulerDriver:
         self._signals.is_holding = True
         try:
             with warnings.catch_warnings():
-                # A resumed run may begin with this move. Torch would then warn, because the
-                # optimizer has made no step in this process yet.
+                # Torch warns if a scheduler moves before the first optimizer step in the process. A
+                # run that resumes a checkpoint may begin with this move, which is correct then.
                 message = r"Detected call of `lr_scheduler\.step\(\)` before"
                 warnings.filterwarnings("ignore", message)
                 due.pop(), step(*arguments)
@@ -251,7 +251,8 @@ class SchedulerDriver:
 
         Args:
             engine: the engine whose state has the metrics.
-            after: an iteration; a metric that was measured at or before this iteration is stale.
+            after: an iteration. A metric that a validation measured at this iteration or earlier is
+                stale. With -1 no metric is stale.
 
         Raises:
             ValueError: the metric is stale, or missing.
@@ -282,11 +283,14 @@ def unwrapped_scheduler(lr_scheduler: Any) -> Any:
 def _finite_schedules(
     scheduler: Any, until: float = inf, moves_made: int | None = None
 ) -> Iterator[tuple[Any, int]]:
-    """Yields (schedule, moves left until its end) for each schedule that has an end.
+    """Yields (schedule, moves left until its end) for each OneCycleLR in ``scheduler``.
+
+    A schedule that a SequentialLR replaces by the next one before its end is left out.
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.
-        until: the maximum number of moves before the next schedule of a SequentialLR begins.
+        until: the maximum number of moves before a SequentialLR replaces ``scheduler``; inf if none
+            does.
         moves_made: the number of moves so far; default: the scheduler's own count.
     """
     if moves_made is None:
@@ -295,8 +299,7 @@ def _finite_schedules(
         left = scheduler.total_steps - (moves_made or 0)
         if left < until:
             yield scheduler, left
-    # The parts of a ChainedScheduler all move at once. The parts of a SequentialLR move one after
-    # the other.
+    # At each move, all parts of a ChainedScheduler move, but only one part of a SequentialLR does.
     within = child_schedulers(scheduler)
     if not isinstance(scheduler, SequentialLR):
         for each in within:
@@ -304,7 +307,8 @@ def _finite_schedules(
         return
     moves_made, milestones = moves_made or 0, milestones_of(scheduler)
     for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
-        # The number of moves until this part begins. The move at a milestone begins the next part.
+        # `to_come` is the number of moves until this part begins. `last` is the maximum number of
+        # moves of this part, because the move at the next milestone begins the next part.
         to_come = max(0, begin - moves_made)
         last = min(until, end - 1 - moves_made) - to_come
         for inner, left in _finite_schedules(each, last, max(0, moves_made - begin)):
@@ -371,7 +375,7 @@ def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
 
 
 def _call_maker(lr_scheduler: Any, optimizer: Optimizer) -> Any:
-    """Returns the scheduler that a callable makes; anything else is returned unchanged.
+    """Returns the scheduler that ``lr_scheduler`` makes, or ``lr_scheduler`` if not callable.
 
     Raises:
         TypeError: a scheduler class needs more arguments than the optimizer.

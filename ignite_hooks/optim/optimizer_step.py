@@ -46,36 +46,39 @@ from ignite_hooks.optim.window import Window
 __all__ = ["OptimizerStep"]
 
 
-# The key in ``engine_storage`` that marks a trainer, whose own OptimizerStep makes the steps.
+# The key in ``engine_storage`` that marks a trainer, which has an OptimizerStep of its own.
 _STEPS_ITSELF = "steps_itself"
 
 
 class OptimizerStep(Handler):
     """Makes the optimizer step of each window of batches, and moves the scheduler.
 
-    The scheduler moves when its ``step()`` is called. Hand-written gradient accumulation often
-    fails in three cases: the last, shorter window of a pass over the data, a step that the loss
-    scaler skips, and a scheduler that moves once per process. OptimizerStep follows these rules:
+    A *window* is the batches whose gradients are accumulated for one optimizer step. The scheduler
+    *moves* when its ``step()`` is called. Hand-written gradient accumulation often fails in three
+    cases: the last, shorter window of a pass over the data, a step that the loss scaler skips, and
+    a scheduler that moves once per process. OptimizerStep follows these rules:
 
     - The step of a window of k batches uses the gradient of the mean of the k losses, for any k.
     - A step that the loss scaler skips is not committed: it is not counted, and the scheduler does
       not move.
     - The scheduler moves once per committed step.
 
-    A trainer makes its own OptimizerStep, and steps before ITERATION_COMPLETED. The gradients are
-    zeroed when all handlers of ITERATION_COMPLETED have returned, and then STEP_COMPLETED is fired.
+    A trainer has an OptimizerStep of its own. It makes the step before ITERATION_COMPLETED. When
+    all handlers of ITERATION_COMPLETED have returned, it zeroes the gradients and then fires
+    STEP_COMPLETED.
 
-    On a plain Ignite engine the process function does the forward pass and
-    ``accelerator.backward(loss)``, with or without ``accelerator.accumulate``. The step is made by
-    a handler of ITERATION_COMPLETED: attach the OptimizerStep before other handlers of this event.
-    STEP_COMPLETED is fired directly after the step. The gradients stay until the next iteration
-    starts, or until the epoch or the run ends.
+    On a plain Ignite engine, one that is not a trainer, the process function does the forward pass
+    and ``accelerator.backward(loss)``, with or without ``accelerator.accumulate``. The step is made
+    by a handler of ITERATION_COMPLETED: attach the OptimizerStep before other handlers of this
+    event. STEP_COMPLETED is fired directly after the step. The gradients stay until the next
+    iteration starts, or until the epoch or the run ends.
 
-    At ITERATION_STARTED ``accelerator.sync_gradients`` already says whether the window closes with
-    this iteration. ``state.optimizer_step`` counts the committed steps, and
+    On any engine, ``accelerator.sync_gradients`` is True from ITERATION_STARTED on if the iteration
+    is the last of its window. ``state.optimizer_step`` counts the committed steps, and
     ``state.step_committed`` says whether the present iteration made a committed step. Handlers of
-    OPTIMIZER_STEP_STARTED see unscaled gradients, and must not unscale them again. (With FSDP and
-    DeepSpeed, Accelerate decides when gradients are unscaled.)
+    OPTIMIZER_STEP_STARTED see gradients from which the loss scaler's factor has been removed, and
+    must not remove it again. (With FSDP and DeepSpeed, Accelerate decides when the factor is
+    removed.)
 
     Args:
         accelerator: its ``gradient_accumulation_steps`` is the size of the windows, in batches.
@@ -85,7 +88,8 @@ class OptimizerStep(Handler):
             Accelerate's rule, which by default is once per process.
         scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch", or
             after each "validation". A validation before the first step does not move the scheduler.
-        scheduler_metric: the name in ``state.metrics`` of the value for a ReduceLROnPlateau.
+        scheduler_metric: the name in ``state.metrics`` of the value that a ReduceLROnPlateau is
+            given at each move; None for any other scheduler.
 
     Raises:
         TypeError: an argument has a type that cannot be used.
@@ -117,34 +121,37 @@ class OptimizerStep(Handler):
             lr_scheduler, self.optimizer, scheduler_at, scheduler_metric, self.signals
         )
         self.steps = 0
-        # A signal can raise an exception between any two lines, so changes that belong together are
-        # made in one line. A call that is due is kept in a list: the line that makes the call also
-        # removes it from the list.
+        # A signal handler can raise an exception between any two lines. So a function that is still
+        # to be called is kept in a list, and one line removes the function from the list and calls
+        # it. Wherever an exception comes, the list shows whether the call has begun.
 
-        # None if no step is under way. During a step, the list has the call that makes the step,
-        # and is empty once the call has begun.
+        # None if no step is under way. During a step, the list has the function that makes the
+        # step, and is empty once the call has begun.
         self._step_call: list[Callable[[], Any]] | None = None
         self._step_result: list[Any] = []  # the result of that call, until the step is counted
-        self._scheduler_call: list[Callable[[], Any]] = []  # the scheduler's step, if it is due
-        # ``steps`` is the number of the last committed step. ``_step_number`` is the number that
-        # the step under way gets if it is committed. ``_failed_step`` is the ``_step_number`` of
-        # the last step that raised an exception, or whose scheduler did.
+        # ``step`` of the scheduler, while a committed step is still to move the scheduler.
+        self._scheduler_call: list[Callable[[], Any]] = []
+        # ``steps`` is the number of committed steps. ``_step_number`` is the number that the step
+        # under way gets if it is committed. ``_failed_step`` is the number of the last step in
+        # which the optimizer or the scheduler raised an exception.
         self._failed_step = 0
-        # ``_version`` of the first parameter after the last committed step.
+        # ``_version`` of the first parameter after the last committed step. Autograd counts the
+        # in-place changes of a tensor in this attribute.
         self._version_after_step: int | None = None
         self._step_number = 0
-        # The number of a committed step until its STEP_COMPLETED is fired; empty after that.
+        # Has the number of a committed step until STEP_COMPLETED is fired for it; then it is empty.
         self._uncompleted_step: list[int] = []
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
         self._divisor = 1  # the losses of the window are divided by this
-        self._divides_exactly = False  # whether a short window's losses are divided by its size
-        # Set with several processes, if parameters outside of the model are trained.
+        self._divides_exactly = False  # whether ``_divisor`` of a short window is its own size
+        # ``create_supervised_trainer`` sets this attribute with several processes, if parameters
+        # outside of the model are trained.
         self.averaged_gradients: AveragedGradients | None = None
         self._timetable = Timetable()
         self.is_stepping = False  # True within ``close_window``, and after a failure in it
         self.attachment: Attachment | None = None  # the last attachment
-        # ``callbacks_before_step`` of the engine that this step is attached to; looked up once.
+        # ``callbacks_before_step`` of the engine to which this object is attached.
         self._callbacks_before_step: list[Callable[[Engine], None]] = []
         self._fire: Callable[..., None] = fire_within
 
@@ -160,7 +167,7 @@ class OptimizerStep(Handler):
 
     @property
     def timetable(self) -> Timetable:
-        """The callbacks on step schedules, which are due after a committed step."""
+        """The callbacks of handlers with ``every_steps``, which are due after a committed step."""
         return self._timetable
 
     def start_from(self, step: int) -> None:
@@ -182,17 +189,19 @@ class OptimizerStep(Handler):
         """Back-propagates ``loss`` with its share in the mean over the window.
 
         If the length of the data is known, a trainer knows the size of a window when the window
-        opens. Losses are then divided by this size, also if ``accelerator.backward`` is called.
-        Otherwise losses are divided by the size of a full window. The gradient of a short window is
-        then scaled up at the end of the window, which rounds differently.
+        opens. The losses are then divided by this size. The same number is set for
+        ``accelerator.backward``, which a user's code may call instead of this method.
+
+        Otherwise the losses are divided by the size of a full window. If the window turns out to be
+        shorter, its gradient is scaled up before the step, which rounds differently.
         """
         self.prepared.backward(loss, self._divisor)
 
     def gradient_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Returns the context for the forward and backward pass of a batch.
 
-        Within this context the processes exchange gradients at the last batch of a window only,
-        unless Accelerate's setting ``sync_each_batch`` is on.
+        Within this context the processes exchange gradients at the last batch of a window only. If
+        Accelerate's setting ``sync_each_batch`` is on, they exchange gradients at each batch.
         """
         if self.window.is_closing or self._gradient_state.plugin_kwargs.get(
             "sync_each_batch", False
@@ -202,7 +211,7 @@ class OptimizerStep(Handler):
         return no_sync
 
     def take_batch(self, batches_left: Callable[[], int | None]) -> None:
-        """Adds a batch to the window, and decides whether gradients are exchanged after it.
+        """Adds a batch to the window. Sets ``sync_gradients``: True if the batch is the last one.
 
         Args:
             batches_left: returns the number of batches from this batch to the end of the data, this
@@ -216,8 +225,9 @@ class OptimizerStep(Handler):
             self._divisor = window.size
             self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
-        # If the process function uses ``accelerator.accumulate``, Accelerate adds 1 to this number
-        # and derives ``sync_gradients`` from the sum. The result is the same value as above.
+        # If the process function uses ``accelerator.accumulate``, Accelerate adds 1 to
+        # ``accelerator.step`` and sets ``sync_gradients`` again: to True if the sum is a multiple
+        # of the number of batches per step. This gives the same value as above.
         self.accelerator.step = self._divisor - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Engine) -> bool:
@@ -236,7 +246,8 @@ class OptimizerStep(Handler):
             self.averaged_gradients.average()
         if self.window.count != self._divisor:
             self.prepared.scale(self._divisor / self.window.count)
-            # A handler may make a backward pass, whose loss must be divided by the same number.
+            # A handler of OPTIMIZER_STEP_STARTED may make a backward pass. Its loss must be divided
+            # by the number of batches in this window too.
             self.accumulation.shorten(self.window.count)
         self.prepared.unscale()
         with channels_of(engine).on_optimizer_step:
@@ -251,8 +262,8 @@ class OptimizerStep(Handler):
             self._step_call = [self.prepared.step]
             if signals.must_wrap_handlers:
                 signals.wrap_handlers()
-            # Signals are held back until the step is made and counted and the scheduler has moved.
-            # A run that stopped between these changes could not be continued.
+            # Signal handlers are held back until the step is made and counted and the scheduler has
+            # moved. A run that stopped between these changes could not be continued.
             signals.is_holding = True
             try:
                 self._step_result.append(self._step_call.pop()())
@@ -275,9 +286,9 @@ class OptimizerStep(Handler):
         return committed
 
     def count_step(self, state: Any) -> None:
-        """Counts a step that was made and is not counted yet.
+        """Counts the last step if it was made and is not counted yet.
 
-        If an exception breaks off this method, call it again.
+        If an exception breaks off this method, a second call counts the step.
         """
         if not self._step_result:
             return
@@ -294,24 +305,22 @@ class OptimizerStep(Handler):
 
     @property
     def is_half_done(self) -> bool:
-        """True if the last step was broken off: only some of the parameters may have changed."""
+        """True if the last optimizer step was broken off, and may have changed some parameters."""
         return self.signals.was_interrupted or (self._step_call == [] and not self._step_result)
 
     @property
     def has_completed_step(self) -> bool:
-        """True if nothing is left to do after the last committed step.
-
-        STEP_COMPLETED was fired for the step, and all callbacks that were due have been called.
-        """
+        """True if STEP_COMPLETED was fired for the last committed step and no callbacks are due."""
         return not self._uncompleted_step and self.steps < self._timetable.next_due
 
     @property
     def is_consistent(self) -> bool:
-        """True if parameters, optimizer and scheduler are certainly unchanged since the last step.
+        """True if parameters, optimizer and scheduler are as the last committed step left them.
 
-        A state is saved after a failure only if this is True: the process function may have failed
-        while it was changing parameters, for example to compute the loss at other values. The check
-        looks at the first parameter only, and does not notice writes to ``parameter.data``.
+        After a failure a checkpoint is saved only if this is True. For example, the process
+        function may have failed while it had changed parameters to compute the loss at other
+        values. The check looks at the first parameter only, and does not notice writes to
+        ``parameter.data``.
         """
         has_moved = not self._scheduler_call and self._failed_step != self.steps
         return (
@@ -323,26 +332,23 @@ class OptimizerStep(Handler):
     def complete_step(self, engine: Engine) -> None:
         """Fires STEP_COMPLETED for the last committed step, and calls the callbacks due after it.
 
-        The method does only the work that has not begun yet for this step, so that it can be called
-        again after a failure. It moves the scheduler if the scheduler has not moved for this step,
-        and fires STEP_COMPLETED if none of its handlers was called. So a handler that averages
-        weights sees every step exactly once.
+        The method can be called again after a failure, and then does only the work that has not
+        begun yet: it moves the scheduler if the scheduler has not moved for this step, and fires
+        STEP_COMPLETED if none of its handlers was called. So a handler that averages weights is
+        called at most once for each step.
         """
         if self._scheduler_call:
             self._move_scheduler()
         if self._uncompleted_step:
             self._fire(engine, TrainEvents.STEP_COMPLETED)
-            # On a trainer the engine clears the list when it calls the first handler of the event.
-            # If there is no such handler, the list is cleared here.
+            # A trainer clears the list when it calls the first handler of STEP_COMPLETED. If there
+            # is no handler, or the engine is not a trainer, the list is cleared here.
             self._uncompleted_step.clear()
         if self.steps >= self._timetable.next_due:
             self._timetable.call_due(self.steps)
 
     def _move_scheduler(self) -> None:
-        """Makes the step of the scheduler that a failure has left undone.
-
-        Signals are held back during the step.
-        """
+        """Calls ``step`` of the scheduler, and holds signal handlers back meanwhile."""
         self.signals.is_holding = True
         try:
             self._scheduler_call.pop()()
@@ -350,19 +356,19 @@ class OptimizerStep(Handler):
             self.signals.release()
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that a validation has ended, so that ``scheduler.move_after_validation`` may move.
+        """Notes that a validation has ended, so that a scheduler by validation moves after it.
 
         A validation before the first step does not move the scheduler.
 
         Args:
-            are_results_missing: whether there is another Validation that has not run yet and may
-                measure the scheduler's metric.
+            are_results_missing: whether the engine has another Validation that has not run yet in
+                this run. That Validation may be the one that measures the scheduler's metric.
         """
         if self.steps:
             self.scheduler.end_validation(are_results_missing=are_results_missing)
 
     def zero_grad(self) -> None:
-        """Zeroes the gradients of a window that has made its step."""
+        """Zeroes the gradients after the step of a window."""
         self.prepared.zero_grad()
 
     def drop_window(self) -> None:
@@ -378,7 +384,7 @@ class OptimizerStep(Handler):
         self.accumulation.restore()
 
     def check(self, engine: Engine, event: Any) -> None:
-        """Raises a ValueError unless this can be the one OptimizerStep of ``engine``."""
+        """Checks that ``engine`` has no OptimizerStep yet, and that no event is given."""
         if event is not None:
             raise ValueError(
                 f"`event` must be left out, got {event}: OptimizerStep steps at the end of each "
@@ -401,13 +407,14 @@ class OptimizerStep(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Opens windows at ITERATION_STARTED and closes them at ITERATION_COMPLETED.
+        """Attaches the handlers that make the steps.
 
-        On a trainer the loop opens and closes windows itself, between these two events.
+        On a plain engine they open windows at ITERATION_STARTED and close windows at
+        ITERATION_COMPLETED. A trainer's loop opens and closes windows itself.
         """
         engine = attachment.engine
         TrainEvents.register(engine)
-        channels_of(engine)  # attaches the channels of a plain engine, before a run
+        channels_of(engine)  # makes the channels of a plain engine, which ``close_window`` uses
         state: Any = engine.state
         state.step_committed = False
         self.start_from(state.optimizer_step)
@@ -415,8 +422,8 @@ class OptimizerStep(Handler):
         self._fire = type(engine).fire_event if isinstance(engine, QuickEngine) else fire_within
         if is_trainer(engine):
             engine_storage(engine)[_STEPS_ITSELF] = True
-            # Only on a trainer: on a plain engine the process function may divide the losses by a
-            # fixed number.
+            # Only on a trainer: the process function of a plain engine may divide each loss by the
+            # size of a full window itself.
             self._divides_exactly = True
             assert isinstance(engine, QuickEngine)
             self._uncompleted_step = engine.list_cleared_at(TrainEvents.STEP_COMPLETED)
@@ -432,11 +439,12 @@ class OptimizerStep(Handler):
         self.attachment = attachment
 
     def _attach_to_trainer(self, attachment: Attachment) -> None:
-        """Attaches two handlers, whose turns among the handlers of their events are fixed.
+        """Attaches two handlers to a trainer.
 
-        The first handler calls the callbacks on step schedules at STEP_COMPLETED. The second
-        handler moves a scheduler that moves once per epoch and takes no metric. If a failure has
-        kept a handler from being called, the loop calls the same function later.
+        The first handler calls the callbacks of handlers with ``every_steps`` at STEP_COMPLETED.
+        The second handler moves a scheduler that moves once per epoch and takes no metric. The turn
+        of each handler fixes its place among the handlers of its event. If a failure has kept one
+        of the two handlers from being called, the trainer does the work of the handler later.
         """
 
         def call_due_by_step(engine: Engine) -> None:
@@ -455,15 +463,15 @@ class OptimizerStep(Handler):
 class _PlainEngineStepping:
     """Opens, closes and drops windows at the events of a plain Ignite engine.
 
-    On a plain engine the number of batches left may be unknown. The handler that reads gradients
-    last is never known, so gradients stay until the next iteration starts, or until the epoch or
-    the run ends.
+    A plain engine does not tell when the last handler of ITERATION_COMPLETED, which may read the
+    gradients, has returned. So gradients stay until the next iteration starts, or until the epoch
+    or the run ends.
     """
 
     def __init__(self, step: OptimizerStep) -> None:
         self._step = step
         self._data = RemainingData()
-        self._has_gradients = False  # whether gradients of the last step are still to be zeroed
+        self._has_gradients = False  # whether the gradients of a step are still to be zeroed
         self._moves_each_epoch = step.scheduler.at == "epoch"
         self._moves_after_handlers = self._moves_each_epoch and step.scheduler.takes_metric
 
@@ -486,15 +494,15 @@ class _PlainEngineStepping:
     def _in_run(self, engine: Engine) -> Iterator[None]:
         """Surrounds a run: drops the open window after a failure, and zeroes gradients."""
         with Attachment(self._step, engine) as attachment:
-            # The handler is attached when the run begins, so that it is called after the handlers
-            # that may write the metric, such as a validation.
+            # This handler is attached when the run begins, and so is called after the handlers that
+            # may write the metric, such as a validation.
             if self._moves_after_handlers:
                 attachment.on(Events.EPOCH_COMPLETED, self._move_scheduler)
             try:
                 yield
             except BaseException:
-                # If ``run()`` refuses its arguments, an interrupted run stays interrupted, and its
-                # window stays open.
+                # The run may still be paused by interrupt() here: run() was called to continue it,
+                # and has raised an error because of its arguments. The window then stays open.
                 if not is_interrupted(engine):
                     self._step.drop_window()
                 raise
@@ -502,7 +510,7 @@ class _PlainEngineStepping:
                 self._zero_gradients()
 
     def _start(self, engine: Engine) -> None:
-        """Starts with an empty window; a new run counts its steps from 0."""
+        """Drops the window of an earlier run; sets the number of steps to 0 for a new run."""
         state: Any = engine.state
         self._data.note_run_start(engine)
         self._step.drop_window()
@@ -524,11 +532,11 @@ class _PlainEngineStepping:
             self._close(engine)
 
     def _close_at_data_end(self, engine: Engine) -> None:
-        """Makes the step of an open window when the data ended without marking its last batch.
+        """Makes the step of an open window at the end of data whose last batch was not marked.
 
         Raises:
-            RuntimeError: there are several processes. They exchange gradients at the last batch,
-                which was not known to be the last.
+            RuntimeError: there are several processes. They should have exchanged gradients at the
+                last batch of the window, but that batch was not known to be the last one.
         """
         step = self._step
         if not step.window.count:
@@ -542,16 +550,16 @@ class _PlainEngineStepping:
         self._close(engine)
 
     def _close(self, engine: Engine) -> None:
-        """Makes the step and fires STEP_COMPLETED."""
+        """Makes the step; if it is committed, fires STEP_COMPLETED and calls due callbacks."""
         self._has_gradients = True
         if self._step.close_window(engine):
             self._step.complete_step(engine)
 
     def _end_epoch(self, engine: Engine) -> None:
         """Makes the step of a window that is still open, or drops the window after a failure."""
-        # There are two reasons for an open window. If the data ended without marking its last
-        # batch, the step of the window is made. If a handler has handled a failure, the window is
-        # dropped.
+        # A window is still open for one of two reasons. If a handler of EXCEPTION_RAISED has
+        # swallowed a failure, the window is dropped. If the data have ended and did not mark their
+        # last batch, the step of the window is made.
         step = self._step
         if step.is_stepping or step.window.is_closing or not self._data.has_whole_epoch(engine):
             step.drop_window()
@@ -560,7 +568,7 @@ class _PlainEngineStepping:
         self._zero_gradients()
 
     def _move_scheduler(self, engine: Engine) -> None:
-        """Moves the scheduler at the end of an epoch, with ``scheduler_at="epoch"``."""
+        """Moves a scheduler that moves once per epoch."""
         self._step.scheduler.end_epoch(self._data.epoch_began_after)
         self._step.scheduler.move_after_epoch(engine)
 
@@ -572,9 +580,10 @@ class _PlainEngineStepping:
 
 
 def callbacks_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
-    """Returns the callbacks to call between the handlers of OPTIMIZER_STEP_STARTED and the step.
+    """Returns the callbacks that are called after the handlers of OPTIMIZER_STEP_STARTED.
 
-    The list is kept with the engine, so that it stays the same if the OptimizerStep is replaced.
+    They are called directly before the step, to clip gradients for example. The list belongs to the
+    engine, so it stays the same if the OptimizerStep is replaced.
     """
     callbacks: list[Callable[[Engine], None]] = engine_storage(engine).setdefault("before_step", [])
     return callbacks

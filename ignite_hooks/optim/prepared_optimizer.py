@@ -1,4 +1,8 @@
-"""The optimizer that Accelerate has prepared. Where the result is the same, torch is called."""
+"""An optimizer that Accelerate has prepared, with its backward pass, clipping and loss scaling.
+
+Where torch's own functions give the same result, they are called instead of Accelerate's, because
+they are faster.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -35,8 +39,8 @@ def check_optimizer(optimizer: Any) -> None:
     while isinstance(torch_optimizer, AcceleratedOptimizer):
         torch_optimizer = torch_optimizer.optimizer
     try:
-        # The method of the class is inspected, because a scheduler replaces the method of the
-        # instance by a wrapper.
+        # The method of the class is inspected, because a torch scheduler replaces the method of the
+        # instance with a wrapper.
         parameters = inspect.signature(type(torch_optimizer).step).parameters
     except (TypeError, ValueError):  # a ``step`` that is not written in Python has no signature
         return
@@ -54,7 +58,8 @@ class PreparedOptimizer:
     """An optimizer that Accelerate has prepared, with the matching backward pass and clipping.
 
     Args:
-        accelerator: its scaler, processes and type of parallelism decide what each method does.
+        accelerator: the accelerator. What a method does depends on its loss scaler and its type of
+            parallelism.
         optimizer: a torch optimizer, prepared or not.
 
     Raises:
@@ -75,15 +80,15 @@ class PreparedOptimizer:
         self.is_data_parallel = is_data_parallel(accelerator)
         self.calls_torch_directly = self._can_call_torch_directly()
         self._is_unscaled = False
-        # Autograd counts the in-place changes of a tensor in ``_version``. Comparing this number is
-        # a cheap test of whether parameters have changed.
+        # Autograd counts the in-place changes of a tensor in ``_version``. By this number of the
+        # first parameter, ``OptimizerStep`` tests cheaply whether parameters have changed.
         self.first_parameter = next(iter(self.parameters), torch.empty(0))
 
     def _can_call_torch_directly(self) -> bool:
-        """Returns whether Accelerate's backward, step and zero_grad do no more than torch's.
+        """Returns whether Accelerate's backward, step and zero_grad do the same as torch's.
 
-        Calling torch directly then saves 100 µs per step: Accelerate looks up a package twice, and
-        calls ``inspect.signature``.
+        If so, calling torch directly saves 100 µs per step. Accelerate looks up a package twice in
+        each step, and calls ``inspect.signature``.
         """
         return (
             self.is_data_parallel
@@ -105,17 +110,17 @@ class PreparedOptimizer:
         ]
 
     def backward(self, loss: torch.Tensor, window_size: int) -> None:
-        """Back-propagates ``loss`` with its share in the mean over a window.
+        """Back-propagates ``loss / window_size``.
 
         Args:
             loss: the loss of one batch.
-            window_size: the number of batches to divide by.
+            window_size: the number of batches whose gradients are accumulated for the step.
         """
         if self.calls_torch_directly:
             share = loss if window_size == 1 else loss / window_size
             share.backward()  # type: ignore[no-untyped-call]
         else:
-            # Accelerate divides the loss by this number, so the loss is multiplied by it first.
+            # ``accelerator.backward`` divides the loss by ``steps``, so it is multiplied first.
             steps = self.accelerator.gradient_accumulation_steps
             self.accelerator.backward(loss if steps == window_size else loss * steps / window_size)
 
@@ -128,21 +133,21 @@ class PreparedOptimizer:
     def unscale(self) -> None:
         """Divides the gradients by the factor of the loss scaler, if there is a loss scaler."""
         if self.optimizer.scaler is not None and self.is_data_parallel:
-            # Set before the call: if ``unscale_`` raises, the scaler may already have marked the
-            # optimizer as unscaled, and ``zero_grad`` must reset this mark.
+            # The flag is set before the call: if ``unscale_`` raises, the scaler may already have
+            # marked the optimizer as unscaled, and ``zero_grad`` must reset this mark.
             self._is_unscaled = True
             self.optimizer.scaler.unscale_(self.optimizer.optimizer)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
         """Clips the gradients by their norm; returns the norm from before the clipping."""
-        # Accelerate's function would also unscale the gradients a second time, and those of every
-        # other optimizer.
+        # With data parallelism, torch's function is called. Accelerate's function would first
+        # unscale the gradients of all prepared optimizers, and so these gradients a second time.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
         return norm
 
     def clip_grad_value_(self, clip_value: float) -> None:
-        """Clips each value of the gradients."""
+        """Clips each element of the gradients to at most ``clip_value`` in absolute value."""
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         clip.clip_grad_value_(self.parameters, clip_value)
 
@@ -150,8 +155,9 @@ class PreparedOptimizer:
     def step(self) -> Callable[[], Any]:
         """The function that makes the optimizer step."""
         if self.calls_torch_directly:
-            # A scheduler that was built on Accelerate's wrapper reads ``_opt_called``. If this flag
-            # were not set, the scheduler would warn that it was moved before the first step.
+            # Accelerate's wrapper is not called, so its flag ``_opt_called`` is set here. Without
+            # the flag, a scheduler that was built on the wrapper would warn that no optimizer step
+            # was made before its first move.
             self.optimizer._opt_called = True
             return self.optimizer.optimizer.step  # type: ignore[no-any-return]
         return self.optimizer.step  # type: ignore[no-any-return]
@@ -164,10 +170,11 @@ class PreparedOptimizer:
     def zero_grad(self) -> None:
         """Clears the gradients, after a step or when a window is dropped before its step."""
         if self._is_unscaled:
-            # The gradients were unscaled and no step followed. Without this update the scaler would
-            # refuse to unscale the next window. The update keeps the scaler's factor.
+            # The gradients were unscaled, and no step followed. Without ``update`` the scaler would
+            # refuse to unscale the gradients of the next window. The present scale is passed, so
+            # that ``update`` does not change it.
             self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
             self._is_unscaled = False
-        # Accelerate's ``zero_grad`` clears the gradients only if ``sync_gradients`` is True.
+        # ``zero_grad`` of Accelerate's wrapper does nothing if ``sync_gradients`` is False.
         self.accelerator.gradient_state.sync_gradients = True
         (self.optimizer.optimizer if self.calls_torch_directly else self.optimizer).zero_grad()

@@ -1,6 +1,6 @@
-"""The window of an optimizer step: how many batches the window has, and when it closes.
+"""Counts the batches of a window, and decides when the window closes.
 
-A window is the batches whose gradients are accumulated for one optimizer step.
+A *window* is the batches whose gradients are accumulated for one optimizer step.
 """
 
 from accelerate.state import GradientState
@@ -18,7 +18,7 @@ class Window:
         size: the number of batches that the window will have. If the end of the data is not known
             when the window opens, this is the size of a full window.
         count: the number of batches that the present window has had so far; 0 if none is open.
-        taken: the number of batches that all windows so far have had together.
+        taken: the number of batches of all windows so far, the present one included.
         is_closing: whether the present batch is the last batch of the window.
     """
 
@@ -51,8 +51,9 @@ class Window:
 class RemainingData:
     """Counts the batches until the data, the epoch or the run of a plain Ignite engine ends.
 
-    The position in the epoch is counted from EPOCH_STARTED, because after ``terminate_epoch()`` the
-    remainder of ``iteration`` divided by ``epoch_length`` is no longer this position.
+    A plain engine is one that is not a trainer. The batches of an epoch are counted from
+    EPOCH_STARTED. They are not ``iteration % epoch_length``, because ``terminate_epoch()`` may have
+    ended an earlier epoch before its full length.
 
     Attributes:
         epoch_began_after: the number of iterations before the present epoch.
@@ -64,18 +65,21 @@ class RemainingData:
         self._was_terminated = False
 
     def note_run_start(self, engine: Engine) -> None:
-        """Notes, at STARTED, whether a loaded state may resume the first epoch in its middle."""
+        """Notes, at STARTED, whether the run may start in the middle of an epoch.
+
+        A run that resumes from a loaded state may do so. A run after a termination may not.
+        """
         self._may_be_resumed = not self._was_terminated
         self._was_terminated = False
 
     def note_run_termination(self, engine: Engine) -> None:
-        """Notes, at TERMINATE, that the next run starts with a whole epoch, as in Ignite."""
+        """Notes, at TERMINATE, that Ignite starts the next run at the beginning of an epoch."""
         self._was_terminated = True
 
     def note_epoch_start(self, engine: Engine) -> None:
         """Notes, at EPOCH_STARTED, the iteration at which the epoch began.
 
-        If a loaded state resumes the epoch in its middle, the epoch began at an earlier iteration.
+        If the run starts in the middle of the epoch, the epoch began at an earlier iteration.
         """
         done = engine.state.iteration
         within = done % (engine.state.epoch_length or 1) if self._may_be_resumed else 0
@@ -87,10 +91,10 @@ class RemainingData:
         return engine.state.iteration - self.epoch_began_after == engine.state.epoch_length
 
     def batches_left(self, engine: Engine) -> int | None:
-        """Returns the number of batches, with the present one, up to the next end.
+        """Returns the number of batches that are left before a window must end, or None.
 
-        The next end is the end of the data, of the epoch or of the run, whichever is known and
-        comes first. The result is None if no end is known.
+        A window must end where the data, the epoch or the run ends. The first of these ends that is
+        known counts. The number includes the present batch. The result is None if no end is known.
         """
         state = engine.state
         max_iters = getattr(state, "max_iters", None)  # the state of Ignite 0.5.4 has no max_iters
@@ -105,6 +109,6 @@ class RemainingData:
 
 
 def _is_last_batch_of_accelerate(loader: object) -> bool:
-    """Returns whether Accelerate has marked the present batch of ``loader`` as its last batch."""
+    """Returns whether Accelerate says that the present batch of ``loader`` is its last batch."""
     state = GradientState()
     return state.active_dataloader is loader and state.end_of_dataloader
