@@ -47,6 +47,7 @@ class EventChannels(Channels):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
+        # Maps each open channel to the number of contexts that were open before it.
         self._depths: dict[str, int] = {}
         self._number_of_sets = 0
         self._is_in_run = False
@@ -64,7 +65,10 @@ class EventChannels(Channels):
         super().add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
-        """Removes a set of hooks; the last set also removes the handlers that open the channels."""
+        """Removes a set of hooks. After the last set, the handlers are removed too.
+
+        These are the handlers that open and close the channels. They stay while a context is open.
+        """
         super().detach_set(hooks)
         self._number_of_sets -= 1
         self._detach_if_idle()
@@ -87,8 +91,8 @@ class EventChannels(Channels):
                 "Trainer: such an engine fires no event then, so they are left only when run() is "
                 "left or the next epoch starts",
                 # The warning shows the user's line that called a method of Hooks, for example
-                # `register` or `attach`. There are as many calls from each of these methods to
-                # this line.
+                # `register` or `attach`. All these methods reach this line by the same number of
+                # calls.
                 stacklevel=5,
             )
 

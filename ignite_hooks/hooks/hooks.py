@@ -153,7 +153,7 @@ class Hooks(Handler):
 
     @classmethod
     def from_hooks(cls, hooks: "Hooks | Iterable[Hooks] | None") -> "Hooks":
-        """Returns a new set with all contexts of ``hooks``, which may be None or several sets."""
+        """Returns a new set with the contexts of ``hooks``, which is None or one or more sets."""
         new = cls()
         several = () if hooks is None else [hooks] if isinstance(hooks, Hooks) else hooks
         if not isinstance(several, Iterable):

@@ -49,9 +49,9 @@ class GarbageCollector(Upkeep):
     there is also ``gc_pause_seconds``, the total duration of the automatic collections of the run.
 
     ``disable_automatic`` and ``freeze_after`` change settings of the process within ``run``. The
-    settings are restored when ``run`` is left, also after a failure. If several collectors change
-    a setting, or a run within another run does, the setting is restored when the last of them has
-    left its ``run``. A handler that is added as a callable, with ``engine.add_event_handler``,
+    settings are restored when ``run`` is left, also after a failure. Several collectors, or two
+    runs one within the other, may change the same setting. It is then restored when the last of
+    these runs is left. A handler that is added as a callable, with ``engine.add_event_handler``,
     collects garbage but changes no settings.
 
     Args:

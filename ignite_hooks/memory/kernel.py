@@ -49,7 +49,8 @@ class KernelMark(ByteMark):
 
     1. If the value is above the lowest value ever reported, it is above the floor. So it is the
        mark.
-    2. Otherwise, if at least as much memory is resident now, the resident memory is the mark.
+    2. Otherwise, if at least as much memory is resident now, the resident memory is the mark. (The
+       mark is never above the reported value, and never below the resident memory.)
     3. Otherwise the mark is read from ``status``.
 
     To make the first case frequent, ``open`` updates the lowest reported value, and then allocates

@@ -27,9 +27,11 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         print(ram.result(), "MiB")
 
     A process that runs out of memory is killed at its peak. A thread that samples the memory every
-    second sees this peak only by chance. The Linux kernel records the peak of each process itself,
-    however short it is, as the *high-water mark*. Several ``MaxRAM`` objects can measure at the
-    same time, nested or overlapping. Each reports the peak between its ``start`` and its ``stop``.
+    second sees this peak only by chance. The Linux kernel itself records the peak of each process,
+    however short the peak is, as the *high-water mark*.
+
+    Several ``MaxRAM`` objects can measure at the same time, nested or overlapping. Each reports the
+    peak between its ``start`` and its ``stop``.
 
     The result is the absolute peak of all resident memory, including libraries and the memory that
     the allocator keeps for reuse. So the difference of two peaks is not the size of an allocation:
@@ -45,8 +47,8 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     too little.
 
     Args:
-        every: seconds between two measurements of the thread that the backend "sampler" and
-            ``include_children`` need.
+        every: seconds between two measurements by the thread that runs for the backend "sampler"
+            and for ``include_children``.
         include_children: add the memory of the children of this process, direct and indirect.
         backend: "kernel" (on Linux) resets and reads the kernel's high-water mark. The mark belongs
             to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" measures the

@@ -91,9 +91,9 @@ def _exclusive(
 ) -> Callable[Concatenate[Self, Params], Result]:
     """Decorates a method of a ``SharedMark``: one thread at a time runs such a method.
 
-    The decorator also closes the mark if the method has ended the last measurement. A finalizer may
-    call decorated methods while another one runs, and end the last measurement too. So the mark is
-    closed only when the outermost call of a decorated method returns.
+    The decorator also closes the mark if the method has ended the last measurement. While one
+    decorated method runs, a finalizer in the same thread may call another one, which ends the last
+    measurement. So the mark is closed only when the outermost call returns.
     """
 
     @wraps(method)
@@ -294,7 +294,7 @@ class SharedMark(Generic[Reading]):
         every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
         if self._sampling is None or self._sampling.every != every:
             # The new Sampling is stored before it is started. If a finalizer or a signal handler
-            # replaces it in between, it is also stopped, and the `start()` below does nothing.
+            # replaces it in between, that code also stops it, and the `start()` below does nothing.
             sampling = Sampling(self._update_unless_locked, every)
             former, self._sampling = self._sampling, sampling
             if former is not None:

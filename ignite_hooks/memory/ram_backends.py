@@ -15,9 +15,9 @@ from ignite_hooks.memory.sampled import unshared_bytes_of_children
 
 __all__ = ["backend_in_use", "ram_measurements"]
 
-# The first table maps a backend to the high-water mark of this process. The second table maps it to
-# the sum of the marks of the children. Each reset changes a mark for all measurements in the
-# process, so they must all use these objects.
+# The first table maps a backend to the high-water mark of this process. The second table maps a
+# backend to the sum of the marks of the children. A reset changes the mark for all measurements in
+# the process, so they must all use these objects.
 _PROCESS_MARKS = {
     "kernel": SharedMark(KernelMark()),
     "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),
@@ -32,7 +32,7 @@ def backend_in_use(backend: str) -> str:
     """Returns the backend to use in this process, "kernel" or "sampler".
 
     Raises:
-        ValueError: "kernel" is requested, and the kernel's mark cannot be used here.
+        ValueError: "kernel" is requested, and the kernel's mark cannot be reset in this process.
     """
     if backend == "sampler":
         return "sampler"

@@ -91,8 +91,8 @@ class MinibatchMaxRAM(RAMMetric):
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements of the thread that the backend "sampler" and
-            ``include_children`` need.
+        every: seconds between two measurements by the thread that runs for the backend "sampler"
+            and for ``include_children``.
         include_children: add the memory of the children of this process, loader workers for
             example. Reading it takes some milliseconds at the start and at the end of the
             iteration.
@@ -125,8 +125,8 @@ class EpochMaxRAM(RAMMetric):
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements of the thread that the backend "sampler" and
-            ``include_children`` need.
+        every: seconds between two measurements by the thread that runs for the backend "sampler"
+            and for ``include_children``.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
@@ -152,8 +152,8 @@ class ExperienceMaxRAM(RAMMetric):
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements of the thread that the backend "sampler" and
-            ``include_children`` need.
+        every: seconds between two measurements by the thread that runs for the backend "sampler"
+            and for ``include_children``.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
@@ -177,12 +177,13 @@ class StreamMaxRAM(RAMMetric):
     any other engine from STARTED to COMPLETED. The metric measures by itself only within runs of
     the engine to which it is attached. If you validate outside a run, call ``start`` before the
     validation and ``stop`` after it, and read ``result``.
+
     ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements of the thread that the backend "sampler" and
-            ``include_children`` need.
+        every: seconds between two measurements by the thread that runs for the backend "sampler"
+            and for ``include_children``.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
@@ -238,8 +239,8 @@ def ram_usage_metrics(
     They can be given to ``create_supervised_trainer`` as ``handlers``.
 
     Args:
-        every: seconds between two measurements of the thread that the backend "sampler" and
-            ``include_children`` need.
+        every: seconds between two measurements by the thread that runs for the backend "sampler"
+            and for ``include_children``.
         minibatch: whether to return a ``MinibatchMaxRAM``.
         epoch: whether to return an ``EpochMaxRAM``.
         experience: whether to return an ``ExperienceMaxRAM``.

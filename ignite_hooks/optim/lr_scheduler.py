@@ -125,9 +125,9 @@ class SchedulerDriver:
         the scheduler has then loaded a state.
         """
         last_position, position = self._last_position, self._current_position()
-        # A move follows. If the move raises, it may or may not have changed the position. So the
-        # noted position is dropped, and ``note_position`` is called only when the move has
-        # returned.
+        # The caller moves the scheduler next. If the move raises, the position may have changed or
+        # not. So the noted position is dropped here, and ``note_position`` is called only when the
+        # move has returned.
         self._last_position = None
         if last_position is not None and position > last_position and not self._has_warned:
             self._warn_of_other_moves(last_position, position)
@@ -196,7 +196,7 @@ class SchedulerDriver:
     def move_after_validation(self, engine: Engine) -> None:
         """Moves the scheduler if ``end_validation`` has noted a move. A second call does nothing.
 
-        If the scheduler takes a metric and the validation did not measure it, the move is canceled.
+        If the scheduler takes a metric that another validation measures, the move is canceled.
         """
         if not self._due_validation:
             return
@@ -285,7 +285,7 @@ def _finite_schedules(
 ) -> Iterator[tuple[Any, int]]:
     """Yields (schedule, moves left until its end) for each OneCycleLR in ``scheduler``.
 
-    A schedule that a SequentialLR replaces by the next one before its end is left out.
+    A schedule is left out if a SequentialLR replaces it with the next one before it ends.
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.

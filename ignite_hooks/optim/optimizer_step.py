@@ -74,7 +74,7 @@ class OptimizerStep(Handler):
     iteration starts, or until the epoch or the run ends.
 
     On any engine, ``accelerator.sync_gradients`` is True from ITERATION_STARTED on if the iteration
-    is the last of its window. ``state.optimizer_step`` counts the committed steps, and
+    is known to be the last of its window. ``state.optimizer_step`` counts the committed steps, and
     ``state.step_committed`` says whether the present iteration made a committed step. Handlers of
     OPTIMIZER_STEP_STARTED see gradients from which the loss scaler's factor has been removed, and
     must not remove it again. (With FSDP and DeepSpeed, Accelerate decides when the factor is
@@ -144,7 +144,9 @@ class OptimizerStep(Handler):
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
         self._divisor = 1  # the losses of the window are divided by this
-        self._divides_exactly = False  # whether ``_divisor`` of a short window is its own size
+        # Whether the losses of a short window are divided by its own size. Otherwise they are
+        # divided by the size of a full window, and the gradient is scaled up before the step.
+        self._divides_exactly = False
         # ``create_supervised_trainer`` sets this attribute with several processes, if parameters
         # outside of the model are trained.
         self.averaged_gradients: AveragedGradients | None = None
@@ -322,6 +324,7 @@ class OptimizerStep(Handler):
         values. The check looks at the first parameter only, and does not notice writes to
         ``parameter.data``.
         """
+        # False if the scheduler still has to move for the last step, or raised when it moved.
         has_moved = not self._scheduler_call and self._failed_step != self.steps
         return (
             not self.is_half_done
@@ -356,7 +359,7 @@ class OptimizerStep(Handler):
             self.signals.release()
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that a validation has ended, so that a scheduler by validation moves after it.
+        """Notes that a validation has ended, so that ``scheduler`` moves if it moves by validation.
 
         A validation before the first step does not move the scheduler.
 
@@ -582,8 +585,8 @@ class _PlainEngineStepping:
 def callbacks_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
     """Returns the callbacks that are called after the handlers of OPTIMIZER_STEP_STARTED.
 
-    They are called directly before the step, to clip gradients for example. The list belongs to the
-    engine, so it stays the same if the OptimizerStep is replaced.
+    The callbacks are called directly before the step, to clip gradients for example. The list
+    belongs to the engine, so it stays the same if the OptimizerStep is replaced.
     """
     callbacks: list[Callable[[Engine], None]] = engine_storage(engine).setdefault("before_step", [])
     return callbacks

@@ -67,13 +67,14 @@ class RemainingData:
     def note_run_start(self, engine: Engine) -> None:
         """Notes, at STARTED, whether the run may start in the middle of an epoch.
 
-        A run that resumes from a loaded state may do so. A run after a termination may not.
+        A run that resumes from a loaded state may do so. After TERMINATE, the next run starts at
+        the beginning of an epoch.
         """
         self._may_be_resumed = not self._was_terminated
         self._was_terminated = False
 
     def note_run_termination(self, engine: Engine) -> None:
-        """Notes, at TERMINATE, that Ignite starts the next run at the beginning of an epoch."""
+        """Notes that TERMINATE was fired, for the next ``note_run_start``."""
         self._was_terminated = True
 
     def note_epoch_start(self, engine: Engine) -> None:
@@ -91,10 +92,10 @@ class RemainingData:
         return engine.state.iteration - self.epoch_began_after == engine.state.epoch_length
 
     def batches_left(self, engine: Engine) -> int | None:
-        """Returns the number of batches that are left before a window must end, or None.
+        """Returns the number of batches until the data, the epoch or the run ends.
 
-        A window must end where the data, the epoch or the run ends. The first of these ends that is
-        known counts. The number includes the present batch. The result is None if no end is known.
+        The present batch is included. If several of these ends are known, the first one counts. The
+        result is None if no end is known.
         """
         state = engine.state
         max_iters = getattr(state, "max_iters", None)  # the state of Ignite 0.5.4 has no max_iters
