@@ -44,8 +44,8 @@ attribute                 type                      meaning
 ``state.start_epoch``     int                       epochs that were complete when the run began
 ``state.start_step``      int                       steps that were committed when the run began
 ``state.dataloader``      iterable | None           the prepared data that the trainer runs on
-``state.batch``           what the data gives       the batch of this iteration; None while a batch
-                                                    is fetched
+``state.batch``           what the data gives       the batch of this iteration; None until it is
+                                                    fetched
 ``state.model_outputs``   what the model gives      set by the forward pass; None before
 ``state.loss``            Tensor, a scalar | None   set by the forward pass, None before; detached
                                                     from its graph by the backward pass

@@ -12,8 +12,9 @@ __all__ = ["Upkeep"]
 
 
 class Upkeep(Scheduled):
-    """A handler with the schedules ``every_steps`` and ``every_epochs``; default: after each epoch.
+    """A handler with the schedules ``every_steps`` and ``every_epochs``.
 
+    Without either, the handler is called at the end of each epoch.
     With ``every_steps`` a trainer calls the handler at STEP_COMPLETED, when the gradients have been
     zeroed. If both schedules are due at the end of an epoch, the handler is called once.
     """

@@ -21,10 +21,12 @@ __all__ = ["GradientClipping"]
 class GradientClipping(Handler):
     """Clips the gradient of each optimizer step, either by its norm or by value.
 
-    Training loops often make one of three mistakes when they accumulate the gradients of several
-    batches: they clip after each batch instead of once per step, they clip before the loss scaler's
-    factor is removed, or they clip a gradient of the wrong scale when the data end and fewer
-    batches than usual make a step.
+    Training loops that accumulate the gradients of several batches often make one of three
+    mistakes:
+
+    - They clip after each batch instead of once per step.
+    - They clip before the loss scaler's factor is removed.
+    - They clip at the wrong scale when the data end and a step has fewer batches than usual.
 
     GradientClipping clips the accumulated, unscaled gradient when all handlers of
     OPTIMIZER_STEP_STARTED have returned. So it does not matter when these handlers were attached:
