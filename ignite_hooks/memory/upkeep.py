@@ -14,9 +14,9 @@ __all__ = ["Upkeep"]
 class Upkeep(Scheduled):
     """A handler with the schedules ``every_steps`` and ``every_epochs``.
 
-    Without either, the handler is called at the end of each epoch.
-    With ``every_steps`` a trainer calls the handler at STEP_COMPLETED, when the gradients have been
-    zeroed. If both schedules are due at the end of an epoch, the handler is called once.
+    Without either, the handler is called at the end of each epoch. With ``every_steps`` a trainer
+    calls the handler at STEP_COMPLETED, when the gradients have been zeroed. If both schedules are
+    due at the end of an epoch, the handler is called once.
     """
 
     def attach_to(self, attachment: Attachment) -> None:
