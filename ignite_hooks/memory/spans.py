@@ -24,10 +24,12 @@ class Span:
     One of the ``measure_…`` methods sets the part to measure. A span is measured only within a run
     of the engine: if the event at the end of the span is not fired, the span ends with the run.
 
-    A failure, ``terminate()`` or the removal of the attachment may cut a span short. The span is
-    reported in this case too, because the peak before memory ran out is the most interesting peak.
-    If ``interrupt()`` pauses the run within a span, the span continues when the run continues, and
-    the time in between is not measured.
+    If a failure or ``terminate()`` ends the run within a span, or the attachment is removed, the
+    span is reported too, because the peak before memory ran out is the most interesting peak. If
+    the run goes on without the event at the end of the span, for example after
+    ``terminate_epoch()`` in an iteration, the span is dropped. If ``interrupt()`` pauses the run
+    within a span, the span continues when the run continues, and the time in between is not
+    measured.
 
     Args:
         attachment: the attachment of the metric to the engine.
@@ -76,8 +78,8 @@ class Span:
         self._attachment.on(end_event, self._end, turn=Turn.METRICS)
 
     def _begin(self, engine: Engine) -> None:
-        # The previous span is still open if a failure cut it short, a handler of EXCEPTION_RAISED
-        # swallowed the failure, and Ignite continued the run.
+        # The previous span is still open if the event at its end was not fired. For example, a
+        # handler of EXCEPTION_RAISED has swallowed a failure, and Ignite has continued the run.
         if self._is_measuring:
             self._stop()
         if self._is_in_run:
