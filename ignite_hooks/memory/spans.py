@@ -26,10 +26,9 @@ class Span:
 
     If a failure or ``terminate()`` ends the run within a span, or the attachment is removed, the
     span is reported too, because the peak before memory ran out is the most interesting peak. If
-    the run goes on without the event at the end of the span, for example after
-    ``terminate_epoch()`` in an iteration, the span is dropped. If ``interrupt()`` pauses the run
-    within a span, the span continues when the run continues, and the time in between is not
-    measured.
+    the run goes on without the event at the end of the span, the span is dropped when the next one
+    begins. If ``interrupt()`` pauses the run within a span, the span continues when the run
+    continues, and the time in between is not measured.
 
     Args:
         attachment: the attachment of the metric to the engine.
