@@ -153,7 +153,9 @@ def test_an_optimizer_of_a_loss_module_too_passes():
 
 def test_parameters_of_a_loss_function_are_refused():
     model, other = make_model(), make_model()
-    with pytest.raises(ValueError, match="`optimizer` must hold only parameters of `model`") as raised:
+    with pytest.raises(
+        ValueError, match="`optimizer` must hold only parameters of `model`"
+    ) as raised:
         check(model, sgd(model, other), lambda y_pred, y: F.mse_loss(other(y_pred), y))
     assert "4 of 8 parameters from elsewhere" in str(raised.value)
 

@@ -465,7 +465,9 @@ def test_scheduler_at_must_be_step_or_epoch_or_validation():
 
 def test_class_needing_more_arguments_is_refused_with_a_remedy():
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-    with pytest.raises(TypeError, match=r"the class StepLR, which takes more .*pass lambda optimizer: StepLR\("):
+    with pytest.raises(
+        TypeError, match=r"the class StepLR, which takes more .*pass lambda optimizer: StepLR\("
+    ):
         SchedulerDriver(torch.optim.lr_scheduler.StepLR, optimizer, "step", None, HeldSignals())
     driver = SchedulerDriver(
         torch.optim.lr_scheduler.ConstantLR, optimizer, "step", None, HeldSignals()
