@@ -48,8 +48,9 @@ ChannelName = Literal[
 Context = Callable[[Engine], Any]
 
 _ENDED = object()  # the result of `next` for a generator that has ended
-# Beginnings of the names of bytecode instructions that call or set something.
-_OPCODES_WITH_EFFECT = ("CALL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL", "STORE_SUBSCR")
+# Beginnings of the names of bytecode instructions that call, set or delete something. Up to Python
+# 3.10, operators such as ``*=`` have instructions of their own.
+_OPCODES_WITH_EFFECT = ("CALL", "STORE_", "DELETE_", "INPLACE_")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +100,15 @@ class HookContext:
             f"{side}={name_of(callback)}" for side, callback in sides if callback is not None
         )
         return f"HookContext({given})"
+
+
+def _has_effect(instruction: dis.Instruction) -> bool:
+    """Returns whether a bytecode instruction may change anything but a local variable."""
+    name = instruction.opname
+    if name == "BINARY_OP":  # since Python 3.11
+        return instruction.argrepr.endswith("=")  # `tensor *= 2` changes the tensor in place
+    # Python 3.12 ends every generator with CALL_INTRINSIC_1, which calls no code of the user.
+    return name.startswith(_OPCODES_WITH_EFFECT) and "FAST" not in name and "INTRINSIC" not in name
 
 
 def check_context(context: Any) -> None:
@@ -177,7 +187,7 @@ class HookScope(AbstractContextManager[None, bool]):
 
     @property
     def has_effect_on_exit(self) -> bool:
-        """True if the open context has code after its ``yield`` that calls or sets something.
+        """True if the open context has code after its ``yield`` that may change other objects.
 
         The bytecode of the generator shows what follows the ``yield``. If the context is a function
         that returns a context manager, the value is always True, because ``__exit__`` is a call.
@@ -188,11 +198,7 @@ class HookScope(AbstractContextManager[None, bool]):
         if frame is None:
             return False
         code = dis.get_instructions(frame.f_code)
-        remaining = (each.opname for each in code if each.offset > frame.f_lasti)
-        # Python 3.12 ends every generator with CALL_INTRINSIC_1, which calls no code of the user.
-        return any(
-            each.startswith(_OPCODES_WITH_EFFECT) and "INTRINSIC" not in each for each in remaining
-        )
+        return any(_has_effect(each) for each in code if each.offset > frame.f_lasti)
 
     def __enter__(self) -> None:
         try:

@@ -62,7 +62,26 @@ def helping(trainer):
         halve(engine)
 
 
+def scaling_in_place(trainer):
+    @trainer.hooks.on("on_step")
+    def scale(engine):
+        weight = next(engine.model.parameters()).data
+        yield
+        weight *= 0.5
+
+
+def forgetting(trainer):
+    @trainer.hooks.on("on_step")
+    def forget(engine):
+        state, first = engine.optimizer.state, next(engine.model.parameters())
+        state[first] = {}
+        yield
+        del state[first]
+
+
 NAMED = {
+    "an operator": (scaling_in_place, "scale on on_step"),
+    "a deletion": (forgetting, "forget on on_step"),
     "weights": (clamping("on_step"), "clamp on on_step"),
     "an average": (averaging, "move on on_step"),
     "a HookContext": (of_two_functions, "HookContext"),
@@ -100,7 +119,17 @@ def before_the_step(trainer):
         yield
 
 
+def subtracting_locally(trainer):
+    @trainer.hooks.on("on_step")
+    def subtract(engine):
+        weight = next(engine.model.parameters())
+        yield
+        rest = weight - 1
+        del rest
+
+
 SILENT = {
+    "local variables": subtracting_locally,
     "a timer": timer,
     "what comes before the yield": before_the_step,
     "a range of a profiler": lambda trainer: trainer.hooks.register(
