@@ -9,6 +9,7 @@ from ignite_hooks.checkpoint.state import training_id
 from ignite_hooks.checkpoint.weights import CheckpointEntry
 from ignite_hooks.checkpoint.weights import CheckpointReader
 from ignite_hooks.checkpoint.weights import PreparedWeights
+from ignite_hooks.core.borrowed_weights import forget_borrowed_weights
 from ignite_hooks.core.borrowed_weights import note_borrowed_weights
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import is_running
@@ -57,6 +58,8 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     # and removes the note.
     if entry.step != trainer.state.optimizer_step:
         note_borrowed_weights(trainer, entry.step)
+    else:
+        forget_borrowed_weights(trainer)  # of an earlier call
     return entry
 
 

@@ -1,6 +1,7 @@
 """Tests of load_best, and of saving, resuming and training after it."""
 
 import math
+import shutil
 import warnings
 
 import pytest
@@ -82,6 +83,15 @@ def test_best_weights_of_the_run_are_loaded(tmp_path, mode, step):
     assert trainer.state.metrics == metrics
     assert trainer.place == counters
     assert digest_of(trainer.optimizer.state_dict()) == optimizer
+
+
+def test_save_is_allowed_with_the_best_weights_of_the_present_step(tmp_path):
+    trainer = trained(tmp_path)
+    shutil.rmtree(trainer.load_best().path)
+    assert trainer.load_best().step == 12  # the last step
+    assert digest(trainer) == trainer.digests[12]
+    trainer.run(max_epochs=4)
+    assert sorted(each.step for each in checkpoints(tmp_path)) == [12, 16]
 
 
 def test_save_is_refused_until_training_continues(tmp_path):
