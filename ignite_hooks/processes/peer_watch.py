@@ -221,7 +221,7 @@ class PeerWatch:
         ``TORCHELASTIC_USE_AGENT_STORE`` to "True" if the launcher holds the store. After the store
         has ended, a call of another rank fails, and torch prints a stack trace.
         """
-        return self.rank == 0 and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
+        return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     def _stop(self) -> None:
         """Ends the watcher thread, if there is one."""
