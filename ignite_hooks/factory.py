@@ -478,7 +478,8 @@ def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accel
         modules: the modules that the optimizer trains in addition to the model.
         accelerator: the accelerator, whose distributed type tells whether the model is split.
     """
-    for name, module in {} if is_data_parallel(accelerator) else modules.items():
+    if modules and not is_data_parallel(accelerator):
+        name, module = next(iter(modules.items()))
         raise ValueError(
             f"`{name}` must not be trained with {accelerator.distributed_type.value}, which "
             f"splits only `model` over the processes, got a {type(module).__name__} with "

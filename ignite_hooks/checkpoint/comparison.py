@@ -114,16 +114,16 @@ class _StateReaders:
     def _read_parts(self, folder: Path, names: set[str]) -> None:
         """Fills ``parts`` and ``files`` from the files of a checkpoint."""
         # The content of trainer.pt: the states of objects, and information about the modules.
-        about = load_objects(folder / TRAINER, mapped=True) if TRAINER in names else {}
-        for name, module_about in about.get("modules", {}).items():
-            self._read_module(folder, name, names, module_about)
+        trainer_content = load_objects(folder / TRAINER, mapped=True) if TRAINER in names else {}
+        for name, module_info in trainer_content.get("modules", {}).items():
+            self._read_module(folder, name, names, module_info)
         for file, part in _PARTS_BY_FILE.items():
             if file in names:
                 self._add_readers(part, load_objects(folder / file, mapped=True))
                 self.files.add(file)
         # Each handler, and each object that the user gave as `also`, is a part of its own. The rest
         # of trainer.pt is the part "trainer".
-        objects = about.get("objects", {})
+        objects = trainer_content.get("objects", {})
         for kind, states in objects.items():
             for name, state in states.items() if kind in ("handlers", "also") else ():
                 self._add_readers(f"{kind}/{name}", state)
@@ -133,13 +133,15 @@ class _StateReaders:
         # The objects and modules get their readers elsewhere in this method. The settings get none,
         # because the settings in the manifest are compared.
         handled = ("objects", "modules", "settings")
-        other_entries = {name: each for name, each in about.items() if name not in handled}
-        flags = {name: each["flags"] for name, each in about.get("modules", {}).items()}
+        other_entries = {
+            name: each for name, each in trainer_content.items() if name not in handled
+        }
+        flags = {name: each["flags"] for name, each in trainer_content.get("modules", {}).items()}
         self._add_readers("trainer", {**other_objects, "flags": flags, **other_entries})
         self.files.add(TRAINER)
 
     def _read_module(
-        self, folder: Path, name: str, names: set[str], about: Mapping[str, Any]
+        self, folder: Path, name: str, names: set[str], module_info: Mapping[str, Any]
     ) -> None:
         """Adds the readers of a module, from its safetensors or its ``torch.save`` file."""
         safe_file, pickle_file = module_files(name)
@@ -150,12 +152,12 @@ class _StateReaders:
             readers = {key: tensors.reader(key) for key in tensors.names}
             # A safetensors file has a tied weight only under its first name. The other names of the
             # weight are its aliases.
-            readers |= {alias: readers[first] for alias, first in about["aliases"].items()}
+            readers |= {alias: readers[first] for alias, first in module_info["aliases"].items()}
             self.parts[name] = dict(sorted(readers.items()))
             # `extra` has the values that a safetensors file cannot hold.
-            self._add_readers(name, about["extra"])
+            self._add_readers(name, module_info["extra"])
             # A lazy tensor is not initialized and has no value, so its kind is compared.
-            if lazy := about.get("lazy"):
+            if lazy := module_info.get("lazy"):
                 self._add_readers(name, {key: f"lazy {kind}" for key, kind in lazy.items()})
         self.files |= {safe_file, pickle_file}
 

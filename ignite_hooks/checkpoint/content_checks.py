@@ -274,7 +274,7 @@ class _DataOrder(_StrictModel):
     opening: _Opening | None = None
 
 
-class _DataPlace(_StrictModel):
+class _SnapshotFields(_StrictModel):
     """The position in data that keep their own position (``data/snapshots.py``).
 
     The position is in the state of the keeper, for example a data loader with a ``state_dict``.
@@ -318,7 +318,7 @@ class _DataFields(_StrictModel):
     workers: _Workers | None = None
     order: _DataOrder | None = None
     source: _SourceFields
-    place: _DataPlace | None = None
+    place: _SnapshotFields | None = None
     draws_in_workers: bool = False
     facts: dict[str, int | str | None]
 

@@ -73,8 +73,8 @@ class Downloads:
         target = self._folder / f"{name}-{xxh3_128_hexdigest(text)[:16]}"
         checkpoint = Checkpoint(target, manifest)
         # Identifies the present copy. If that copy is damaged, the download replaces it.
-        replaceable = _identity(target)
-        if replaceable is not None and _is_whole(checkpoint, reads=verify):
+        replaceable_identity = _identity(target)
+        if replaceable_identity is not None and _is_undamaged(checkpoint, reads=verify):
             return checkpoint
         with self._os_errors_as_source_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -85,15 +85,15 @@ class Downloads:
             download(files)
             (files / MANIFEST).write_bytes(text)
             sync_tree(files)
-            while not self._move_into_place(files, target, replaceable):
+            while not self._move_into_place(files, target, replaceable_identity):
                 # Another process has put its copy at `target` first. The other copy is used if it
                 # is complete, and replaced otherwise.
-                replaceable = _identity(target)
-                if replaceable is not None and _is_whole(checkpoint):
+                replaceable_identity = _identity(target)
+                if replaceable_identity is not None and _is_undamaged(checkpoint):
                     break
         return checkpoint
 
-    def _move_into_place(self, files: Path, target: Path, replaceable: object) -> bool:
+    def _move_into_place(self, files: Path, target: Path, replaceable_identity: object) -> bool:
         """Renames ``files`` to ``target``, and returns whether this was possible.
 
         The result is False if another process has put a copy at ``target`` in the meantime.
@@ -101,11 +101,11 @@ class Downloads:
         Args:
             files: the folder of the new copy.
             target: the path of the checkpoint in the cache.
-            replaceable: the ``_identity`` of a damaged copy, which the new copy may replace; None
-                if there was no copy.
+            replaceable_identity: the ``_identity`` of a damaged copy, which the new copy may
+                replace; None if there was no copy.
         """
         with self._locked():
-            if _identity(target) not in (None, replaceable):
+            if _identity(target) not in (None, replaceable_identity):
                 return False
             if os.path.lexists(target):
                 # The old copy is moved into the folder of the draft, which `_draft` removes. A
@@ -179,7 +179,7 @@ class Downloads:
             ) from error
 
 
-def _is_whole(checkpoint: Checkpoint, *, reads: bool = True) -> bool:
+def _is_undamaged(checkpoint: Checkpoint, *, reads: bool = True) -> bool:
     """Returns whether a cached checkpoint has the expected manifest and undamaged files.
 
     Args:

@@ -1,4 +1,7 @@
-"""Functions that make files and folders survive a power loss, and checksums of files."""
+"""Functions that write files and folders durably, so that a power loss does not lose them.
+
+A file's checksum, with which a later read finds damage, is computed here too.
+"""
 
 import errno
 import os
@@ -29,9 +32,9 @@ _FOLDER_SYNC_UNSUPPORTED = {
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
 }
-"""The numbers of errors that only show that folders cannot be synced here.
+"""The values of ``errno`` that mean: this file system cannot sync folders.
 
-``sync`` warns of such an error, and raises any other error, such as EIO.
+``sync`` only warns if syncing a folder fails with one of them. It raises all other errors.
 """
 
 
@@ -52,8 +55,8 @@ def sync(path: Path) -> None:
             raise
         warn_once(
             f"the file system of the checkpoints cannot sync folders ({error.strerror}): a power "
-            "loss may lose the newest checkpoint, but the end of the process alone loses none; "
-            "give keep_last=2 or more to have an older checkpoint then"
+            "loss may lose the newest checkpoint (a crash of the process loses none); give "
+            "keep_last=2 or more, so that an older checkpoint is left after a power loss"
         )
 
 

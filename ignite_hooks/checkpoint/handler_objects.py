@@ -225,15 +225,15 @@ class _Search:
         the start of a run and differ later.
         """
         found = [(path, get()) for path, get in self._found]
-        carried = [
+        saved_separately = [
             (path, each)
             for path, each in found
             if id(each) not in self._attached_ids and not _is_saved_by_owner(path, each, found)
         ]
-        unnamed = _unordered_paths(carried) if carried else set()
+        unnamed = _unordered_paths(saved_separately) if saved_separately else set()
         held: dict[str, Any] = {}
-        if carried:
-            named = [(path, each) for path, each in carried if path not in unnamed]
+        if saved_separately:
+            named = [(path, each) for path, each in saved_separately if path not in unnamed]
             held = _name_objects(named, self._roots, self._attached)
         stateless = [(path, get()) for path, get in self._stateless]
         is_complete = self._search.is_complete
@@ -416,8 +416,10 @@ def _is_of_package(obj: Any) -> bool:
     """Returns whether a handler or function is of this package and holds no objects of a user."""
     owner = getattr(obj, "__self__", obj)
     module = owner.__module__ if isinstance(owner, FunctionType) else type(owner).__module__
-    is_open = isinstance(owner, _SEARCHED_CLASSES) and bool(owner)  # empty `Hooks` hold nothing
-    return not is_open and str(module).partition(".")[0] == "ignite_hooks"
+    holds_user_objects = isinstance(owner, _SEARCHED_CLASSES) and bool(
+        owner
+    )  # empty `Hooks` hold nothing
+    return not holds_user_objects and str(module).partition(".")[0] == "ignite_hooks"
 
 
 def _has_no_handler_state(obj: Any) -> bool:

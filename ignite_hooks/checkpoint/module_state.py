@@ -251,11 +251,11 @@ def check_module_fit(
                     _load_part(submodule, path, state, metadata, strict=strict)
             except Exception as error:  # the user's code may raise anything
                 failure = error
-            now = {id(each) for each in submodule.parameters()}
+            current_ids = {id(each) for each in submodule.parameters()}
             trainable = {key: each for key, each in before.items() if each.requires_grad}
             # The optimizer holds the objects that were the trainable parameters before the trial.
             # If loading replaces such an object, the optimizer does not update the new object.
-            replaced = [key for key, each in trainable.items() if id(each) not in now]
+            replaced = [key for key, each in trainable.items() if id(each) not in current_ids]
         if failure is not None:
             differences += _entry_differences(
                 name,
@@ -320,14 +320,16 @@ def load_into_module(
     # the names may differ anyway.
     if not (paths and strict):
         return ModuleLoadResult(converted, set(), unmatched)
-    now = names.plain_state(module.state_dict())
+    current_state = names.plain_state(module.state_dict())
     # A parameter that was loaded from a tensor of another name is compared with this tensor.
     for key, parameter in module.named_parameters():
         source, own_name = sources.source_name(parameter), names.plain(key)
-        if source is not None and own_name in now and own_name not in state:
-            now[names.plain(source)] = now.pop(own_name)
+        if source is not None and own_name in current_state and own_name not in state:
+            current_state[names.plain(source)] = current_state.pop(own_name)
     saved = {key: state[key] for path in paths for key in _entries_under(state, path)}
-    current = {key: now[key] for path in paths for key in _entries_under(now, path)}
+    current = {
+        key: current_state[key] for path in paths for key in _entries_under(current_state, path)
+    }
     unlike = (saved.keys() ^ current.keys()) | {
         key
         for key in saved.keys() & current.keys()

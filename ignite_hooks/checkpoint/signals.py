@@ -100,10 +100,10 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         if self._scopes == [scope]:
             ignored_by_workers.pop(self, None)
             for number in tuple(self._replaced):
-                found, own = self._replaced[number]
+                previous, own = self._replaced[number]
                 # If other code has set a handler in the meantime, that handler stays.
                 if signal_handler(number) == own:
-                    replace_signal_handler(number, found)
+                    replace_signal_handler(number, previous)
                 del self._replaced[number]
         self._scopes = [each for each in self._scopes if each is not scope]
 
@@ -119,7 +119,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self._grace_ends_at = -math.inf
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        found, _ = self._replaced.get(number, (None, None))
+        previous, _ = self._replaced.get(number, (None, None))
         if self.received is None:
             # The end of the grace period is set first, because a second signal may arrive between
             # these two lines. If `received` were set first, the second signal would be compared
@@ -128,17 +128,17 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             self.received = self._names[number]
             if hasattr(signal, "SIGCHLD"):
                 self._silence_torch(signal.SIGCHLD)
-            if isinstance(getattr(found, "__self__", None), StopSignals):
+            if isinstance(getattr(previous, "__self__", None), StopSignals):
                 # The previous handler belongs to another trainer, within whose run this run was
                 # started. That run has to end too, so its handler is called.
-                found(number, frame)
+                previous(number, frame)
         elif self._clock() >= self._grace_ends_at:
-            if callable(found):
-                found(number, frame)
-            elif found == signal.SIG_DFL:
+            if callable(previous):
+                previous(number, frame)
+            elif previous == signal.SIG_DFL:
                 # The signal had its default action, which Python cannot call. So the default is
                 # restored, and the signal is sent again.
-                replace_signal_handler(number, found)
+                replace_signal_handler(number, previous)
                 signal.raise_signal(number)
 
     def _silence_torch(self, number: int) -> None:
@@ -165,9 +165,9 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             self._replace(number, handle)
 
     def _replace(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
-        found = signal_handler(number)
-        if found is not None:
-            self._replaced[number] = found, handler
+        previous = signal_handler(number)
+        if previous is not None:
+            self._replaced[number] = previous, handler
             replace_signal_handler(number, handler)
 
 

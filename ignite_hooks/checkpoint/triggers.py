@@ -75,15 +75,15 @@ class CheckpointTriggers:
         self._scheduled_iteration = -1  # the last iteration at which a schedule asked for a save
         # The trainer keeps the two functions below. They refer to the trainer weakly: otherwise the
         # trainer and the functions would keep each other alive.
-        engine = ref(trainer)
+        trainer_ref = ref(trainer)
 
         def announce_saved(folder: Path) -> None:
             self._newest = folder
             announce(folder)
-            engine().fire_event(TrainEvents.CHECKPOINT_SAVED)  # type: ignore[union-attr]
+            trainer_ref().fire_event(TrainEvents.CHECKPOINT_SAVED)  # type: ignore[union-attr]
 
         def save() -> None:
-            self._save(engine())  # type: ignore[arg-type]
+            self._save(trainer_ref())  # type: ignore[arg-type]
 
         self._writer = CheckpointWriter(options, trainer, announce_saved)
         is_single_process = self._writer.ranks.size == 1
@@ -131,7 +131,7 @@ class CheckpointTriggers:
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
 
-        watch = StopMonitor(
+        monitor = StopMonitor(
             lambda: self._signals.received is not None,
             None if ranks.size == 1 else ranks.any_of,
             save_and_stop,
@@ -140,7 +140,7 @@ class CheckpointTriggers:
         # a resumed run makes the scheduled save after the validation.
         undo = [add_due_entry(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
-            undo.append(add_stop_monitor(trainer, watch))
+            undo.append(add_stop_monitor(trainer, monitor))
 
         def remove() -> None:
             for each in undo:
@@ -350,8 +350,8 @@ class CheckpointTriggers:
                 yield
             except (RuntimeError, OSError, EOFError) as error:
                 is_single_process = self._writer.ranks.size == 1
-                has_signal = is_single_process and self._signals.received
-                if not (has_signal and is_death_of_worker(error)):
+                signal_name = is_single_process and self._signals.received
+                if not (signal_name and is_death_of_worker(error)):
                     raise
                 self._uncertain = uncertain_parts(engine, error)
                 engine.stop_reason = self._signals.received

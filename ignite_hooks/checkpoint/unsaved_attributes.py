@@ -144,7 +144,7 @@ def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holde
         searched: maps the path of an object to a function that returns the object.
     """
     # Maps the path of a module or an optimizer to True if the object customizes its saving.
-    saves_itself: dict[str, bool] = {}
+    has_custom_state_at: dict[str, bool] = {}
     for path, get in searched.items():
         obj, root = get(), path.partition(".")[0]
         if root == "scheduler":  # the state_dict() of a scheduler has its attributes
@@ -153,13 +153,15 @@ def _select_holders(searched: Mapping[str, Callable[[], Any]]) -> Iterator[Holde
             if root.startswith(_HANDLER_PREFIX) and not tensors_in(obj):
                 # This module has no tensors. `unsaved.py` compares it like any object of a handler.
                 continue
-            saves_itself[path] = has_custom_state(obj)
+            has_custom_state_at[path] = has_custom_state(obj)
         elif issubclass(type(obj), Optimizer):
-            saves_itself[path] = type(obj).state_dict is not Optimizer.state_dict
+            has_custom_state_at[path] = type(obj).state_dict is not Optimizer.state_dict
         # A module or an optimizer is compared if it does not customize its saving. Any other object
         # is compared if the innermost module or optimizer around it is compared.
-        owner = next((above for above in _path_and_parents(path) if above in saves_itself), None)
-        if owner is not None and not saves_itself[owner]:
+        owner = next(
+            (above for above in _path_and_parents(path) if above in has_custom_state_at), None
+        )
+        if owner is not None and not has_custom_state_at[owner]:
             yield path, get
 
 

@@ -533,8 +533,8 @@ class CheckpointReader:
                 "written by a SaveCheckpoint?"
             )
         try:
-            about = load_objects(folder / TRAINER)
-            return _find_part(about, part, folder, needed)
+            trainer_content = load_objects(folder / TRAINER)
+            return _find_part(trainer_content, part, folder, needed)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{TRAINER} of {candidate.name} must have the contents that a SaveCheckpoint "
@@ -572,13 +572,13 @@ def _check_arguments(which: Which, part: str) -> None:
 
 
 def _find_part(
-    about: Mapping[str, Any], part: str, folder: Path, files: Iterable[str]
+    trainer_content: Mapping[str, Any], part: str, folder: Path, files: Iterable[str]
 ) -> FoundPart:
     """Finds a part of a checkpoint by its name.
 
     Args:
-        about: the content of ``trainer.pt``. Its key "modules" has the descriptions of the
-            trainer's modules, and its key "objects" has the states of all other objects.
+        trainer_content: the content of ``trainer.pt``. Its key "modules" has the descriptions of
+            the trainer's modules, and its key "objects" has the states of all other objects.
         part: the name of the part, as in ``load_weights``.
         folder: the folder of the checkpoint.
         files: the names of the files in the folder that may be read.
@@ -586,7 +586,7 @@ def _find_part(
     Raises:
         ValueError: the checkpoint has no such part.
     """
-    modules, objects = about["modules"], about["objects"]
+    modules, objects = trainer_content["modules"], trainer_content["objects"]
     if part in modules:
         state = read_module(folder, part, set(files), modules[part])
         if state is not None:
@@ -629,8 +629,8 @@ def _with_module_names(
             trainer's modules are saved without it.
     """
     names = PlainNames(module)
-    ours = names.plain_state(module.state_dict()).keys()
-    if not ours - state.keys():
+    module_names = names.plain_state(module.state_dict()).keys()
+    if not module_names - state.keys():
         return state
     plain: dict[str, Any] = {}
     for name, value in state.items():
@@ -643,7 +643,9 @@ def _with_module_names(
         start = "module."
         plain = {n.removeprefix(start): v for n, v in plain.items() if n.startswith(start)}
         candidates.append(plain)
-    return next((each for each in candidates if ours and not ours - each.keys()), state)
+    return next(
+        (each for each in candidates if module_names and not module_names - each.keys()), state
+    )
 
 
 def _map_to_location(value: Any, location: MapLocation) -> Any:
@@ -668,7 +670,7 @@ def _map_to_location(value: Any, location: MapLocation) -> Any:
 
 def _export_metadata(entry: CheckpointEntry, versions: Mapping[str, str]) -> dict[str, str]:
     """Returns the metadata of an exported file. All values are strings, as safetensors demands."""
-    about = {
+    export_info = {
         "step": entry.step,
         "epoch": entry.epoch,
         "metric": entry.metric,
@@ -676,7 +678,7 @@ def _export_metadata(entry: CheckpointEntry, versions: Mapping[str, str]) -> dic
         "run": entry.run,
         "saved_at": entry.saved_at.isoformat(),
     }
-    known = {name: str(value) for name, value in about.items() if value is not None}
+    known = {name: str(value) for name, value in export_info.items() if value is not None}
     return {**known, **{f"version of {name}": version for name, version in versions.items()}}
 
 

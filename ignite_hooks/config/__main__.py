@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run_command, text in (
-        ("check", _check, "lists all problems of a file, each with its path"),
+        ("check", _check, "lists all problems of a file, each with the path of its field"),
         ("show", _show, "prints the configuration in a file, with every default"),
         ("schema", _schema, "prints the JSON Schema of the settings of a run"),
     ):

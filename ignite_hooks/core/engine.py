@@ -58,6 +58,7 @@ __all__ = [
     "handlers_of",
     "handlers_with_arguments",
     "has_handlers",
+    "is_handler_of_event",
     "is_interrupted",
     "is_running",
     "move_to_front",

@@ -23,7 +23,7 @@ __all__ = ["HeldSignals", "is_signal_held", "replace_signal_handler", "signal_ha
 # rank has failed.
 _NAMES = ("SIGINT", "SIGALRM", "SIGTERM", "SIGCHLD", "SIGURG")
 # Windows lacks some of these signals.
-_NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_SIGNAL_NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class HeldSignals(AbstractContextManager["HeldSignals", None]):
@@ -66,7 +66,7 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
         return self
 
     def __exit__(self, *failure: object) -> None:
-        for number in _NUMBERS if _is_in_main_thread() else ():
+        for number in _SIGNAL_NUMBERS if _is_in_main_thread() else ():
             installed: Any = signal.getsignal(number)
             # If another handler was installed in place of the wrapper, that handler stays.
             if self._has_wrapped(installed):
@@ -76,7 +76,7 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
     def wrap_handlers(self) -> None:
         """Wraps the handlers that are installed now, so that their signals can be held back."""
         self.must_wrap_handlers = False
-        for number in _NUMBERS if _is_in_main_thread() else ():
+        for number in _SIGNAL_NUMBERS if _is_in_main_thread() else ():
             installed = signal.getsignal(number)
             # SIG_DFL and SIG_IGN are not callable: for them Python runs no handler.
             if callable(installed) and not self._has_wrapped(installed):

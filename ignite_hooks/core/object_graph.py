@@ -166,7 +166,7 @@ class ObjectSearch(ExcludedFromSearch):
         roots: the objects to begin with, by name. The name of any other object begins with the name
             of a root.
         max_objects: the largest number of objects to visit.
-        closed: objects that are neither yielded nor searched.
+        excluded: objects that are neither yielded nor searched.
         parts_of: is called with an object, and selects what is searched of the object. It returns
             (name, part) for each part to search, or None to search all that the object holds. If it
             returns an empty tuple, ``has_changed`` does not look at what the object holds either.
@@ -181,13 +181,13 @@ class ObjectSearch(ExcludedFromSearch):
         self,
         roots: Mapping[str, Any],
         max_objects: int = MAX_OBJECTS,
-        closed: Iterable[Any] = (),
+        excluded: Iterable[Any] = (),
         parts_of: Callable[[Any], Iterable[tuple[str | None, Any]] | None] = lambda thing: None,
     ) -> None:
         self._parts_of = parts_of
         self._roots = roots
         self.max_objects = max_objects
-        self._closed = list(closed)
+        self._excluded = list(excluded)
         self._layouts: dict[int, _Layout] = {}
         # The objects that `has_changed` checks. Each object is given as a function that returns the
         # object, or None if the object is gone. In the first list are the objects whose references
@@ -227,12 +227,12 @@ class ObjectSearch(ExcludedFromSearch):
         return held is None or held != self._snapshot
 
     def release_excluded(self) -> None:
-        """Drops the references to the closed objects (the argument ``closed``).
+        """Drops the references to the excluded objects (the argument ``excluded``).
 
         Call this after the search has yielded all other objects. A search that begins later does
-        not skip the closed objects.
+        not skip the excluded objects.
         """
-        self._closed = []
+        self._excluded = []
 
     def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that the given objects hold.
@@ -262,10 +262,10 @@ class ObjectSearch(ExcludedFromSearch):
         held += [scope.get(name) for scope, name in self._watched_globals]
         for _ in range(_MAX_NESTING):
             type_ids = list(map(id, map(type, held)))
-            others = compress(
+            other_objects = compress(
                 held, map(not_, map((plain | containers | {cell}).__contains__, type_ids))
             )
-            found += map(id, others)
+            found += map(id, other_objects)
             cells = list(compress(held, map(cell.__eq__, type_ids)))
             held = list(compress(held, map(containers.__contains__, type_ids)))
             sizes = list(map(len, held))
@@ -311,7 +311,7 @@ class ObjectSearch(ExcludedFromSearch):
         self.is_complete = True
         # The values keep the objects alive, because Python may give the identity of a freed object
         # to a new object.
-        seen: dict[int, Any] = {id(each): each for each in self._closed}
+        seen: dict[int, Any] = {id(each): each for each in self._excluded}
         max_seen = self.max_objects + len(seen)
         queue = deque[tuple[str, Any]]()
         parts: Iterable[tuple[str, Any]] = [
@@ -465,20 +465,23 @@ class ObjectSearch(ExcludedFromSearch):
             type_ids = all_type_ids - _PLAIN_IDS
             if not type_ids:
                 return True
-            if others := type_ids - _CONTAINER_IDS:
+            if other_type_ids := type_ids - _CONTAINER_IDS:
                 classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
-                layouts = {each: self._layout(classes[each]) for each in others}
+                layouts = {each: self._layout(classes[each]) for each in other_type_ids}
                 # The class alone does not decide, so objects of these classes are checked singly.
-                unclear = {
+                undecided_type_ids = {
                     each
-                    for each in others
+                    for each in other_type_ids
                     if not (layouts[each].is_plain or layouts[each].is_record)
                 }
-                if unclear and not all(
-                    map(_has_no_parts, (each for each in things if id(type(each)) in unclear))
+                if undecided_type_ids and not all(
+                    map(
+                        _has_no_parts,
+                        (each for each in things if id(type(each)) in undecided_type_ids),
+                    )
                 ):
                     return False
-                type_ids -= {each for each in others if not layouts[each].is_record}
+                type_ids -= {each for each in other_type_ids if not layouts[each].is_record}
             # From here on `type_ids` has only types of containers, whose elements are checked next.
             are_all_containers = type_ids == all_type_ids
             containers = (
@@ -618,10 +621,10 @@ def _digest_of_long_container(container: Any, plain: frozenset[int]) -> list[int
     if base in _MAPPINGS:
         elements = chain(elements, list(dict.values(container)))
     elements, length = list(elements), len(container)
-    others = set(map(id, map(type, elements))) - plain
-    if not others or length > MAX_OBJECTS:
-        return [length, hash(frozenset(others))]
-    held = compress(elements, map(others.__contains__, map(id, map(type, elements))))
+    other_type_ids = set(map(id, map(type, elements))) - plain
+    if not other_type_ids or length > MAX_OBJECTS:
+        return [length, hash(frozenset(other_type_ids))]
+    held = compress(elements, map(other_type_ids.__contains__, map(id, map(type, elements))))
     return [length, hash(tuple(map(id, held)))]
 
 

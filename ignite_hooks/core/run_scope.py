@@ -92,11 +92,11 @@ class _RunScopes:
         # A weak reference to the wrapper. If a user replaces `run` and drops the wrapper, the
         # reference returns None, and the next scope wraps `run` again. Before there is a wrapper, a
         # function that returns None stands for the reference.
-        self._wrapper: Callable[[], Any] = _return_none
+        self._wrapper_ref: Callable[[], Any] = _return_none
 
     def add(self, scope: _RunScope, engine: AnyEngine) -> None:
         """Adds a scope, and enters it if a run is in progress."""
-        if self._wrapper() is None and not isinstance(engine, QuickEngine):
+        if self._wrapper_ref() is None and not isinstance(engine, QuickEngine):
             self._wrap(engine)
         # A new list: `call` may be iterating over the present one.
         self._scopes = [*self._scopes, scope]
@@ -107,7 +107,7 @@ class _RunScopes:
         """Removes a scope. If no scope is left, the wrapper of ``run`` is removed too."""
         owner: Any = engine  # untyped, to replace its method
         self._scopes = [each for each in self._scopes if each is not scope]
-        wrapper = self._wrapper()
+        wrapper = self._wrapper_ref()
         # If other code has since wrapped this wrapper, the wrapper stays in place. Without scopes
         # the wrapper only calls the original `run`.
         is_outermost = wrapper is not None and owner.run is wrapper
@@ -115,7 +115,7 @@ class _RunScopes:
             del owner.run
             if wrapper.replaced_run is not None:
                 owner.run = wrapper.replaced_run
-            self._wrapper = _return_none
+            self._wrapper_ref = _return_none
 
     def _wrap(self, engine: AnyEngine) -> None:
         """Replaces ``engine.run`` with a wrapper that calls the original within the scopes."""
@@ -135,7 +135,7 @@ class _RunScopes:
 
         wrapper.replaced_run = replaced_run  # type: ignore[attr-defined]
         owner.run = wrapper
-        self._wrapper = ref(wrapper)
+        self._wrapper_ref = ref(wrapper)
 
     def call(self, run: Callable[[], ResultT], engine: AnyEngine | None) -> ResultT:
         """Calls ``run`` within the scopes.
@@ -143,10 +143,10 @@ class _RunScopes:
         Ctrl-C may have broken off the end of an earlier run. The scopes that are still open since
         that run are closed first.
         """
-        outer = self._running
-        if outer is not None and engine is not None and not is_running(engine):
-            outer.abandon()
-            outer = None
+        former = self._running
+        if former is not None and engine is not None and not is_running(engine):
+            former.abandon()
+            former = None
         stack = ScopeStack()
         try:
             with stack:
@@ -157,7 +157,7 @@ class _RunScopes:
         finally:
             # If Ctrl-C has left scopes open, their stack is kept, so that the next call closes it.
             if not stack.open:
-                self._running = outer
+                self._running = former
 
 
 def _is_executing(scope: Scope) -> bool:

@@ -252,7 +252,7 @@ class DataFeed:
         """
         if self.can_repeat:
             self._pass_end.ahead.clear()
-            self._source.furthest_position = self.position
+            self._source.position_before_move = self.position
             # One statement changes both attributes, so that Ctrl-C cannot come between the changes.
             self.is_last, self.position = False, FeedPosition(*position)
         self.close()

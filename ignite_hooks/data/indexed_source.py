@@ -82,13 +82,13 @@ class IndexedLoader(TorchLoader):
         # A weak reference to the iterator whose persistent workers this object has started. A call
         # returns the iterator, or None if there is none.
         self._own_iterator: Callable[[], Any] = lambda: None
-        self._recorded_order = self._make_recorded_order()
-        # `_recorded_order` is for loaders with workers, `_watched_order` for loaders without
-        # workers. Without workers, the snapshots (see `snapshots.py`) contain the state of the
-        # sampler. Then `_watched_order` only notes the states of the global generators before the
-        # sampler draws its order from them.
+        self._recorder_with_workers = self._make_recorded_order()
+        # One recorder is for loaders with workers, the other for loaders without workers. Without
+        # workers, the snapshots (see `snapshots.py`) contain the state of the sampler, and the
+        # recorder only notes the states of the global generators before the sampler draws its
+        # order from them.
         keeper = None if self._is_torchdata else self.keeper
-        self._watched_order = None if keeper is None else RecordedOrder(keeper)
+        self._recorder_without_workers = None if keeper is None else RecordedOrder(keeper)
 
     def _make_recorded_order(self) -> RecordedOrder | None:
         """Returns a recorder of the sampler if there are workers and the sampler has a state.
@@ -110,7 +110,7 @@ class IndexedLoader(TorchLoader):
     @property
     def objects_outside_keeper(self) -> Objects:
         """The objects of the data by name, without those that the keeper's state includes."""
-        found, recorded = super().objects_outside_keeper, self._recorded_order
+        found, recorded = super().objects_outside_keeper, self._recorder_with_workers
         if recorded is None or not recorded.has_usable_state:
             return found
         return {name: get for name, get in found.items() if not recorded.keeper.has(name)}
@@ -205,7 +205,9 @@ class IndexedLoader(TorchLoader):
         return {
             **super().state_dict(),
             "seeds": [sampler.initial_seed for sampler in self._seedable_samplers],
-            "opening": None if self._watched_order is None else self._watched_order.opening,
+            "opening": None
+            if self._recorder_without_workers is None
+            else self._recorder_without_workers.opening,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -214,8 +216,8 @@ class IndexedLoader(TorchLoader):
         seeds = state_dict.get("seeds", ())  # missing if the saved data was not such a loader
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
-        if self._watched_order is not None:
-            self._watched_order.load_opening(state_dict.get("opening"))
+        if self._recorder_without_workers is not None:
+            self._recorder_without_workers.load_opening(state_dict.get("opening"))
 
     def facts(self) -> dict[str, int | str | None]:
         """Returns the facts of the base class, the samples in a pass and the name of the order.
@@ -315,11 +317,11 @@ class IndexedLoader(TorchLoader):
 
         None if there is no recorded sampler, or if the state is not known.
         """
-        if self._recorded_order is None:
+        if self._recorder_with_workers is None:
             return None
         data_pass, _ = position
         first, _ = self._worker_start(*position)
-        return self._recorded_order.state_dict(
+        return self._recorder_with_workers.state_dict(
             data_pass,
             self._elements_before(data_pass, first),
             is_begun=self._started_pass is not None and self._started_pass[0] == data_pass,
@@ -330,9 +332,9 @@ class IndexedLoader(TorchLoader):
 
         The path and the class of the sampler must be the same as at the save.
         """
-        if self._recorded_order is None or state_dict is None:
+        if self._recorder_with_workers is None or state_dict is None:
             return False
-        return bool(state_dict["of"] == self._recorded_order.keeper.name)
+        return bool(state_dict["of"] == self._recorder_with_workers.keeper.name)
 
     def load_order_state(
         self,
@@ -348,28 +350,28 @@ class IndexedLoader(TorchLoader):
             state_dict: a return value of ``order_state_at``; None if no state can be used.
             ends: whether to iterate the sampler to its end, because no batch of the pass is left.
         """
-        if self._recorded_order is not None:
+        if self._recorder_with_workers is not None:
             accepts_order = self.accepts_order_state(state_dict)
-            self._recorded_order.load_state_dict(
+            self._recorder_with_workers.load_state_dict(
                 position.data_pass, state_dict if accepts_order else None
             )
             if ends:
-                self._recorded_order.exhaust()
+                self._recorder_with_workers.exhaust()
 
     def order_state_differences(self, state_dict: Mapping[str, Any] | None) -> list[str]:
         """Returns the reasons why the sampler cannot continue from a saved state."""
-        if self._recorded_order is None or state_dict is None:
+        if self._recorder_with_workers is None or state_dict is None:
             return super().order_state_differences(state_dict)
         if self.accepts_order_state(state_dict):
-            return self._recorded_order.differences(state_dict)
-        now = self._recorded_order.keeper.name
+            return self._recorder_with_workers.differences(state_dict)
+        now = self._recorder_with_workers.keeper.name
         return [f"the state of {state_dict['of']} is not restored, there is {now} now"]
 
     def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
         """Returns whether a saved state of the sampler includes the generator ``name``."""
-        if self._recorded_order is None or not self.accepts_order_state(state_dict):
+        if self._recorder_with_workers is None or not self.accepts_order_state(state_dict):
             return False
-        return self._recorded_order.keeper.has(name)
+        return self._recorder_with_workers.keeper.has(name)
 
     def _elements_before(self, data_pass: int, batches: int) -> int:
         """Returns how many elements of the recorded sampler come before a batch of a pass."""
@@ -379,14 +381,14 @@ class IndexedLoader(TorchLoader):
     def _is_recorded_after(self, data_pass: int, batches: int) -> bool:
         """Returns whether recorded elements suffice to enter a pass after ``batches`` batches."""
         start = self._elements_before(data_pass, batches)
-        return self._recorded_order is not None and self._recorded_order.can_enter_at(
+        return self._recorder_with_workers is not None and self._recorder_with_workers.can_enter_at(
             data_pass, start
         )
 
     @property
     def _order_to_draw(self) -> Any:
         """The order to iterate in a pass. If there is a recorder, it replaces the sampler."""
-        order, recorded = self._order, self._recorded_order
+        order, recorded = self._order, self._recorder_with_workers
         return order if recorded is None else with_recorded_sampler(order, recorded)
 
     @contextmanager
@@ -395,7 +397,7 @@ class IndexedLoader(TorchLoader):
 
         Does nothing if there is no recorder.
         """
-        recorded = self._recorded_order
+        recorded = self._recorder_with_workers
         if recorded is None:
             yield
             return
@@ -456,25 +458,27 @@ class IndexedLoader(TorchLoader):
         self._worker_states.begin(
             self._data_pass, 0, states, self.snapshots.window_size, self.length
         )
-        if self._recorded_order is not None and base.persistent_workers:
+        if self._recorder_with_workers is not None and base.persistent_workers:
             hand_over_workers(batches, base, self._order_to_draw)
         self._own_iterator = ref(batches)
         return self._worker_states.follow(batches, 0)
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
         """Returns the batches that follow the state that was loaded into the keeper."""
-        if self._watched_order is not None and skip:
-            self._watched_order.continue_next()
+        if self._recorder_without_workers is not None and skip:
+            self._recorder_without_workers.continue_next()
         return super().batches_after_load(skip)
 
     def _loader_to_start(self) -> DataLoader[Any]:
         """Returns the loader to iterate for a whole pass. It draws from the recorder, if any."""
         base = self.base
-        if self._watched_order is not None:
+        if self._recorder_without_workers is not None:
             return _loader_over(
-                base, with_recorded_sampler(self._order, self._watched_order), base.generator
+                base,
+                with_recorded_sampler(self._order, self._recorder_without_workers),
+                base.generator,
             )
-        if self._recorded_order is None:
+        if self._recorder_with_workers is None:
             return base
         if base.persistent_workers and base._iterator is not None:
             # The running workers are kept. Only the order from which they load is replaced.
@@ -485,9 +489,9 @@ class IndexedLoader(TorchLoader):
 
     def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
         first, states = self._worker_start(data_pass, skip)
-        if self._recorded_order is None or not self._is_recorded_after(data_pass, first):
+        if self._recorder_with_workers is None or not self._is_recorded_after(data_pass, first):
             return super()._reenter_pass(data_pass, skip, begun)
-        self._set_capacity(self._recorded_order)
+        self._set_capacity(self._recorder_with_workers)
         # The elements are recorded and need not be drawn again, so no generator is set back.
         rest = enter_at_element(self._order_to_draw, self._elements_before(data_pass, first))
         batches = self._load_batches(rest, self._seed_generator_of(begun), data_pass, first, states)
@@ -598,8 +602,8 @@ class IndexedLoader(TorchLoader):
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
             drawn += 1  # the feed fetches one batch ahead to find the end
-        if self.furthest_position.data_pass == data_pass:
-            drawn += max(0, self.furthest_position.batches - skip)
+        if self.position_before_move.data_pass == data_pass:
+            drawn += max(0, self.position_before_move.batches - skip)
         # Many samplers draw the whole order with the first index. At the start of a pass, this must
         # happen now, while the generators have their states from the start of the pass.
         return drawn if skip else max(drawn, 1)
@@ -610,7 +614,11 @@ class IndexedLoader(TorchLoader):
         The reasons are those of the base class, the sampler, the seeds of workers and the workers.
         """
         is_over = self._worker_states.is_over and not self._has_running_workers
-        order = self._watched_order if self._recorded_order is None else self._recorded_order
+        order = (
+            self._recorder_without_workers
+            if self._recorder_with_workers is None
+            else self._recorder_with_workers
+        )
         order_doubts = [] if order is None else order.doubts()
         return [
             *super().doubts(),
@@ -621,7 +629,7 @@ class IndexedLoader(TorchLoader):
 
     def _seed_doubts(self) -> list[str]:
         """Returns the reason why workers may get other seeds after a resume, if there is one."""
-        base, recorded = self.base, self._recorded_order
+        base, recorded = self.base, self._recorder_with_workers
         if recorded is None or self._order is not recorded.holder or not recorded.draws_on_iter:
             # If the sampler is inside a batch sampler of torch or Accelerate, the sampler draws
             # after the workers are seeded: the batch sampler calls `iter` of the sampler only when

@@ -73,7 +73,7 @@ class FoundGenerators(ExcludedFromSearch):
 
 
 def generators_in(
-    roots: Mapping[str, Any], closed: Iterable[Any] = (), max_objects: int = MAX_OBJECTS
+    roots: Mapping[str, Any], excluded: Iterable[Any] = (), max_objects: int = MAX_OBJECTS
 ) -> FoundGenerators:
     """Returns the generators of torch, numpy and Python that some objects hold.
 
@@ -84,26 +84,26 @@ def generators_in(
     Args:
         roots: the objects to search, by name. The path of an object begins with the name of its
             root.
-        closed: objects that are not searched.
+        excluded: objects that are not searched.
         max_objects: the largest number of objects to search.
     """
-    return _generators_of(ObjectSearch(roots, max_objects, closed))
+    return _generators_of(ObjectSearch(roots, max_objects, excluded))
 
 
 def _generators_of(search: ObjectSearch) -> FoundGenerators:
     """Runs a search, and returns the generators among the objects that it yields."""
     found: dict[str, RandomGenerator] = {}
     doubts: list[str] = []
-    closed: set[str] = set()  # the paths of the objects in which no generator is looked for
+    excluded: set[str] = set()  # the paths of the objects in which no generator is looked for
     left_out = set(map(id, _global_generators()))
     for path, thing in search:
         cls = type(thing)
-        if path.rpartition(".")[0] in closed:
-            closed.add(path)
+        if path.rpartition(".")[0] in excluded:
+            excluded.add(path)
         elif issubclass(cls, SeedableRandomSampler):
-            # Both paths are closed: the search yields the sampler at the first path, and the class
-            # of the sampler at the second path.
-            closed |= {path, f"{path}.{cls.__name__}"}
+            # The search yields the sampler at the first path, and the class of the sampler at the
+            # second path. Neither of the two is searched.
+            excluded |= {path, f"{path}.{cls.__name__}"}
             left_out.add(id(vars(thing).get("generator")))
         elif not issubclass(cls, GENERATOR_CLASSES):
             if _may_be_a_generator(cls):
@@ -111,11 +111,11 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
         elif issubclass(cls, random.SystemRandom) or id(thing) in left_out:
             # A SystemRandom has no state. Any other generator here is either global, and saved as a
             # global one, or belongs to a seedable sampler.
-            closed.add(path)
+            excluded.add(path)
         else:
             # The state of a numpy generator includes the state of the bit generator that it holds.
             # So the bit generator, which the search yields later, gets no entry.
-            closed.add(path)
+            excluded.add(path)
             name = f"{path} ({_algorithm(thing)})"
             if name in found and SET_ELEMENT_PREFIX in path:
                 doubts.append(f"{path} is in a set, whose order may differ in another process")
@@ -147,16 +147,16 @@ class GeneratorSearch(ExcludedFromSearch):
         self._search: ObjectSearch | None = None
         self._found = FoundGenerators()
 
-    def __call__(self, roots: Mapping[str, Any], closed: Iterable[Any] = ()) -> FoundGenerators:
+    def __call__(self, roots: Mapping[str, Any], excluded: Iterable[Any] = ()) -> FoundGenerators:
         """Returns the generators in ``roots``, as ``generators_in`` does."""
         former = map(self._roots.get, roots)
         is_same = roots.keys() == self._roots.keys() and all(map(is_, roots.values(), former))
         if self._search is None or not is_same or self._search.has_changed():
             self._roots = dict(roots)
-            self._search = ObjectSearch(self._roots, closed=closed, parts_of=self._parts_of)
+            self._search = ObjectSearch(self._roots, excluded=excluded, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
             # The search may be stored in an engine for long. If the search kept the objects in
-            # `closed`, a loader that the engine no longer uses could not be freed.
+            # `excluded`, a loader that the engine no longer uses could not be freed.
             self._search.release_excluded()
         return self._found
 

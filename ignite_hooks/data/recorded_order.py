@@ -380,8 +380,8 @@ class RecordedOrder(ExcludedFromSearch):
         if (start or is_begun) and not (is_within and self._state_advances):
             # In the middle of a pass the state is useless without the elements drawn ahead.
             return None
-        is_opened = self._start_pass == data_pass and not is_begun
-        state = self._start_state if is_opened else self._current_state()
+        is_at_start = self._start_pass == data_pass and not is_begun
+        state = self._start_state if is_at_start else self._current_state()
         elements = pack_elements(self._kept_after(start) if is_within else [])
         head = pack_elements(self._head if is_within else [])
         self._is_unsavable = (
@@ -396,7 +396,7 @@ class RecordedOrder(ExcludedFromSearch):
             "elements": elements,
             "head": head,
             "is_within": is_within,
-            "is_over": self._is_over or is_opened,
+            "is_over": self._is_over or is_at_start,
             "opening": self.opening if is_within else None,
         }
 

@@ -201,23 +201,25 @@ def _enter_with_head(
         elements.
     """
     a_batch = elements_per_batch(shard)
-    is_filled = shard.even_batches and not shard.drop_last and start >= a_batch
-    first, rest = enter_order(elements, start, a_batch if is_filled else 0)
-    return is_filled, chain(first, rest)
+    begins_with_first_batches = shard.even_batches and not shard.drop_last and start >= a_batch
+    first, rest = enter_order(elements, start, a_batch if begins_with_first_batches else 0)
+    return begins_with_first_batches, chain(first, rest)
 
 
-def _take_share(order: BatchSamplerShard, batches: Any, is_filled: bool) -> Iterator[Any]:
+def _take_share(
+    order: BatchSamplerShard, batches: Any, begins_with_first_batches: bool
+) -> Iterator[Any]:
     """Returns this process's share of the batches.
 
     Args:
         order: the shard.
         batches: the batches of all processes.
-        is_filled: whether ``batches`` begin with the first batch of each process. The shard pads
-            with these batches, and they are not part of the result.
+        begins_with_first_batches: whether ``batches`` begin with the first batch of each process.
+            The shard pads with these batches, and they are not part of the result.
     """
     shard = copy.copy(order)
     shard.batch_sampler = batches
-    return islice(iter(shard), 1 if is_filled else 0, None)
+    return islice(iter(shard), 1 if begins_with_first_batches else 0, None)
 
 
 class _RemainingBatches:
@@ -353,15 +355,16 @@ def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAn
     # A block is the indices that the sampler draws in one call. All blocks before the position are
     # drawn, because the draws move the generator. The full blocks before the position are drawn in
     # large calls, and the other blocks as the sampler draws them.
-    whole = count - count % block  # the number of indices in full blocks
-    redrawn = min(start - start % block, whole)
+    full_blocks_end = count - count % block  # the number of indices in full blocks
+    redrawn = min(start - start % block, full_blocks_end)
     before: list[int] = []
     for done in range(0, redrawn, at_once):
         drawn = draw(min(at_once, redrawn - done))
         before += drawn[: head_size - len(before)].tolist()
     # RandomSampler draws the last block even if it is empty, which moves the generator.
     blocks = (
-        draw(block if done < whole else count % block) for done in range(redrawn, whole + 1, block)
+        draw(block if done < full_blocks_end else count % block)
+        for done in range(redrawn, full_blocks_end + 1, block)
     )
     if start == redrawn:
         return before, _flatten(blocks)

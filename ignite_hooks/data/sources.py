@@ -139,7 +139,7 @@ class PlainIterable:
     Attributes:
         object_states: saves and restores the states of users' objects, for example of a data set
             with a ``state_dict``.
-        furthest_position: the position from which the feed was last moved, for example by a
+        position_before_move: the position from which the feed was last moved, for example by a
             rollback. The indices of earlier batches of its pass have been drawn already.
         snapshots: the snapshots of the data at its last positions, if there is a keeper. A snapshot
             contains all states that determine the rest of a pass.
@@ -156,14 +156,14 @@ class PlainIterable:
         self._iterator = loader if isinstance(loader, Iterator) else None
         self._search_generators = GeneratorSearch(_skip_torch_iterators)
         self.object_states = ObjectStates()
-        self.furthest_position = FeedPosition(0, 0)
+        self.position_before_move = FeedPosition(0, 0)
         self.snapshots = Snapshots()
         # The number of the pass that was begun last, and the random state before the order of its
         # samples was drawn.
         self._started_pass: tuple[int, RandomState] | None = None
         # The same for a pass whose first batch was requested and has not come yet. If this attempt
         # to begin the pass is interrupted, the next attempt begins with the same random state.
-        self._starting_pass: tuple[int, RandomState] | None = None
+        self._requested_pass: tuple[int, RandomState] | None = None
 
     @property
     def can_repeat(self) -> bool:
@@ -384,7 +384,7 @@ class PlainIterable:
             # The samplers draw the order of the pass when the first batch is fetched. So the pass
             # counts as begun only when this batch has come.
             first.extend(islice(iterator, 1))
-            self._started_pass, self._starting_pass = self._starting_pass, None
+            self._started_pass, self._requested_pass = self._requested_pass, None
             if first:
                 # The batch is not assigned to a variable, because the variable would keep the batch
                 # alive while this generator is suspended.
@@ -398,10 +398,10 @@ class PlainIterable:
         earlier attempt noted is restored first.
         """
         self.object_states.begin(self.objects_outside_keeper)
-        if self._starting_pass is not None and self._starting_pass[0] == data_pass:
-            self._starting_pass[1].restore()
+        if self._requested_pass is not None and self._requested_pass[0] == data_pass:
+            self._requested_pass[1].restore()
         else:
-            self._starting_pass = (data_pass, RandomState.capture(generators=self.generators))
+            self._requested_pass = (data_pass, RandomState.capture(generators=self.generators))
         return self._open_iterator_at(data_pass, skip) if skip else self._open_iterator()
 
     def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
@@ -448,7 +448,7 @@ class PlainIterable:
 
     def forget_pass(self) -> None:
         """Forgets that a pass was begun, so that the next pass draws its order from scratch."""
-        self._started_pass = self._starting_pass = None
+        self._started_pass = self._requested_pass = None
 
     def end_pass(self, data_pass: int, given: int) -> None:
         """Ends a pass that was stopped after its last batch, before its iterator was exhausted.
@@ -614,7 +614,7 @@ class PlainIterable:
         Generators without a saved state are left unchanged.
         """
         generators, states = self.generators, state_dict["generators"]
-        self._started_pass = self._starting_pass = None
+        self._started_pass = self._requested_pass = None
         if (begun := state_dict["begun"]) is not None:
             random = RandomState.from_state_dict(begun["random"], generators=generators)
             self._started_pass = begun["data_pass"], random

@@ -7,8 +7,8 @@ worker sends its states along with a batch whenever they have changed. The user 
 without the states.
 
 A pass is one iteration over the whole data. Worker ``w`` of ``W`` loads the batches ``w``,
-``w + W``, and so on. An iteration may begin in the middle of a pass, but always begins with worker
-0. So up to ``W - 1`` batches before the requested batch are loaded again.
+``w + W``, and so on. A loader whose iteration begins in the middle of a pass still asks worker 0
+first. So up to ``W - 1`` batches before the requested batch are loaded again.
 """
 
 import os
@@ -78,7 +78,7 @@ class WorkerStates:
 
     @contextmanager
     def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
-        """Makes the workers that the loader starts in the body begin from given states.
+        """Gives initial states to the workers that the loader starts in the body.
 
         From then on, the workers send their states with the batches.
 
@@ -91,9 +91,8 @@ class WorkerStates:
         self._iteration.fill_(self._iteration_count)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
-                # `out_of_order`: the generator by which a run gets its batches may have entered
-                # this scope. This generator can be closed while scopes that were entered later are
-                # still open.
+                # `out_of_order`: a generator that yields the batches of a run may have entered this
+                # scope. When that generator is closed, scopes that were entered later may be open.
                 undo = _attribute_setter(loader, name, getattr(loader, name))
                 stack.enter_context(undo_on_exit(undo, out_of_order=True))
                 setattr(loader, name, function)
@@ -122,10 +121,10 @@ class WorkerStates:
         self._length = length
         self._data_pass, self._first_batch, self._next_batch = data_pass, first, first
         self._has_ended = False
-        # After a rollback to the start of a window, W new workers start up to W - 1 batches before
-        # the window. Besides, the loader may have yielded one batch that the run has not got yet.
-        # So the history of a worker must contain the last window_size // W + 2 batches of this
-        # worker, and one more entry for the state before these batches.
+        # A rollback starts W new workers at the start of the window or up to W - 1 batches before
+        # it. Besides, the loader may have yielded one batch that the run has not got yet. So the
+        # history of a worker must contain the last window_size // W + 2 batches of this worker,
+        # and one more entry for the state before these batches.
         self._history = [
             deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
         ]
@@ -280,14 +279,15 @@ class _StreamStates:
         with_state = unsharded(stream)
         self._state_dict, self._load_state_dict = with_state.state_dict, with_state.load_state_dict
         self._generators = GeneratorSearch()({"dataset": stream}).named
-        self._is_over = False  # whether the present pass was resumed after the end of this stream
+        # Whether the present pass was resumed at a position where this stream had already ended.
+        self._was_resumed_past_end = False
 
     def state_dict(self) -> dict[str, Any]:
         random = RandomState.capture(generators=self._generators)
         return {
             _STREAM: self._state_dict(),
             _RANDOM: random.state_dict(),
-            _IS_OVER: self._is_over,
+            _IS_OVER: self._was_resumed_past_end,
         }
 
     def load_state_dict(self, state_dict: Any) -> None:
@@ -307,10 +307,10 @@ class _StreamStates:
         cls = type(self._stream)
 
         def iterate(stream: Any) -> Iterator[Any]:
-            if not self._is_over:
-                self._is_over = True
+            if not self._was_resumed_past_end:
+                self._was_resumed_past_end = True
                 return iter(())
-            stream.__class__, self._is_over = cls, False
+            stream.__class__, self._was_resumed_past_end = cls, False
             return iter(stream)
 
         # `iter` looks `__iter__` up in the class, so this one stream is moved to a subclass.

@@ -92,7 +92,7 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
     requested = {number for numbers in ignored_by_workers.values() for number in numbers}
     before = set(multiprocessing.active_children())
     user_init = loader.worker_init_fn
-    method = _prepare_start(loader.multiprocessing_context or multiprocessing)
+    method = _start_helper_processes(loader.multiprocessing_context or multiprocessing)
     with ExitStack() as stack:
         stack.callback(_adopt_workers, before)
         stack.callback(_keep_queues, loader)
@@ -201,7 +201,7 @@ def _set_mask(mask: set[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _prepare_start(context: Any) -> str:
+def _start_helper_processes(context: Any) -> str:
     """Starts the helper processes of a ``multiprocessing`` context, before signals are blocked.
 
     Returns:

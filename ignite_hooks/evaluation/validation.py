@@ -265,7 +265,9 @@ class _ScheduledValidations:
             # next run continues from iteration 0. A validation that was completed before the
             # failure must not be repeated.
             done = completed_validations(engine) if is_trainer(engine) else ()
-            self._add_due(engine, [e for e in self.validations if e.at_start and e not in done])
+            self._run_or_defer_due(
+                engine, [e for e in self.validations if e.at_start and e not in done]
+            )
             # If the validation is broken off, it stays due, and the loop saves and stops the run.
             with suppress(ValidationStopped):
                 self.run_due()
@@ -279,7 +281,7 @@ class _ScheduledValidations:
         counts = (step.steps for step in attached_handlers(engine, OptimizerStep))
         steps = next(counts, engine.state.iteration)
         due = [each for each in self.validations if _is_due(each.every_steps, steps)]
-        self._add_due(engine, due)
+        self._run_or_defer_due(engine, due)
 
     def note_due_by_epoch(self, engine: Engine) -> None:
         """Notes which validations are due at the end of an epoch.
@@ -289,7 +291,7 @@ class _ScheduledValidations:
         """
         epoch = engine.state.epoch
         due = [each for each in self.validations if _is_due(each.every_epochs, epoch)]
-        self._add_due(engine, due)
+        self._run_or_defer_due(engine, due)
 
     def after_epoch(self, engine: Engine) -> None:
         """Validates at EPOCH_COMPLETED, if a schedule by epoch or by step is due."""
@@ -298,7 +300,7 @@ class _ScheduledValidations:
         self.note_due_by_epoch(engine)
         self.run_due()
 
-    def _add_due(self, engine: Engine, due: list[Validation]) -> None:
+    def _run_or_defer_due(self, engine: Engine, due: list[Validation]) -> None:
         """Adds validations to those that are due. A trainer runs them later, a plain engine now.
 
         Args:
@@ -370,7 +372,7 @@ class _ScheduledValidations:
         def make_due() -> None:
             engine = self._engine()
             assert engine is not None
-            self._add_due(engine, [validation])
+            self._run_or_defer_due(engine, [validation])
 
         return is_due, make_due
 

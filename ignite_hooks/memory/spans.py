@@ -45,7 +45,7 @@ class Span:
         self._attachment = attachment
         self._measurements = measurements
         self._report = report
-        self._is_in_run = self._is_measuring = self._was_cut_short = False
+        self._is_in_run = self._is_measuring = self._was_interrupted_within = False
         attachment.during_run(self._run_scope)
 
     def measure_iterations(self, every: int | None) -> None:
@@ -103,7 +103,7 @@ class Span:
             for measurement in self._measurements:
                 scopes.enter_context(measurement.held_open())
             self._is_in_run = True
-            if self._was_cut_short and is_interrupted(engine):
+            if self._was_interrupted_within and is_interrupted(engine):
                 self._is_measuring = True
                 for measurement in self._measurements:
                     measurement.resume()
@@ -111,7 +111,7 @@ class Span:
                 yield
             finally:
                 self._is_in_run = False
-                self._was_cut_short = self._is_measuring
+                self._was_interrupted_within = self._is_measuring
                 self._end(engine)
                 self._stop()  # if starting one measurement failed, the others may be running
 

@@ -281,7 +281,7 @@ def unwrapped_scheduler(lr_scheduler: Any) -> Any:
 
 
 def _finite_schedules(
-    scheduler: Any, until: float = inf, moves_made: int | None = None
+    scheduler: Any, max_moves: float = inf, moves_made: int | None = None
 ) -> Iterator[tuple[Any, int]]:
     """Yields (schedule, moves left until its end) for each OneCycleLR in ``scheduler``.
 
@@ -289,7 +289,7 @@ def _finite_schedules(
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.
-        until: the maximum number of moves before a SequentialLR replaces ``scheduler``; inf if none
+        max_moves: the number of moves after which a SequentialLR leaves ``scheduler``; inf if none
             does.
         moves_made: the number of moves so far; default: the scheduler's own count.
     """
@@ -297,21 +297,21 @@ def _finite_schedules(
         moves_made = getattr(scheduler, "last_epoch", None)
     if isinstance(scheduler, OneCycleLR):
         left = scheduler.total_steps - (moves_made or 0)
-        if left < until:
+        if left < max_moves:
             yield scheduler, left
     # At each move, all parts of a ChainedScheduler move, but only one part of a SequentialLR does.
     within = child_schedulers(scheduler)
     if not isinstance(scheduler, SequentialLR):
         for each in within:
-            yield from _finite_schedules(each, until, moves_made)
+            yield from _finite_schedules(each, max_moves, moves_made)
         return
     moves_made, milestones = moves_made or 0, milestones_of(scheduler)
     for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
-        # `to_come` is the number of moves until this part begins. `last` is the maximum number of
-        # moves of this part, because the move at the next milestone begins the next part.
+        # `to_come` is the number of moves until this part begins. The move at the next milestone
+        # begins the next part, so it does not count for this part.
         to_come = max(0, begin - moves_made)
-        last = min(until, end - 1 - moves_made) - to_come
-        for inner, left in _finite_schedules(each, last, max(0, moves_made - begin)):
+        max_moves_of_part = min(max_moves, end - 1 - moves_made) - to_come
+        for inner, left in _finite_schedules(each, max_moves_of_part, max(0, moves_made - begin)):
             yield inner, to_come + left
 
 

@@ -146,7 +146,7 @@ class OptimizerStep(Handler):
         self._divisor = 1  # the losses of the window are divided by this
         # Whether the losses of a short window are divided by its own size. Otherwise they are
         # divided by the size of a full window, and the gradient is scaled up before the step.
-        self._divides_exactly = False
+        self._divides_by_own_size = False
         # ``create_supervised_trainer`` sets this attribute with several processes, if parameters
         # outside of the model are trained.
         self.averaged_gradients: AveragedGradients | None = None
@@ -223,7 +223,7 @@ class OptimizerStep(Handler):
         gradient_state, window = self._gradient_state, self.window
         full_size = self._divisor = self.accumulation.full_size()
         window.take(full_size, batches_left() if full_size > 1 else None)
-        if window.size != full_size and self._divides_exactly:
+        if window.size != full_size and self._divides_by_own_size:
             self._divisor = window.size
             self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
@@ -325,10 +325,10 @@ class OptimizerStep(Handler):
         ``parameter.data``.
         """
         # False if the scheduler still has to move for the last step, or raised when it moved.
-        has_moved = not self._scheduler_call and self._failed_step != self.steps
+        has_scheduler_moved = not self._scheduler_call and self._failed_step != self.steps
         return (
             not self.is_half_done
-            and has_moved
+            and has_scheduler_moved
             and self.prepared.first_parameter._version == self._version_after_step
         )
 
@@ -427,7 +427,7 @@ class OptimizerStep(Handler):
             engine_storage(engine)[_STEPS_ITSELF] = True
             # Only on a trainer: the process function of a plain engine may divide each loss by the
             # size of a full window itself.
-            self._divides_exactly = True
+            self._divides_by_own_size = True
             assert isinstance(engine, QuickEngine)
             self._uncompleted_step = engine.list_cleared_at(TrainEvents.STEP_COMPLETED)
             self._attach_to_trainer(attachment)

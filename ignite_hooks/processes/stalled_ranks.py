@@ -33,7 +33,7 @@ class StalledRanks:
     def __init__(self, store: StoreConnection, rank: int, size: int, after_seconds: float) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._after_seconds = after_seconds
-        self._standing: tuple[RunPlace, str] | None = None  # the place and line at the last check
+        self._last_place: tuple[RunPlace, str] | None = None  # the place and line at the last check
         # The time of the first check that found this place and line, or of the last warning about
         # them.
         self._since = 0.0
@@ -41,7 +41,7 @@ class StalledRanks:
 
     def begin(self) -> None:
         """Begins a run, and clears the place that this rank wrote in an earlier run."""
-        self._standing, self._is_written = None, False
+        self._last_place, self._is_written = None, False
         self._store.put(_key(self._rank), "")
 
     def check(self, place: RunPlace, line: str, now: float) -> str | None:
@@ -53,8 +53,8 @@ class StalledRanks:
             now: the present time in seconds.
         """
         standing = (place, line)
-        if standing != self._standing:
-            self._standing, self._since = standing, now
+        if standing != self._last_place:
+            self._last_place, self._since = standing, now
             if self._is_written:
                 self._store.put(_key(self._rank), "")
                 self._is_written = False

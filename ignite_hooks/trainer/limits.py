@@ -1,4 +1,4 @@
-"""The limits of a run, and the limits that the state of the engine shows."""
+"""The limits of a run, such as ``max_epochs``, and their copies in the engine's state."""
 
 import sys
 from dataclasses import dataclass
@@ -156,8 +156,8 @@ class Limits:
             batches = self.max_iters - progress.iteration
             counts.append((progress.batches + batches) // length)
         if self.max_steps is not None:
-            # The run does not complete the epoch in which step ``max_steps`` + 1 would be made, but
-            # it completes all epochs before. ``epochs_for`` counts both, so 1 is subtracted.
+            # The run completes all epochs before the one in which step ``max_steps`` + 1 would be
+            # made. ``epochs_for`` counts that last epoch too, so 1 is subtracted.
             epochs = progress.epochs_for(self.max_steps - steps + 1, window_size, length)
             counts.append(epochs - 1 - progress.epochs)
         return min(counts)

@@ -166,7 +166,7 @@ class TrainingLoop(QuickEngine):
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
         with self.hook_channels.scopes as scopes:
-            scopes.enter(_Unwinding(self))
+            scopes.enter(_RollBackScope(self))
             try:
                 yield from self._loop()
             except GeneratorExit:  # no failure: an interrupted run is closed, and will not continue
@@ -382,9 +382,9 @@ class TrainingLoop(QuickEngine):
                         decisions.finish_exchange()
                     self._check_limits()
                     is_last = position.place.progress.is_full
-                    is_due = self._due.entries or requests
+                    has_deferred_or_requests = self._due.entries or requests
                     # At the last batch of an epoch the deferred callbacks wait for EPOCH_COMPLETED.
-                    if is_due and not (is_last or self.is_leaving_epoch):
+                    if has_deferred_or_requests and not (is_last or self.is_leaving_epoch):
                         self._call_deferred()
                     # The ranks exchange requests while the next window runs. At the end of an epoch
                     # ``_complete_epoch`` makes a blocking exchange instead.
@@ -600,8 +600,8 @@ class TrainingLoop(QuickEngine):
             # No step boundary follows, so this is the last chance to obey a request of another
             # rank.
             self._decisions.exchange_now()
-        asked = self._requests.stop.reason if self._requests.terminate_flag else limit
-        self.stop_reason = self.stop_reason or asked
+        reason = self._requests.stop.reason if self._requests.terminate_flag else limit
+        self.stop_reason = self.stop_reason or reason
         if not self._requests.terminate_flag:
             self._requests.set_flag(TERMINATE_RUN, AT_LIMIT)
 
@@ -772,8 +772,8 @@ class TrainingLoop(QuickEngine):
         run and defers a save. The save is made before ``_stop_broken_off`` returns.
         """
         self._due.break_off()
-        for watch in stop_monitors(self):
-            watch.obey()
+        for monitor in stop_monitors(self):
+            monitor.obey()
         self._due.call()
 
     # The interface for handlers, which is typed in ``core/training_engine.py``
@@ -1086,7 +1086,7 @@ class TrainingLoop(QuickEngine):
         return self._position.feed
 
 
-class _Unwinding(AbstractContextManager[None, None]):
+class _RollBackScope(AbstractContextManager[None, None]):
     """The outermost scope of a run, which rolls back when the run ends.
 
     This scope is a class and not a generator with ``contextmanager``. User code may keep a

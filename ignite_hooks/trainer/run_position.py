@@ -374,10 +374,10 @@ class RunPosition:
         """
         progress, steps = self.place.progress, self.steps
         shown = self.shown.limits
-        live = self.limits.with_changes(shown, now.limits)
-        if self.shown.asks_for_new_run(now) or live == Limits():
+        present_limits = self.limits.with_changes(shown, now.limits)
+        if self.shown.asks_for_new_run(now) or present_limits == Limits():
             return None
-        is_over = live.reached(progress, steps) is not None and not self.is_unfinished
+        is_over = present_limits.reached(progress, steps) is not None and not self.is_unfinished
         # If the call repeats the limits of a run that is not over, the run keeps its own limits,
         # with the changes by handlers.
         if given == self.given_limits and not is_over:
@@ -389,14 +389,14 @@ class RunPosition:
             given.check(progress.at_epoch_start(), 0)
         else:
             given.check(progress, steps)
-        before = self.given_limits.with_changes(shown, now.limits) if is_over else live
+        before = self.given_limits.with_changes(shown, now.limits) if is_over else present_limits
         if self.is_resumed and given != Limits():
             before = given  # the limits of the saved run do not apply to this process
-        further = given if given != Limits() else before
-        if further.reached(progress, steps):
+        next_limits = given if given != Limits() else before
+        if next_limits.reached(progress, steps):
             # The limit is reached already. An unfinished run only does the work that is left. After
             # a finished run, a new run begins.
-            return further if self.is_unfinished else None
+            return next_limits if self.is_unfinished else None
         limits = given | before.without_reached(progress, steps)
         limits.check_values(progress, steps)
         return limits
@@ -408,14 +408,14 @@ class RunPosition:
             given: the limits that were passed to ``run``.
             now: the limits that the state shows now.
         """
-        live = self.limits.with_changes(self.shown.limits, now.limits)
-        if not self.is_resumed or self.shown.asks_for_new_run(now) or live == Limits():
+        present_limits = self.limits.with_changes(self.shown.limits, now.limits)
+        if not self.is_resumed or self.shown.asks_for_new_run(now) or present_limits == Limits():
             return False
         if self.ended_by is not None:
             return True
         if self.is_unfinished:
             return False
-        limits = live if given in (Limits(), self.given_limits) else given
+        limits = present_limits if given in (Limits(), self.given_limits) else given
         return limits.reached(self.place.progress, self.steps) is not None
 
     def start_new_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:

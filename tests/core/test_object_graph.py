@@ -365,7 +365,7 @@ def test_each_object_is_yielded_once_by_its_shortest_name():
 def test_closed_objects_are_not_searched():
     wanted = Wanted()
     closed = Holder(wanted=wanted)
-    assert names_by_id([closed], closed=[closed]).keys().isdisjoint({id(wanted), id(closed)})
+    assert names_by_id([closed], excluded=[closed]).keys().isdisjoint({id(wanted), id(closed)})
 
 
 PLAIN_DATA = {

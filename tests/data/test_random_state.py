@@ -172,7 +172,7 @@ def test_generators_of_equal_paths_get_numbers():
 
 def test_closed_objects_are_not_searched():
     loaded = Loaded()
-    assert not generators_in({"data": [loaded]}, closed=[loaded]).named
+    assert not generators_in({"data": [loaded]}, excluded=[loaded]).named
 
 
 def test_objects_are_searched_again_when_they_have_changed():
