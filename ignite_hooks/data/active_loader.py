@@ -50,8 +50,8 @@ def activated(loader: Any) -> Iterator[None]:
     """Ends the iteration of ``loader`` after the body, and restores Accelerate's list of loaders.
 
     The body begins the iteration. This may happen during an outer iteration of the same loader, for
-    example if a handler runs an evaluator on the training data. Then ``loader.end()`` alone would
-    remove the outer iteration from the list, too.
+    example if a handler runs an evaluator on the training data. In this case ``loader.end()`` alone
+    would remove the outer iteration from the list, too.
     """
     state = loader.gradient_state
     references = state.dataloader_references

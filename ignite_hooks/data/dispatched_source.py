@@ -8,12 +8,12 @@ has the states of everything that determines the rest of a pass (see ``snapshots
 On rank 0, Accelerate's ``DataLoaderDispatcher`` concatenates one batch for each rank and sends the
 result to all ranks. Each rank keeps its part. The dispatcher reads the batches from its
 ``base_dataloader``. Every rank calls ``iter`` on this loader, but only rank 0 fetches batches from
-the iterator. So only rank 0 has a state to save. When a run resumes in the middle of a pass, only
-rank 0 starts its iteration over the data at that position.
+the iterator. So only rank 0 has a state to save.
 
-To start there, rank 0 needs an iterator that this module has moved to the position. So while an
-iteration of the dispatcher begins, a stand-in replaces ``base_dataloader``, and ``iter`` of the
-stand-in returns this iterator. The test ``tests/data/test_dispatched_source.py`` fails if
+When a run resumes in the middle of a pass, ``iter`` of ``base_dataloader`` must return an iterator
+that is at the position of the run. So while an iteration of the dispatcher begins, a stand-in
+replaces ``base_dataloader``. On rank 0, ``iter`` of the stand-in returns an iterator that this
+module has moved to the position. The test ``tests/data/test_dispatched_source.py`` fails if
 ``DataLoaderDispatcher`` calls ``iter`` on ``base_dataloader`` at another time.
 """
 
@@ -129,10 +129,10 @@ class DispatchedStream(AdaptedLoader):
 
         If the pass is resumed without a snapshot, the padding caveat is added to the reasons of the
         base class: Accelerate fills up the last batch with other samples than in an unbroken pass.
-        With a snapshot, the base class has already returned this caveat.
+        With a snapshot, the reasons of the base class already include this caveat.
         """
-        is_entered_without = state_dict is None and position.batches > 0
-        caveats = self._reader.caveats if is_entered_without else ()
+        lacks_snapshot = state_dict is None and position.batches > 0
+        caveats = self._reader.caveats if lacks_snapshot else ()
         return [*super().snapshot_differences(position, state_dict), *caveats]
 
     def load_snapshot(self, position: FeedPosition, state_dict: Mapping[str, Any] | None) -> None:
@@ -171,8 +171,9 @@ class DispatchedStream(AdaptedLoader):
     def _dispatch(self, reads: Iterator[Any]) -> Iterator[Any]:
         """Yields this rank's part of the batches that rank 0 reads."""
         loader, base, first = self.loader, self.loader.base_dataloader, deque[Any]()
-        # `out_of_order=True` allows this `with` block to end before blocks that were entered later:
-        # it may run in the generator of a feed, and a feed can be closed at any time.
+        # `out_of_order=True` allows this `with` block to end before blocks that were entered later.
+        # The block may run in the generator of a feed (the iterator of a run over its data), and a
+        # feed can be closed at any time.
         with undo_on_exit(lambda: setattr(loader, "base_dataloader", base), out_of_order=True):
             # Accelerate calls `iter` on `base_dataloader` when the first batch is fetched.
             loader.base_dataloader = _LoaderWithIterator(base, reads)
@@ -184,8 +185,9 @@ class DispatchedStream(AdaptedLoader):
 class _UnreadLoader(TorchLoader):
     """The loader on a rank other than 0. Each pass is begun, but no batch is read.
 
-    There are two reasons to begin the pass. To begin it, torch draws from the random generators, as
-    on rank 0. And a DataPipe must be started on all ranks together.
+    There are two reasons to begin the pass. When a pass begins, torch draws from the random
+    generators, and this rank must make the same draws as rank 0. And a DataPipe must be started on
+    all ranks together.
     """
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:

@@ -62,7 +62,9 @@ __all__ = ["IndexedLoader"]
 
 
 class IndexedLoader(TorchLoader):
-    """A loader with a sampler. Its length is certain if the length of the sampler is certain.
+    """The source for a loader with a sampler.
+
+    The number of batches in a pass is certain if the length of the sampler is certain.
 
     A pass can be entered at any position without loading earlier batches. With torch's
     ``BatchSampler`` a position is counted in samples of all processes. So a resumed run may
@@ -154,7 +156,8 @@ class IndexedLoader(TorchLoader):
         """Returns whether entering a pass in its middle draws no random number a second time.
 
         Earlier batches are never loaded again. But if the length is not certain, the feed has
-        fetched one batch ahead to find the end. A resumed run loads this batch a second time.
+        fetched one batch ahead to find the end. A resumed run loads this batch a second time, and
+        draws its random numbers a second time.
         """
         return self.length is not None
 
@@ -200,7 +203,8 @@ class IndexedLoader(TorchLoader):
         - ``seeds``: the seeds of Accelerate's seedable samplers. Such a sampler keeps the seed that
           torch had when the loader was prepared, and a resumed run may start with another seed.
         - ``opening``: the states of the global generators before the sampler drew the order of the
-          pass from them; None if the sampler did not (see ``RecordedOrder.opening``).
+          pass from them; None if the order was not drawn from these generators (see
+          ``RecordedOrder.opening``).
         """
         return {
             **super().state_dict(),
@@ -213,7 +217,7 @@ class IndexedLoader(TorchLoader):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restores a return value of ``state_dict``, the seeds of samplers included."""
         super().load_state_dict(state_dict)
-        seeds = state_dict.get("seeds", ())  # missing if the saved data was not such a loader
+        seeds = state_dict.get("seeds", ())  # missing if another class saved the state
         for sampler, seed in zip(self._seedable_samplers, seeds, strict=False):
             sampler.initial_seed = seed
         if self._recorder_without_workers is not None:
@@ -268,8 +272,9 @@ class IndexedLoader(TorchLoader):
     def end_pass(self, data_pass: int, given: int) -> None:
         """Iterates the samplers to the end of the pass, if they have not reached it.
 
-        Some samplers draw random numbers at their end. A recorded sampler has already reached its
-        end, because workers prefetch: its last element is drawn before the last batch arrives.
+        Some samplers draw random numbers at their end. If there are workers, a recorded sampler has
+        already reached its end: workers prefetch, so its last element is drawn before the last
+        batch arrives.
         """
         is_drawn = self._is_recorded_after(data_pass, given)
         if not is_drawn and self._started_pass is not None and self._started_pass[0] == data_pass:
@@ -282,7 +287,7 @@ class IndexedLoader(TorchLoader):
 
         Returns:
             A dict with two keys. ``first`` is the number of the batch that worker 0 loads first.
-            ``states`` has the state of each worker before the first batch of this worker. None if
+            ``states`` has, for each worker, its state before it loads its first batch. None if
             there are no workers, or if the states are not known.
         """
         if not self._can_track_workers or not (position.batches or self._has_persistent_workers):
@@ -295,7 +300,7 @@ class IndexedLoader(TorchLoader):
         return {"first": found[0], "states": [worker_state_to_plain(each) for each in found[1]]}
 
     def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
-        """Returns whether workers can continue from saved states: one state for each worker."""
+        """Returns whether workers can continue from saved states. Each worker needs one state."""
         if state_dict is None or not self._can_track_workers:
             return False
         return len(state_dict["states"]) == self.base.num_workers
@@ -303,7 +308,7 @@ class IndexedLoader(TorchLoader):
     def load_worker_states(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Sets the states from which workers continue. Without a saved state, torch seeds them."""
+        """Sets the states from which workers continue. Without states, torch seeds the workers."""
         first, states = position.batches, list[bytes | None]()
         if state_dict is not None:
             first, states = (
@@ -387,13 +392,13 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _order_to_draw(self) -> Any:
-        """The order to iterate in a pass. If there is a recorder, it replaces the sampler."""
+        """The order to iterate in a pass. If there is a recorder, it stands in for its sampler."""
         order, recorded = self._order, self._recorder_with_workers
         return order if recorded is None else with_recorded_sampler(order, recorded)
 
     @contextmanager
     def _recording_pass(self, data_pass: int) -> Iterator[None]:
-        """Makes the iteration of the sampler that starts in the body a recorded pass.
+        """Starts the recording of a pass. The iteration of the sampler must start in the body.
 
         Does nothing if there is no recorder.
         """
@@ -407,7 +412,10 @@ class IndexedLoader(TorchLoader):
             yield
 
     def _set_capacity(self, recorded: RecordedOrder) -> None:
-        """Sets how many elements are kept: enough for any position that a run may return to."""
+        """Sets how many elements the recorder keeps.
+
+        These elements suffice for each position that the run may return to.
+        """
         base = self.base
         prefetched = base.num_workers * (base.prefetch_factor or 0)
         # New workers begin with a batch of worker 0, up to `aligned` batches before the position.
@@ -470,7 +478,10 @@ class IndexedLoader(TorchLoader):
         return super().batches_after_load(skip)
 
     def _loader_to_start(self) -> DataLoader[Any]:
-        """Returns the loader to iterate for a whole pass. It draws from the recorder, if any."""
+        """Returns the loader to iterate for a whole pass.
+
+        If there is a recorder, the loader takes its indices from the recorder.
+        """
         base = self.base
         if self._recorder_without_workers is not None:
             return _loader_over(
@@ -594,10 +605,10 @@ class IndexedLoader(TorchLoader):
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
         """Returns how many index batches to draw at once when a pass is entered at a position.
 
-        This is the number of index batches after the position that the first iteration of the pass
-        had drawn before it was interrupted. They were drawn ahead for workers, or given to the run
-        before it rolled back. So all later index batches are drawn at the same points of the run as
-        without the interruption.
+        When the pass was interrupted, some index batches after the position had already been drawn:
+        those of the batches that the run had been given before it moved back to the position, and
+        those that were drawn ahead for workers. The same number is drawn at once now. So all later
+        index batches are drawn at the same points of the run as without the interruption.
         """
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:

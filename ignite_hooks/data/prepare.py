@@ -105,11 +105,11 @@ def _overrides_state(loader: DataLoader[Any]) -> bool:
 
 
 def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
-    """Returns whether the class of a loader overrides one of some methods of torch or torchdata.
+    """Returns whether the class of a loader overrides a method of torch's or torchdata's loader.
 
     Args:
         loader: the loader.
-        names: the names of the methods.
+        names: the names of the methods to look at.
     """
     loader_type = type(loader)
     base = next(
@@ -169,9 +169,9 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
 def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
     """Returns the loader that Accelerate makes when it prepares ``loader``.
 
-    With several processes, a seedable sampler gets the same seed on all ranks. With one process,
-    batches are dispatched only if the user requires it, because dispatched batches must consist of
-    tensors. To dispatch batches means that rank 0 reads them and sends them to the other ranks.
+    With several processes, a seedable sampler gets the same seed on all ranks. Batches are
+    *dispatched* if rank 0 reads them and sends them to the other ranks. Dispatched batches must
+    consist of tensors. So with one process, batches are dispatched only if the user requires it.
     """
     config = accelerator.dataloader_config
     found = (config.dispatch_batches, config.data_seed)
