@@ -262,8 +262,8 @@ class ChangedSettings:
                 the names of the frozen parameters, which this method replaces if "requires_grad" is
                 overridden.
             moves: maps "step", "epoch" and "validation" to the number of such events before the
-                checkpoint. A scheduler makes a step at each event of one of these kinds: the kind
-                is the setting ``scheduler_at``.
+                checkpoint. The setting ``scheduler_at`` is one of these three names: the scheduler
+                makes a step at each event of this name.
 
         Raises:
             ValueError: the script's schedule cannot be moved to the step of the checkpoint.
@@ -355,9 +355,9 @@ class ChangedSettings:
         """Finds the values that handlers have written to the optimizer's groups since the resume.
 
         For example, a handler of STARTED sets a learning rate. On each resume the handler is called
-        again, and replaces the restored rate. So after this method the caller restores ``groups``,
-        which undoes what handlers have written. This method first notes two kinds of writes for the
-        report: those that the saved run did not make, and those of overridden settings.
+        again, and replaces the restored rate. The caller undoes such writes: after this method, the
+        caller writes ``groups`` to the optimizer. For the report, this method notes two kinds of
+        writes: writes that the saved run did not make, and writes to overridden settings.
 
         Args:
             groups: the settings from the checkpoint, for each group. If handlers have written a
@@ -369,8 +369,8 @@ class ChangedSettings:
         handlers = handlers_with_state(self._trainer).values()
         if any(isinstance(each, _SCHEDULERS) for each in handlers):
             # If a handler is a scheduler, it computes the rates from its own state, which is
-            # restored, too. The rates that it wrote before that do not matter, and are not
-            # compared.
+            # restored, too. The rates that it wrote before its state was restored do not matter,
+            # and are not compared.
             present = []
         for index, (group, now) in enumerate(zip(groups, present, strict=False)):
             for name in sorted(group.keys() & now.keys() - _IMPLEMENTATION_OPTIONS):

@@ -38,8 +38,8 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["StatefulObject", "has_module", "plain_state"]
 
-# For values of these types `_is_unsavable` returns False without a trial. Dicts, lists and tuples
-# can hold values that cannot be saved: `_drop_unsavable` searches them separately.
+# For values of these types `_is_unsavable` returns False without further checks. Dicts, lists and
+# tuples can hold values that cannot be saved: `_drop_unsavable` searches them separately.
 _DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 
@@ -70,9 +70,9 @@ class StatefulObject:
     def is_module(self) -> bool:
         """True if the object is a module.
 
-        A caller loads modules and other objects differently. It compares a module with the state
-        before loading. It does not compare any other object, and gives the object its previous
-        state back if loading fails.
+        A caller loads modules and other objects differently. Before loading, the caller compares a
+        module with the state. Any other object is not compared: if loading fails, the caller gives
+        the object its previous state back.
         """
         return isinstance(self._object, torch.nn.Module)
 
@@ -146,7 +146,7 @@ def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -
     """Loads the state of a module that may share tensors with the trainer's modules.
 
     After loading, the module shares exactly the tensors that it shared when its state was saved.
-    The exception: if the shapes of the two tensors differ now, they are not shared.
+    There is one exception: two tensors whose shapes differ now are not shared.
 
     Args:
         module: the module.
@@ -158,7 +158,7 @@ def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -
     for name, tensor in _named_tensors(module):
         source = trainer_tensors.get(shared.get(name, ""))
         if source is not None and source.shape == tensor.shape:
-            tensor.data = source.data  # the two were one tensor when the state was saved
+            tensor.data = source.data  # they were one tensor when the state was saved
         elif name in shared_now:  # without a copy, loading would also change the trainer's module
             tensor.data = tensor.data.clone()
     load_into_module(module, state["module"], state)

@@ -95,7 +95,7 @@ class TrainingState:
     _unsavable: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Wraps random generators in ``also`` in objects that have a ``state_dict``."""
+        """Replaces each random generator in ``also`` by an object that has a ``state_dict``."""
         also = {
             name: GeneratorState(each) if isinstance(each, GENERATOR_CLASSES) else each
             for name, each in self.also.items()

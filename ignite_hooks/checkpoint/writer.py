@@ -340,7 +340,7 @@ class CheckpointWriter:
     def rehearse(self, trainer: TrainingEngine) -> None:
         """Captures the state and discards the result.
 
-        So a state that cannot be saved raises an error now, and not only at the first save.
+        If a state cannot be saved, the error comes now, and not only at the first save.
         """
         self._capture(self._training_state(trainer))
 
@@ -380,8 +380,9 @@ class CheckpointWriter:
     def check_newest(self) -> None:
         """Raises an error if another run has saved checkpoints since ``note_newest``.
 
-        The trainer could not resume from these checkpoints, which were saved too late. It would
-        start before them, and train the same steps again. All ranks must call this method together.
+        These checkpoints were saved too late for the trainer to resume from them. The trainer would
+        start at an earlier step, and train again the steps that the other run has trained. All
+        ranks must call this method together.
 
         Raises:
             RuntimeError: there are such checkpoints, and the trainer must start at the newest one.

@@ -76,9 +76,9 @@ class Trainer(TrainingLoop):
             backward pass, and returns ``state.output``.
         model: the prepared model.
         optimizer_step: makes the optimizer steps, with its accelerator, optimizer and scheduler.
-        feeds: prepares the data, and finds data that was used before.
-        modules: those of the factory's other arguments that are modules, by the name of the
-            argument.
+        feeds: prepares the data. Data that is used again is not prepared a second time.
+        modules: the arguments of the factory, other than the model, that are modules. Maps the name
+            of each argument to the module.
         agree_every: see ``create_supervised_trainer``.
         on_peer_failure: see ``create_supervised_trainer``.
 
@@ -89,7 +89,8 @@ class Trainer(TrainingLoop):
             signal for which a ``SaveCheckpoint`` has stopped the run. If only some of several
             processes requested the stop, the rank is added ("EarlyStopping on rank 1").
         ended_by: the name of the handler or function that finished the run before its limit; None
-            if there was none. A process that resumes a finished run has nothing left to do.
+            if the run was not finished before its limit. By default, a process that resumes
+            such a run trains nothing.
         resume_report: says which parts of a saved run were restored, and how exactly; None if no
             run was resumed.
         hooks: the contexts of this trainer. Each context is entered before a part of the loop and
@@ -405,7 +406,7 @@ class Trainer(TrainingLoop):
             raise RuntimeError(_half_done_message(self))
 
     def _note_outcome(self) -> None:
-        """Notes whether the run has work left, because it failed or a validation was broken off.
+        """Notes whether the run is unfinished: it has failed, or a validation was broken off.
 
         ``run`` calls this method in its last statement.
         """
@@ -439,7 +440,7 @@ class Trainer(TrainingLoop):
 
         try:
             # If Ctrl-C comes within torch at the end of a ``with torch.no_grad()``, gradients stay
-            # disabled. So ``restore`` sets them as before the run.
+            # disabled. ``restore`` enables them if they were enabled before the run.
             with undo_on_exit(restore, out_of_order=True):
                 state = self._advance_run(run)
         except BaseException:
@@ -534,7 +535,7 @@ class Trainer(TrainingLoop):
     def set_data(self, data: Iterable[Any]) -> None:
         """Takes the next batch from ``data``.
 
-        Within a run the present epoch then ends with the pass over ``data``. If the run has an
+        Within a run, the present epoch ends with the pass over ``data``. If the run has an
         ``epoch_length``, or a handler has written an epoch length to the state, the epoch keeps
         this length instead, as in Ignite.
         """
