@@ -1,4 +1,4 @@
-"""Converts handlers and the settings of runs to plain data and back: dicts, JSON, YAML and TOML."""
+"""Converts handlers and the settings of runs to plain data (dicts, JSON, YAML, TOML) and back."""
 
 from ignite_hooks.config.conversion import from_dict
 from ignite_hooks.config.conversion import replace

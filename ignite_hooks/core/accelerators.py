@@ -1,6 +1,6 @@
-"""The default accelerator, settings of accelerators, and all uses of Accelerate's private members.
+"""Creates accelerators, reads their settings, and edits their lists of prepared objects.
 
-The private members, with the meaning on which this module relies:
+The module uses these private members of Accelerate, and relies on the meaning given here:
 
 - ``Accelerator._models``, ``_optimizers``, ``_dataloaders``: the objects that ``prepare`` of this
   accelerator has returned. Accelerate adds objects to these lists and removes none, until
@@ -205,7 +205,7 @@ def prepare_for_owner(
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
     for thing in _listed_objects(accelerator):
-        # A result that was on the lists before may have an owner already. It then gets a second.
+        # If a result was on the lists before and has an owner, `owner` becomes its second owner.
         if id(thing) in results or thing not in before:
             _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared
@@ -234,7 +234,7 @@ def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> No
 
 
 def remove_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
-    """Removes an owner of a loader. Without owners, the loader leaves the accelerator's list."""
+    """Removes an owner of a loader. A loader without owners leaves the accelerator's list."""
     ownership = _ownership_of(accelerator, loader)
     if ownership is not None:
         ownership.owners = [each for each in ownership.owners if each() is not owner]
@@ -311,7 +311,7 @@ def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object
 
     This function is the callback of weak references. So the garbage collector may call it at any
     time, even in the middle of another call of this function. Each line allows for entries that
-    such a call has already removed.
+    the inner call has removed.
     """
     accelerator = accelerator_ref()
     if accelerator is None:

@@ -1,6 +1,6 @@
-"""The schedulers within a SequentialLR or ChainedScheduler, and private constants of schedulers.
+"""Reads private members of torch's learning rate schedulers.
 
-The private members of torch, with the meaning on which this module relies:
+The module uses these members, and relies on the meaning given here:
 
 - ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the list of the schedulers that
   this scheduler combines. The entry of the same name in its ``state_dict`` has their states.

@@ -39,8 +39,8 @@ def modes_kept(model: torch.nn.Module) -> Iterator[None]:
 def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
     """Hides the gradients of ``model`` from the body, and restores them after the body.
 
-    Gradients that the body computes are dropped. Whether gradients are enabled in torch is restored
-    too.
+    Gradients that the body computes are dropped. The setting of ``torch.set_grad_enabled`` is
+    restored, too.
     """
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     was_enabled = torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""Changes to Python's garbage collector, each of which several runs can use at the same time."""
+"""Changes to Python's garbage collector that several runs can share."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ __all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
 class _ChangeState:
     """The users of a change in this process, and the function that undoes the change.
 
-    A user is an identity object for one ``with`` block that needs the change.
+    Each user is an ``object()`` that stands for one ``with`` block that needs the change.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class _ChangeState:
 
 
 class _SharedChange:
-    """A change of the process, such as ``gc.disable()``, that several ``with`` blocks may need.
+    """A change to the process, such as ``gc.disable()``, that several ``with`` blocks may need.
 
     The first block makes the change, and the last block to end undoes the change.
 
@@ -123,8 +123,8 @@ def _are_objects_frozen() -> bool:
     """Returns whether some code has called ``gc.freeze()``.
 
     A count of frozen objects above 0 does not prove this: in Python 3.12 a full collection freezes
-    immortal objects (PEP 683). ``gc.freeze()`` freezes all objects. So ``sys.modules``, which is
-    not immortal, shows the difference: ``gc.get_objects()`` does not return it if it is frozen.
+    immortal objects (PEP 683). But the dict ``sys.modules``, which is not immortal, is frozen only
+    by ``gc.freeze()``. ``gc.get_objects()`` does not return frozen objects.
     """
     return gc.get_freeze_count() > 0 and all(each is not sys.modules for each in gc.get_objects())
 
@@ -165,7 +165,7 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
             report(perf_counter() - began.pop())
 
     def end() -> None:
-        if measure in gc.callbacks:  # not there if an exception came before it was added
+        if measure in gc.callbacks:  # absent if an exception came before the append
             gc.callbacks.remove(measure)
 
     with undo_on_exit(end, out_of_order=True):

@@ -46,7 +46,7 @@ class RankFailure(NamedTuple):
         error_class: the name of the class of the exception.
         message: the text of the exception.
         place: the place of the rank in its run.
-        line: the last line of the traceback that is in the user's code.
+        line: the last line of the user's code in the traceback.
         run_number: the number of runs that the rank had begun. A run that a handler of another run
             has started is not counted.
         is_own: whether the rank failed by itself, and not because of a failure of another rank.
@@ -156,9 +156,9 @@ def _text_of(error: BaseException) -> str:
 
 
 def _last_line(files: Iterable[tuple[str, int, str]]) -> str:
-    """Returns the last line of a stack that is in the user's code.
+    """Returns the last line of the user's code in a stack.
 
-    If no line is in the user's code, returns the last line of the stack.
+    If the stack has no line of the user's code, returns the last line of the stack.
 
     Args:
         files: (path, line number, name of the function) for each line of the stack. The outermost
