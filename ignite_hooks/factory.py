@@ -99,7 +99,7 @@ def create_supervised_trainer(
             existing accelerators.
         lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes a scheduler from
             the prepared optimizer. At each time that ``scheduler_at`` names, the scheduler moves
-            once, for any number of processes.
+            once, however many processes there are.
         scheduler_at: when the scheduler moves. "step": after each committed step, which is an
             optimizer step that has changed the parameters. "epoch": at the end of each epoch, after
             a validation that is due at this time. "validation": after each validation, except a
@@ -237,7 +237,7 @@ def _check_arguments(
 
 
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
-    """Raises a ValueError if a function is given that a ``batch_processor`` replaces.
+    """Raises a ValueError if a ``batch_processor`` is given with a function that it replaces.
 
     Args:
         batch_processor: the ``batch_processor``, or None.

@@ -1,7 +1,8 @@
 """The lock of a directory of checkpoints, which allows one run at a time to write there.
 
 The lock is a file in the directory, ``.ignite_hooks.lock``. The file is never removed. The process
-that holds the lock is called its owner. Two mechanisms decide which process is the owner:
+that holds the lock is called its owner. If the process has several trainers, the owner is the
+trainer that took the lock. Two mechanisms decide which process is the owner:
 
 - Among the processes of one machine, ``flock`` on the file decides. The kernel releases the
   ``flock`` of a process when the process ends, also after a crash.

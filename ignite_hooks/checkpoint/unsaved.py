@@ -8,8 +8,8 @@ values are clocks, files and connections.
 
 A class may inherit its ``state_dict`` from a class of Ignite, for example a user's metric from
 Ignite's ``Accuracy``. An inherited ``state_dict`` has only the attributes that Ignite's class
-defines. This file calls all other attributes of the object attributes beside the state. A resume in
-the middle of an epoch loses their values.
+defines. In this file, all other attributes of the object are called *attributes beside the state*.
+A resume in the middle of an epoch loses their values.
 """
 
 import io
@@ -70,7 +70,7 @@ __all__ = [
 _MAX_DEPTH = 8  # levels of containers within each other
 _MAX_ELEMENTS = 10_000  # elements of all these containers together
 _MAX_NUMBERS = 1_000_000  # numbers in a list or an array
-# A text up to the first bound, and an integer up to the second, are their own digests.
+# Texts of at most this length, and integers below this size, serve as their own digests.
 _MAX_TEXT = 200
 _MAX_INT = 2**63
 # Classes of libraries whose objects are compared, because users fill them with their own values.
@@ -90,7 +90,7 @@ _STATE_ATTRIBUTES = {
 def record_initial_values(trainer: TrainingEngine) -> None:
     """Records the present values of all objects as their initial values.
 
-    An object that has a record in this process already keeps it.
+    If this process has already recorded the values of an object, the earlier record is kept.
     """
     initial = _initial_values(trainer)
     handler_objects = HandlerObjects.of(trainer)
@@ -176,7 +176,8 @@ def _initial_values(trainer: TrainingEngine) -> Values:
 def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) -> Values:
     """Returns the digests of the present values that are in no ``state_dict``.
 
-    These values are stored by objects without a state that handlers hold, and by ``trainer.state``.
+    The values are in objects that have no ``state_dict`` and are held by handlers, and in
+    ``trainer.state``.
     """
     values: Values = {}
     for path, holder in handler_objects.stateless:
@@ -243,9 +244,8 @@ def _inherits_state(cls: type) -> bool:
         return False
     if not is_library_code(cls):
         return True
-    # The class is one of Ignite's metrics. If it names no attributes to save, its state is empty.
-    # Frequency and GpuInfo need no state, because their values describe the machine and not the
-    # training.
+    # If one of Ignite's metrics names no attributes to save, its state is empty. Frequency and
+    # GpuInfo need no state, because their values describe the machine and not the training.
     measures_the_machine = issubclass(cls, Frequency | GpuInfo)
     return source is Metric and not _names_in_state(cls) and not measures_the_machine
 

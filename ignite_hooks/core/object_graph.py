@@ -78,8 +78,8 @@ class ExcludedFromSearch:
 
 _MAX_NESTING = 16  # one check goes down at most this many levels of nested containers
 _MAX_SHORT_LENGTH = 1000  # `has_changed` compares longer containers by a digest
-# Before the elements of some containers are checked, duplicates among the containers are removed.
-# This is done only if the containers have more elements than this together.
+# If the containers that `_are_plain` checks at once have more elements together than this, duplicate
+# containers are removed first.
 _MAX_UNDEDUPLICATED = 5_000_000
 _MAX_LAYOUTS = 10_000  # the number of classes whose layout is remembered
 _MAX_CHECKED_SINGLY = 64  # more elements are first checked together, which is faster per element
@@ -242,8 +242,7 @@ class ObjectSearch(ExcludedFromSearch):
         container, it has a digest.
 
         Each save of a checkpoint checks for changes, and a Python loop over all objects that a run
-        holds would take too long. So the loops are those of the interpreter (``map``,
-        ``compress``).
+        holds would take too long. So most loops run in C (``map``, ``compress``).
 
         Args:
             watched: objects of which all references are taken.
@@ -457,7 +456,7 @@ class ObjectSearch(ExcludedFromSearch):
     def _are_plain(self, things: list[Any]) -> bool:
         """Returns whether all objects of a list are plain data.
 
-        Containers are checked level by level, in the interpreter's own loops, because a data set
+        Containers are checked level by level, in loops that run in C (``map``), because a data set
         may have a list of a million samples.
         """
         for _ in range(_MAX_NESTING):
@@ -500,8 +499,8 @@ class ObjectSearch(ExcludedFromSearch):
         return not things
 
     def _layout(self, object_type: type) -> "_Layout":
-        # Each search has a table of layouts besides that of the module, because `_take_snapshot`
-        # needs the layouts of all classes that this search has met.
+        # Each search has its own table of layouts in addition to the global `_layouts`, because
+        # `_take_snapshot` needs the layouts of all classes that this search has met.
         layout = self._layouts.get(id(object_type))
         if layout is None or layout.type_ref() is not object_type:
             layout = self._layouts[id(object_type)] = _Layout.of(object_type)
@@ -585,7 +584,8 @@ class _Layout(NamedTuple):
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
         """Returns (name, value) for each attribute of an instance that has a value."""
         found = [*dict.items(self.dict_of(thing) or {})]
-        # The attributes that a `threading.local` has in this thread are not in its `__dict__`.
+        # A `threading.local` has a separate dict for each thread. The descriptor of `__dict__`, which
+        # `dict_of` reads, does not return the dict of this thread.
         if issubclass(type(thing), threading.local):
             found += threading.local.__getattribute__(thing, "__dict__").items()
         for name, index in self.slots.items():

@@ -73,9 +73,10 @@ class TimeLimits(NamedTuple):
         unblocking: the time from the interruption until the main thread must have raised an error.
             After this time the main thread counts as blocked.
         unwinding: the time from the error in the main thread until the run must have ended. If an
-            optimizer step holds the error back, also the time for this step.
+            optimizer step holds the signal back, also the longest wait for the end of the step.
         acknowledgement: at the end of a run, the longest wait for the other ranks to read the
-            failure of this rank, or to end the run too. The store may end with this process.
+            failure of this rank, or to end the run too. This rank waits because the store may end
+            with its process.
         other_failures: if a run begins after a failed run, the time to wait for each rank's report
             on the failed run.
         place_check: the time between two checks of the place of the main thread: its position in
@@ -332,7 +333,7 @@ class PeerWatch:
 
         Another rank may already have failed in the run that this rank is about to begin. Such a
         failure raises no error in this method, because this rank may still fail in the same way,
-        for example if a limit is wrong on all ranks. The watcher handles such a failure.
+        for example if ``max_epochs`` is invalid on all ranks. The watcher handles such a failure.
 
         Raises:
             RuntimeError: a rank failed in an earlier run, and not all ranks failed in the same way.
@@ -492,7 +493,7 @@ class _Watcher:
                 _LOGGER.warning("%s. This rank waits for the timeout of its collective.", failure)
                 return
             _end_process(failure, "is blocked, for example in a collective")
-        # `raised` is None if the main thread has failed by itself. Then the unwinding may take any
+        # If the main thread has failed by itself, `raised` is None, and the unwinding may take any
         # time.
         is_unwound = self.raised is None or self._ended.wait(self._limits.unwinding)
         if not is_unwound and self._on_peer_failure == "exit":
