@@ -71,7 +71,8 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
     """
     handlers = attached_handlers(trainer, SaveCheckpoint)
     # A SaveCheckpoint that does not keep the best checkpoint may have removed it as too old, and
-    # has only worse checkpoints left. Such a handler is ignored, so that none of these is loaded.
+    # has only worse checkpoints left. Such a handler is ignored, so that no worse checkpoint is
+    # loaded.
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
     if len(keeping_best) == 1:
         return Path(keeping_best[0].directory)

@@ -40,7 +40,7 @@ _model_config = ConfigDict(
 def _check_within_folder(name: str) -> str:
     """Checks that the path of a file in a manifest stays within the folder of the checkpoint.
 
-    The files in a manifest are read and removed, so a wrong path must not reach other files.
+    The files that a manifest names are read and removed. A wrong path must not reach other files.
 
     Raises:
         ValueError: the path is empty or invalid, or may lead out of the folder.
@@ -66,13 +66,13 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The content of a checkpoint, and the position in the run at which it was saved.
+    """A description of a checkpoint: its content, and the position in the run at the save.
 
     Attributes:
         version: the version of the layout, ``SCHEMA``.
         number: the number of the checkpoint in its directory, counted from 1 in the order in which
-            saves were completed. The newest checkpoint has the largest number. It may have a small
-            step, if another run has started from step 0 in the same directory.
+            saves were completed. The newest checkpoint has the largest number, but not always the
+            largest step: another run may have started from step 0 in the same directory.
         training: the identifier of the run of training, which includes all its resumes. A trainer
             that resumes keeps the identifier of the checkpoint, or gets a new identifier if it
             begins a branch, a new run from the state of the checkpoint (``lineage.py``).

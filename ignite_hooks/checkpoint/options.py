@@ -47,7 +47,7 @@ class SaveOptions(Protocol):
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        """The best value of ``metric``: "max" if it is the largest, "min" if it is the smallest."""
+        """The direction of ``metric``: "max" if larger values are better, "min" if smaller ones."""
 
     @property
     def safe_serialization(self) -> bool:

@@ -1,7 +1,7 @@
-"""Local sources of checkpoints, and the choice between a local and a remote source.
+"""Sources of checkpoints. A path leads to a local source, a URL to a remote source.
 
 A source is a place from which checkpoints are read: the folder of one checkpoint, or a directory of
-checkpoints.
+checkpoints. Local sources are defined here, remote sources in ``remote.py``.
 """
 
 import os

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after success, 1 if a file is invalid.
 
     Raises:
-        SystemExit: the arguments are wrong, or a file cannot be read. The status is then 2.
+        SystemExit: the arguments are wrong, or a file cannot be read. The exit status is 2.
     """
     parser = argparse.ArgumentParser(
         prog="python -m ignite_hooks.config",

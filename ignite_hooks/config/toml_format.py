@@ -1,4 +1,9 @@
-"""Reading and writing of TOML, which has no None, with a limit on the number of parts of a key."""
+"""Reads and writes TOML.
+
+TOML has no None, so ``dumps`` refuses data that contains a None. ``loads`` limits the number of
+parts of a key and the depth of the data. Otherwise a small file could take much memory, or overflow
+the stack.
+"""
 
 import re
 import sys
@@ -23,7 +28,8 @@ __all__ = ["dumps", "loads"]
 MAX_PARTS = 32
 """The largest number of parts of a dotted key; ``a.b.c`` has three.
 
-The memory that tomllib takes grows with the square of this number: 1.5 GB for a key of 39 KB.
+The memory that tomllib takes grows with the square of the number of parts: 1.5 GB for a key of
+39 KB.
 """
 
 _TOKEN = re.compile(r"""#[^\n]*|\"{3}|'{3}|["'.,=\n]|[][{}]""")

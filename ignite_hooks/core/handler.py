@@ -101,7 +101,7 @@ class Handler:
 class Attachment:
     """The attachment of one handler to one engine.
 
-    The attachment can be a context manager. It is then removed at the end of the ``with``.
+    The attachment is also a context manager, which is removed at the end of the ``with``.
     """
 
     def __init__(self, handler: Handler, engine: Engine) -> None:
@@ -164,7 +164,7 @@ class Attachment:
 
         The handler must fulfill what the wrapper ensures. It must not be equal to another handler
         of the event, because Ignite removes equal handlers together. It must do nothing once this
-        attachment is removed. A handler that takes the engine alone is called fastest.
+        attachment is removed. A handler whose only parameter is the engine is called fastest.
         """
         self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
@@ -186,7 +186,7 @@ class Attachment:
         self._removal_callbacks.append(callback)
 
     def remove(self) -> None:
-        """Removes this attachment. It may be called within a run. A second call does nothing."""
+        """Removes this attachment, also within a run. A second call does nothing."""
         # The list is replaced first, so that the callbacks find `is_attached` False.
         engine, callbacks, self._removal_callbacks = self._engine(), self._removal_callbacks, []
         if engine is not None:
@@ -225,10 +225,10 @@ def _attachments(engine: AnyEngine) -> list[Attachment]:
 class Scheduled(Handler):
     """A handler with the schedules ``every_steps`` and ``every_epochs``.
 
-    Every trainer has an ``OptimizerStep``. On an engine with this handler, ``every_steps`` counts
+    On an engine with the handler ``OptimizerStep``, which every trainer has, ``every_steps`` counts
     committed optimizer steps: those that the loss scaler has not skipped. On any other engine,
-    ``every_steps`` counts iterations. When a run starts, the engine is checked for an
-    ``OptimizerStep``.
+    ``every_steps`` counts iterations. When a run starts, the handler looks for an
+    ``OptimizerStep`` on the engine.
     """
 
     every_steps: int | None

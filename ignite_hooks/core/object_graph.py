@@ -78,8 +78,8 @@ class ExcludedFromSearch:
 
 _MAX_NESTING = 16  # one check goes down at most this many levels of nested containers
 _MAX_SHORT_LENGTH = 1000  # `has_changed` compares longer containers by a digest
-# If the containers that `_are_plain` checks at once have more elements together than this, duplicate
-# containers are removed first.
+# If the containers that `_are_plain` checks at once have more elements together than this, it first
+# removes duplicate containers.
 _MAX_UNDEDUPLICATED = 5_000_000
 _MAX_LAYOUTS = 10_000  # the number of classes whose layout is remembered
 _MAX_CHECKED_SINGLY = 64  # more elements are first checked together, which is faster per element
@@ -584,8 +584,8 @@ class _Layout(NamedTuple):
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
         """Returns (name, value) for each attribute of an instance that has a value."""
         found = [*dict.items(self.dict_of(thing) or {})]
-        # A `threading.local` has a separate dict for each thread. The descriptor of `__dict__`, which
-        # `dict_of` reads, does not return the dict of this thread.
+        # A `threading.local` has a separate dict for each thread. `dict_of` does not return the one
+        # of this thread.
         if issubclass(type(thing), threading.local):
             found += threading.local.__getattribute__(thing, "__dict__").items()
         for name, index in self.slots.items():

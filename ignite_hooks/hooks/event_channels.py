@@ -1,4 +1,4 @@
-"""Channels for a plain Ignite engine, one that is not a trainer: they open and close at events.
+"""Channels that open and close at the events of a plain Ignite engine, one that is not a trainer.
 
 A *channel* is a part of the training loop that has a name, such as ``on_step``. When a channel
 opens, the contexts that users have registered on it are entered, and when it closes, they are left.
@@ -41,8 +41,8 @@ class EventChannels(Channels):
     set of hooks is attached may have no ``run_scope``. In this case the channels open from the next
     run on.
 
-    If contexts are open when the last set is detached, they are still left when their channels
-    close. The handlers that open and close the channels are then removed at the end of the run.
+    If contexts are open when the last set is detached, they stay open until their channels close.
+    In this case the handlers that open and close the channels are removed at the end of the run.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -65,9 +65,10 @@ class EventChannels(Channels):
         super().add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
-        """Removes a set of hooks. After the last set, the handlers are removed too.
+        """Removes a set of hooks.
 
-        These are the handlers that open and close the channels. They stay while a context is open.
+        With the last set, the handlers that open and close the channels are removed too, unless a
+        context is open.
         """
         super().detach_set(hooks)
         self._number_of_sets -= 1
@@ -128,8 +129,8 @@ class EventChannels(Channels):
             if not is_interrupted(engine):
                 self._leave_all()
         except BaseException:
-            # The run may still be paused by interrupt() here: run() was called to continue it, and
-            # has raised an error because of its arguments. The channels then stay open.
+            # The run may still be paused by interrupt(): run() was called to continue it, but has
+            # raised an error because of its arguments. In this case the channels stay open.
             if not is_interrupted(engine):
                 self._depths = {}
                 with self.scopes:  # each context gets the failure as the exception of its body

@@ -26,8 +26,8 @@ class ClearCache(Upkeep):
     With ``every_steps`` the cache is cleared after a committed step (one that the loss scaler did
     not skip), when the gradients have been zeroed. Without ``every_steps`` and ``every_epochs`` the
     cache is cleared at the end of each epoch. The handler calls Accelerate's
-    ``clear_device_cache``, which works for any kind of device. Without a device the handler clears
-    nothing.
+    ``clear_device_cache``, which works for any kind of device. On a machine that has only CPUs, the
+    handler clears no cache.
 
     The freed memory, in MiB, is in ``state.metrics["cleared_cache_mib"]``, if the device has
     statistics of its memory.

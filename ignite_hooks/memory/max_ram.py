@@ -35,7 +35,7 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
 
     The result is the absolute peak of all resident memory, including libraries and the memory that
     the allocator keeps for reuse. So the difference of two peaks is not the size of an allocation:
-    if a freed block is reused, the second allocation raises no peak.
+    an allocation that reuses a freed block does not raise the peak.
 
     With ``include_children`` the peaks of the child processes, loader workers for example, are
     added. Only the unshared memory of a child is added, so pages that the child shares with this
@@ -47,11 +47,11 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     too little.
 
     Args:
-        every: seconds between two measurements by the thread that runs for the backend "sampler"
-            and for ``include_children``.
+        every: seconds between two readings of the memory by a thread. The thread runs with the
+            backend "sampler" and with ``include_children``.
         include_children: add the memory of the children of this process, direct and indirect.
         backend: "kernel" (on Linux) resets and reads the kernel's high-water mark. The mark belongs
-            to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" measures the
+            to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" reads the
             memory in a thread every ``every`` seconds, and at ``start``, ``reset``, ``result`` and
             ``stop``, and misses peaks in between. "auto" uses "kernel" if a trial shows that a
             reset of the mark works in this process, otherwise "sampler".
@@ -107,8 +107,8 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     def result(self) -> float:
         """Returns the peak in MiB.
 
-        While a measurement runs, this is its peak so far. Otherwise it is the peak of the last
-        measurement, or 0.0 before the first measurement.
+        While a measurement runs, the result is its peak so far. Otherwise the result is the peak of
+        the last measurement, or 0.0 before the first measurement.
         """
         peak = 0
         for measurement in self._measurements:

@@ -25,10 +25,10 @@ class AveragedGradients:
     """Averages the gradients of trained parameters that no DDP wrapper averages.
 
     The result is the same as with DDP. Training starts from the parameters and buffers of rank 0.
-    Each gradient is divided by the number of ranks, and the quotients are summed. Once per window
-    the buffers of rank 0 are copied to all ranks. If a parameter has no gradient on any rank, its
-    ``grad`` stays None, so that the optimizer skips the parameter. If a parameter is added to the
-    optimizer later, its gradient is averaged from then on.
+    Each gradient is divided by the number of ranks, and the quotients are summed. With
+    ``sends_buffers``, the buffers of rank 0 are copied to all ranks once per window. If a parameter
+    has no gradient on any rank, its ``grad`` stays None, so that the optimizer skips the parameter.
+    If a parameter is added to the optimizer later, its gradient is averaged from then on.
 
     Args:
         model: the model. The gradients of its parameters are not averaged here.
