@@ -76,9 +76,8 @@ class ScriptSchedule:
             is_counted: whether to make as many moves as ``state`` has counted. Pass True only if
                 the script moves its schedule at the same events as the saved run, that is the run
                 that wrote the checkpoint.
-            keeps_rates: whether the schedule starts from the learning rates of the script. If
-                False, the schedule starts from the rates that the checkpoint's schedule started
-                from.
+            keeps_rates: whether the script's schedule keeps its own starting rates. If False, it
+                starts from the rates that the checkpoint's schedule started from.
 
         Returns:
             The state; None if the script has no scheduler.

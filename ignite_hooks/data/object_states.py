@@ -171,8 +171,8 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
     ``_PRESENT``.
     """
     stateful = {id(each) for _, each in _stateful(present)}
-    # `_changed` compares a value only if the dict also has its path without the last part. For a
-    # path of one part, such as "dataset", this shorter path is "".
+    # `_changed` compares a value only if the earlier dict also has its path without the last part.
+    # For a path of one part, such as "dataset", this shorter path is "".
     found: dict[str, Any] = {"": _PRESENT}
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):
