@@ -63,9 +63,9 @@ class OptimizerStep(Handler):
       not move.
     - The scheduler moves once per committed step.
 
-    A trainer has an OptimizerStep of its own. It makes the step before ITERATION_COMPLETED. When
-    all handlers of ITERATION_COMPLETED have returned, it zeroes the gradients and then fires
-    STEP_COMPLETED.
+    A trainer has an OptimizerStep of its own. The trainer makes the step before
+    ITERATION_COMPLETED. When all handlers of ITERATION_COMPLETED have returned, the trainer zeroes
+    the gradients and then fires STEP_COMPLETED.
 
     On a plain Ignite engine, one that is not a trainer, the process function does the forward pass
     and ``accelerator.backward(loss)``, with or without ``accelerator.accumulate``. The step is made
@@ -120,7 +120,7 @@ class OptimizerStep(Handler):
         self.scheduler = SchedulerDriver(
             lr_scheduler, self.optimizer, scheduler_at, scheduler_metric, self.signals
         )
-        self.steps = 0
+        self.steps = 0  # the number of committed steps
         # A signal handler can raise an exception between any two lines. So a function that is still
         # to be called is kept in a list, and one line removes the function from the list and calls
         # it. Wherever an exception comes, the list shows whether the call has begun.
@@ -131,15 +131,13 @@ class OptimizerStep(Handler):
         self._step_result: list[Any] = []  # the result of that call, until the step is counted
         # ``step`` of the scheduler, while a committed step is still to move the scheduler.
         self._scheduler_call: list[Callable[[], Any]] = []
-        # ``steps`` is the number of committed steps. ``_step_number`` is the number that the step
-        # under way gets if it is committed. ``_failed_step`` is the number of the last step in
-        # which the optimizer or the scheduler raised an exception.
+        # The number of the last step in which the optimizer or the scheduler raised an exception.
         self._failed_step = 0
         # ``_version`` of the first parameter after the last committed step. Autograd counts the
         # in-place changes of a tensor in this attribute.
         self._version_after_step: int | None = None
-        self._step_number = 0
-        # Has the number of a committed step until STEP_COMPLETED is fired for it; then it is empty.
+        self._step_number = 0  # what ``steps`` becomes if the step under way is committed
+        # Has the number of a committed step until STEP_COMPLETED is fired for it; otherwise empty.
         self._uncompleted_step: list[int] = []
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
@@ -227,9 +225,10 @@ class OptimizerStep(Handler):
             self._divisor = window.size
             self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
-        # If the process function uses ``accelerator.accumulate``, Accelerate adds 1 to
-        # ``accelerator.step`` and sets ``sync_gradients`` again: to True if the sum is a multiple
-        # of the number of batches per step. This gives the same value as above.
+        # The process function may use ``accelerator.accumulate``, which adds 1 to
+        # ``accelerator.step``, and sets ``sync_gradients`` to True if the sum is a multiple of the
+        # number of batches per step. ``accelerator.step`` is chosen here so that ``accumulate``
+        # sets the same value as above.
         self.accelerator.step = self._divisor - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Engine) -> bool:
@@ -319,9 +318,9 @@ class OptimizerStep(Handler):
     def is_consistent(self) -> bool:
         """True if parameters, optimizer and scheduler are as the last committed step left them.
 
-        After a failure a checkpoint is saved only if this is True. For example, the process
-        function may have failed while it had changed parameters to compute the loss at other
-        values. The check looks at the first parameter only, and does not notice writes to
+        After a failure a checkpoint is saved only if this is True. It is False, for example, if the
+        process function changes parameters temporarily, to compute a second loss, and fails before
+        it restores them. The check looks at the first parameter only, and does not notice writes to
         ``parameter.data``.
         """
         # False if the scheduler still has to move for the last step, or raised when it moved.
@@ -364,8 +363,9 @@ class OptimizerStep(Handler):
         A validation before the first step does not move the scheduler.
 
         Args:
-            are_results_missing: whether the engine has another Validation that has not run yet in
-                this run. That Validation may be the one that measures the scheduler's metric.
+            are_results_missing: whether the engine has another Validation that has not validated
+                yet in this run. That Validation may be the one that measures the scheduler's
+                metric.
         """
         if self.steps:
             self.scheduler.end_validation(are_results_missing=are_results_missing)
@@ -535,7 +535,9 @@ class _PlainEngineStepping:
             self._close(engine)
 
     def _close_at_data_end(self, engine: Engine) -> None:
-        """Makes the step of an open window at the end of data whose last batch was not marked.
+        """Makes the step of the window that is open when the data end, if there is one.
+
+        The window is open because the data did not mark their last batch as the last.
 
         Raises:
             RuntimeError: there are several processes. They should have exchanged gradients at the

@@ -26,10 +26,10 @@ class DueList:
             added.
         broken_off: the entries that were on the list when a request to stop broke off a validation.
             They are set aside until the next run in this process puts them back into ``entries``.
-        on_resume: maps a kind of callback, such as "validations", to the numbers of the callbacks
-            of this kind that a loaded checkpoint lists as due. (Callbacks cannot be saved, so a
-            checkpoint has their numbers.) Empty as soon as the resumed run has put these callbacks
-            on the list.
+        on_resume: the callbacks that a loaded checkpoint lists as due, by number, because callbacks
+            cannot be saved. For example, ``{"validations": [1]}`` means the second callback of the
+            kind "validations" (see ``core/due_on_resume.py``). Empty as soon as the resumed run has
+            put these callbacks on the list.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The loop of a trainer: the drawing in ``events.py`` as code, and every way to end a run."""
+"""The loop of a trainer, which runs the epochs as the drawing in ``events.py`` shows."""
 
 import sys
 import time
@@ -73,7 +73,8 @@ class TrainingLoop(QuickEngine):
     The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) after the
     same events as Ignite. To end the run, the loop leaves the scopes that are open within on_loop,
     and then raises ``RunTerminated`` to get out of the generators. To end only the epoch, the loop
-    leaves the scopes within on_epoch, and then raises ``EpochTerminated``.
+    leaves the scopes within on_epoch, and then raises ``EpochTerminated``. A *stop* is a request to
+    end the run, such as a signal, that can also break off a validation.
 
     A subclass must not replace the three flags (``should_terminate`` and so on). The descriptors
     below write the flags into a dictionary, and the loop reads this dictionary, not the flags.
@@ -129,8 +130,9 @@ class TrainingLoop(QuickEngine):
         # Whether the last run has been rolled back: the position is at a step boundary, and no
         # change is left to undo.
         self._is_rolled_back = True
-        # The value of a ``terminate_epoch()`` that the last run did not obey, because the run
-        # failed first. False if there was no such request.
+        # The flag that ``terminate_epoch()`` has set in the last run (True or
+        # "skip_epoch_completed"), if the run failed at a step boundary before the epoch ended.
+        # Otherwise False.
         self._pending_epoch_termination: Any = False
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
@@ -211,14 +213,15 @@ class TrainingLoop(QuickEngine):
         self._update_handlers()
         self._fire_from_table(Events.STARTED)
         # Metrics and random generators are restored after STARTED. If the run continues in the
-        # middle of an epoch, they are restored again after EPOCH_STARTED. At the beginning of an
-        # epoch, the handlers of EPOCH_STARTED reset metrics and draw random numbers as usual.
+        # middle of an epoch, they are restored again after EPOCH_STARTED. If the run continues at
+        # the beginning of an epoch, the handlers of EPOCH_STARTED reset metrics and draw random
+        # numbers as usual.
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
             self._decisions.exchange_now()
         self._check_limits()
         # If a stop broke off a validation of the previous run, the validation is repeated below. So
-        # a run that is at its limit already must not end before.
+        # the run must not end here, even if it is at its limit already.
         if not (self.is_broken_off and self._requests.terminate_flag == AT_LIMIT):
             yield from self._handle_requests()
         self._finish_previous_step()
@@ -298,8 +301,8 @@ class TrainingLoop(QuickEngine):
         """Calls the callbacks that were due when the checkpoint of the resumed run was saved.
 
         The saved run did not call these callbacks, because of a stop or a failure. This method does
-        nothing before the random generators are restored. If the epoch is full, the callbacks are
-        only put on the list, and are called after EPOCH_COMPLETED.
+        nothing before the random generators are restored. If the epoch is full, the method only
+        defers the callbacks, which are then called after EPOCH_COMPLETED.
         """
         if self._due.on_resume and self._position.is_restored:
             make_due(self, self._due.on_resume)
@@ -435,7 +438,8 @@ class TrainingLoop(QuickEngine):
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._fire_epoch_completed()
-        # If EPOCH_COMPLETED has handlers, the list was cleared when the first handler was called.
+        # The engine clears this list when it calls the first handler of EPOCH_COMPLETED. If no
+        # handler was called, the list is cleared here.
         self._position.uncompleted_epoch.clear()
         if self._decisions is None:
             self._call_deferred()
@@ -549,9 +553,9 @@ class TrainingLoop(QuickEngine):
         """Writes the limits and the length of the present epoch to the state."""
         position, state = self._position, self.state
         shown = ShownLimits(**vars(position.limits), epoch_length=position.length_of_epoch)
-        # One statement writes to the state and to ``shown``. If Ctrl-C came between two statements,
-        # the two would differ, and the next run would take a value on the state for a limit that a
-        # user has written.
+        # One statement writes to the state and to ``shown``. With two statements, Ctrl-C could come
+        # between them. The state and ``shown`` would then differ, and the next run would take a
+        # value on the state for a limit that a user has written.
         state.max_epochs, state.max_iters, state.max_steps, state.epoch_length = position.shown = (
             shown
         )
@@ -699,10 +703,11 @@ class TrainingLoop(QuickEngine):
         return False
 
     def _roll_back_to_boundary(self) -> None:
-        """Sets counters, data and window back to the last step boundary, and undoes all changes.
+        """Sets counters and data back to the last step boundary, and drops the open window.
 
-        If the run has failed at a step boundary, the deferred callbacks stay on the list for the
-        next run. If an exception breaks off this method, the next run calls the method again.
+        The temporary changes that the run has made are undone. If the run has failed at a step
+        boundary, the deferred callbacks stay on the list for the next run. If an exception breaks
+        off this method, the next run calls the method again.
         """
         if self._is_rolled_back:
             return
@@ -750,8 +755,8 @@ class TrainingLoop(QuickEngine):
     def _finish_deferred(self) -> None:
         """Calls the callbacks that are still due when a run has ended without a failure.
 
-        Such callbacks were deferred by handlers of COMPLETED, or by handlers of a window that was
-        dropped.
+        These callbacks were deferred by handlers of COMPLETED, or by handlers that were called for
+        the batches of a dropped window.
         """
         if self.stop_reason != "exception":
             self._call_deferred_or_stop()
@@ -767,9 +772,9 @@ class TrainingLoop(QuickEngine):
     def _stop_broken_off(self) -> None:
         """Stops the run after a validation was broken off.
 
-        The validation and the callbacks after it are set aside for the next run. A stop monitor is
-        a source of requests to stop, such as a signal. The method ``obey`` of the monitor ends the
-        run and defers a save. The save is made before ``_stop_broken_off`` returns.
+        The validation and the callbacks after it are set aside for the next run. A *stop monitor*
+        is a source of requests to stop, such as a signal. Its ``obey`` ends the run and defers a
+        save, which this method makes before it returns.
         """
         self._due.break_off()
         for monitor in stop_monitors(self):
@@ -860,8 +865,8 @@ class TrainingLoop(QuickEngine):
                 should after a time limit or a budget. If False, the run is finished.
         """
         if self.should_terminate in (False, AT_LIMIT):
-            # No request of a handler is set now. So the entries belong to requests that were
-            # withdrawn.
+            # No request of a handler is set now. So the entries of the list belong to requests that
+            # were withdrawn.
             self._requests.requested_stops.clear()
         # Ignite's handlers pass no reason, so the calling handler is found by its frame.
         self._requests.requested_stops.append(
