@@ -214,10 +214,10 @@ def _compare_parts(
             found.append(Difference(name, note="only in the second", is_structural=True))
         elif (difference := _compare_values(name, ours[name](), theirs[name]())) is not None:
             found.append(difference)
-    return Part(len(names), sorted(found, key=_largest_first))
+    return Part(len(names), sorted(found, key=_most_important_first))
 
 
-def _largest_first(difference: Difference) -> tuple[bool, bool, float]:
+def _most_important_first(difference: Difference) -> tuple[bool, bool, float]:
     """Returns a key that sorts the most important differences first.
 
     Structural differences come first (see ``Difference.is_structural``), then differences that have
@@ -287,8 +287,9 @@ def _same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 def _difference_norms(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float, int]:
     """Returns the norm of the difference, the norm of ``ours``, and the number of non-finite pairs.
 
-    Both norms cover only the elements that are finite in both tensors. A pair of elements counts as
-    non-finite if one of them is NaN or infinite, and the two differ. Two NaN count as equal.
+    Both norms cover only the elements that are finite in both tensors. A *non-finite pair* is two
+    different elements at the same index, at least one of which is NaN or infinite. Two NaN count as
+    equal.
     """
     wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
     norm = reference = 0.0

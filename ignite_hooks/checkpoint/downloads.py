@@ -2,7 +2,7 @@
 
 ::
 
-    step_00000500-0123456789abcdef    a complete checkpoint; the digits are the hash of its manifest
+    step_00000500-0123456789abcdef    a complete checkpoint; its name ends with the manifest's hash
     .download-abcd                    a draft: a download in progress, locked by its process
     .lock                             locked while drafts are created, renamed or cleaned up
 

@@ -2,7 +2,7 @@
 
 A trial copies the memory of the module's tensors, which may be large. So a trial is made only for
 modules that customize their loading, or that have tensors of a special kind, such as sparse
-tensors. For all other modules names, shapes and dtypes show whether a state fits.
+tensors. For all other modules, names, shapes and dtypes show whether a state fits.
 """
 
 from collections import OrderedDict

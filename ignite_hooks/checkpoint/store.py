@@ -438,7 +438,7 @@ def _find_defect(folder: Path) -> str | None:
 def _has_manifest(folder: Path) -> bool:
     """Returns whether a folder has a manifest that is a regular file.
 
-    Call this function before opening the manifest. If it is a FIFO, opening it would wait for ever.
+    Opening a manifest that is a FIFO would wait for ever, so call this function first.
 
     Raises:
         PermissionError: the folder cannot be entered.
@@ -464,8 +464,8 @@ def _remove_leftover(folder: Path) -> None:
     """Removes a folder that an unfinished save or removal has left.
 
     After an unfinished save all files in the folder are removed. After an unfinished removal only
-    the files in its manifest are removed, because a user may have put other files into the complete
-    checkpoint.
+    the files that the manifest lists are removed, because a user may have put other files into the
+    complete checkpoint.
     """
     incomplete = folder / INCOMPLETE
     with incomplete.open("rb") as file:

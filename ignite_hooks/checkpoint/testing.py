@@ -108,7 +108,7 @@ def assert_resumable(
 
 
 class RunRecorder:
-    """Records digests of all values of a run that must not differ from those of another run.
+    """Records digests of the values in each iteration of a run, for a comparison with another run.
 
     Args:
         trainer: the trainer, with all its handlers attached. The recorder adds its own event

@@ -3,7 +3,8 @@
 A trigger makes a save due: the save is made once all other handlers of the present event have
 returned. This is the first of the four stages of a save. ``writer.py`` has a table of all stages.
 
-A step boundary is a point between two optimizer steps. Only there, a checkpoint can be saved.
+A step boundary is a point between two optimizer steps. A checkpoint can be saved only at a step
+boundary.
 """
 
 import warnings
@@ -124,9 +125,9 @@ class CheckpointTriggers:
 
         def save_and_stop() -> None:
             # The trainer has set its deferred callbacks aside for the next run, which repeats the
-            # validation first. A save that a schedule has requested stays among them, because it is
-            # to be made with the metrics of the validation. Any other save is cancelled, because
-            # the save for the signal, which _handle_requests() defers, takes its place.
+            # validation first. A save that a schedule has requested stays among these callbacks,
+            # because it is to be made with the metrics of the validation. Any other save is
+            # cancelled: _handle_requests() defers a save for the signal, which takes its place.
             if not is_due():
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
@@ -322,8 +323,9 @@ class CheckpointTriggers:
         else:
             self._save_now(trainer)
             self._last_save_time = monotonic()
-            # The run has saved what the signal asked for, so a further signal is a new request. A
-            # checkpoint that is written in the background is not complete yet.
+            # The save that the signal asked for is complete, so a further signal is a new request,
+            # and calls the signal handler that was set before the run. A save in the background is
+            # not complete yet.
             if self._is_stopping and not self._options.background:
                 self._signals.mark_complete()
 
@@ -337,9 +339,9 @@ class CheckpointTriggers:
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:
         """Makes a run end without an error if a loader worker dies after a signal has arrived.
 
-        A signal to all processes of a job ends each worker of a ``DataLoader`` that does not ignore
-        the signal. A dead worker gives no more batches, but the state of the last step boundary can
-        be saved.
+        If a signal is sent to all processes of a job, the workers of a ``DataLoader`` die, unless
+        they ignore the signal. A dead worker gives no more batches, but the state of the last step
+        boundary can be saved.
 
         Returns:
             A function that undoes this.
