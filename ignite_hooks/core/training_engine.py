@@ -1,10 +1,10 @@
-"""The protocols by which handlers use a trainer, and the order of handlers at an event.
+"""The interface by which handlers use a trainer.
 
 A handler of this package works on any Ignite engine. If the engine is a trainer, the handler can do
 more, for example defer a callback to the end of an event. ``is_trainer`` distinguishes a trainer
 from a plain Ignite engine. The package ``trainer`` imports the packages of the handlers. To avoid
-circular imports, the packages of the handlers do not import ``trainer``, and use these protocols
-instead.
+circular imports, the packages of the handlers do not import ``trainer``, and use the protocols of
+this module instead.
 
 A *window* is the batches whose gradients are accumulated for one optimizer step. At a *step
 boundary* no window is open, and no batch is being processed. A *validation* is a run of an
@@ -45,8 +45,8 @@ class Turn(IntEnum):
     # The validation at EPOCH_COMPLETED, and a deferred validation. The handlers and callbacks that
     # follow can read its results.
     VALIDATION = 2
-    # A scheduler that moves once per epoch. If the scheduler takes a metric, the move is deferred,
-    # because a handler may write the metric.
+    # A learning rate scheduler whose ``step()`` is called once per epoch. If the scheduler takes a
+    # metric, the call is deferred, because a handler may write the metric.
     SCHEDULER = 3
     # All handlers without a turn of their own.
     OTHERS = 4
@@ -112,7 +112,7 @@ class TrainingEngine(Protocol):
     accelerator: Any  # an Accelerator, whose package has no types
     optimizer: Any  # an AcceleratedOptimizer
     lr_scheduler: Any  # a torch scheduler, or Accelerate's around one
-    state: Any  # handlers of all kinds keep attributes there
+    state: Any  # handlers of all kinds keep attributes on the state
     last_event_name: Any
     stop_reason: str | None
     resume_report: Any  # a ResumeReport, whose package may not be imported here

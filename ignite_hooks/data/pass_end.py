@@ -120,7 +120,8 @@ class PassEnd:
 
         Batches are fetched ahead, to find the end of the pass. With one process, one batch is
         fetched ahead. With several processes, a full accumulation window and one more batch are
-        fetched. So the ranks exchange how many batches they have only once per window.
+        fetched. So the ranks exchange their numbers of fetched batches once per window, and not at
+        every batch.
         """
         accelerator = self._accelerator
         window = accelerator.gradient_accumulation_steps if accelerator else 1

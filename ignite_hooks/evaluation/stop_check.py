@@ -1,4 +1,4 @@
-"""Breaks an evaluation off between two batches when its training run is to stop.
+"""Breaks a validation off between two batches when the training run is to stop.
 
 Every rank breaks off after the same batch.
 """
@@ -41,7 +41,8 @@ class StopCheck:
 
     If the number of batches is unknown, a rank learns only at EPOCH_COMPLETED that it has evaluated
     its last batch. Calling ``terminate`` at EPOCH_COMPLETED would be too late, because Ignite would
-    still call the other handlers of this event. So a ``ValidationStopped`` is raised there instead.
+    still call the other handlers of this event. So a handler that comes before these handlers
+    raises ``ValidationStopped`` instead.
 
     Attributes:
         monitors: the sources of requests to stop the training run, such as a signal.
@@ -185,7 +186,7 @@ class _EvaluatorRun:
                 self._end_if_broken_off(evaluator)
 
     def after_batch_on_all_ranks(self, evaluator: Engine) -> None:
-        """Ends the run on every rank if it is to be broken off. For several processes."""
+        """Ends the run if it is to be broken off. This is the handler for several processes."""
         # If the number of batches is unknown, `epoch_length` is None, and this condition is never
         # true. `at_end_of_data` waits for the other ranks instead.
         is_last = evaluator.state.iteration == evaluator.state.epoch_length
@@ -212,8 +213,8 @@ class _EvaluatorRun:
     def wait_for_others(self) -> None:
         """Waits until all ranks have evaluated their batches, or the run is to be broken off.
 
-        Each iteration of the loop is one exchange. The ranks with further batches make the same
-        exchange after a batch.
+        The ``while`` loop exchanges flags with the other ranks. A rank that has batches left takes
+        part in the exchange after each batch.
         """
         while not (self._are_all_done or self.is_broken_off):
             self.is_broken_off, is_any_busy = self._stop_check.check_all_ranks(is_busy=False)

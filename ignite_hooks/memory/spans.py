@@ -1,4 +1,4 @@
-"""Measurements of parts of a run: of iterations, of whole runs, or from one event to another."""
+"""Measures memory during iterations, during whole runs, or from one event to another."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
