@@ -119,8 +119,8 @@ def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
     Returns:
         A container and a list of annotations; None for a type that is not a container. For example,
         ``set[int]`` gives ``list`` and ``[int]``, ``tuple[int, str]`` gives ``list`` and
-        ``[int, str]``, and ``Mapping[str, float]`` gives ``dict`` and ``[float]``. If the items of
-        a container have no annotation, theirs is ``Any``.
+        ``[int, str]``, and ``Mapping[str, float]`` gives ``dict`` and ``[float]``. Items without an
+        annotation get ``Any``: ``list`` gives ``list`` and ``[Any]``.
     """
     origin, arguments = get_origin(annotation) or annotation, list(get_args(annotation))
     if not isinstance(origin, type):

@@ -39,7 +39,7 @@ class Accumulation:
         settings = self._gradient_state.plugin_kwargs
         if settings is not self._settings:
             if not self._window.count:
-                self.restore()  # an exception may have left the settings of `shorten`
+                self.restore()  # after an exception, `shorten` may not have been undone
             settings = self._settings = self._warn_if_changed(
                 full_window_settings(self._gradient_state)
             )

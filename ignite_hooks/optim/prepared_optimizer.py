@@ -58,8 +58,8 @@ class PreparedOptimizer:
     """An optimizer that Accelerate has prepared, with the matching backward pass and clipping.
 
     Args:
-        accelerator: the accelerator. What a method does depends on its loss scaler and its type of
-            parallelism.
+        accelerator: the accelerator. Its loss scaler and its type of parallelism decide what the
+            methods do.
         optimizer: a torch optimizer, prepared or not.
 
     Raises:
@@ -120,7 +120,8 @@ class PreparedOptimizer:
             share = loss if window_size == 1 else loss / window_size
             share.backward()  # type: ignore[no-untyped-call]
         else:
-            # ``accelerator.backward`` divides the loss by ``steps``, so it is multiplied first.
+            # ``accelerator.backward`` divides the loss by ``steps``, so the loss is multiplied by
+            # ``steps`` first.
             steps = self.accelerator.gradient_accumulation_steps
             self.accelerator.backward(loss if steps == window_size else loss * steps / window_size)
 
@@ -131,7 +132,11 @@ class PreparedOptimizer:
                 parameter.grad.mul_(factor)
 
     def unscale(self) -> None:
-        """Divides the gradients by the factor of the loss scaler, if there is a loss scaler."""
+        """Divides the gradients by the factor of the loss scaler, if there is a loss scaler.
+
+        Does nothing without data parallelism, for example with FSDP, where Accelerate decides when
+        to divide.
+        """
         if self.optimizer.scaler is not None and self.is_data_parallel:
             # The flag is set before the call: if ``unscale_`` raises, the scaler may already have
             # marked the optimizer as unscaled, and ``zero_grad`` must reset this mark.
@@ -141,7 +146,8 @@ class PreparedOptimizer:
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
         """Clips the gradients by their norm; returns the norm from before the clipping."""
         # With data parallelism, torch's function is called. Accelerate's function would first
-        # unscale the gradients of all prepared optimizers, and so these gradients a second time.
+        # unscale the gradients of all prepared optimizers. The gradients of this optimizer are
+        # unscaled already, and torch's loss scaler raises an error if they are unscaled twice.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
         return norm

@@ -21,7 +21,7 @@ _groups: list[tuple[Any, Any]] = []
 
 
 def has_host_group(accelerator: Accelerator) -> bool:
-    """Returns whether ``host_group`` can be used: ``torch.distributed`` connects several processes.
+    """Returns whether ``torch.distributed`` connects several processes, as ``host_group`` needs.
 
     On a TPU there may be several processes that ``torch.distributed`` does not connect.
     """
