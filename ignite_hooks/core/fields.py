@@ -436,4 +436,4 @@ The value must not be empty. A path becomes absolute, with ``~`` expanded.
 """
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
-"""Any object. Objects can only be given in code: in a file the field is None or left out."""
+"""Any object, given in code. In a configuration file the field is None or left out."""

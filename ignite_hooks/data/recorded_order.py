@@ -99,11 +99,10 @@ class RecordedOrder(ExcludedFromSearch):
         # Whether the iterator has reached its end, and whether an index batch before the last has
         # another length than `size`.
         self._is_over, self._is_irregular = True, False
-        # If the sampler draws the order of the whole pass from the global generators, these are the
-        # states of the generators before the draw. From these states the sampler draws the same
-        # order again. The first attribute is for a draw in iter(), and None if iter() does not
-        # draw. The second attribute is for a draw with the first element, and None if there is no
-        # such draw.
+        # The states of the global generators before the sampler drew the order of the whole pass
+        # from them. From these states the sampler draws the same order again. The sampler may draw
+        # the order in iter() (the first attribute) or with the first element (the second). An
+        # attribute is None if there was no such draw.
         self._before_iterator: RandomState | None = None
         self._before_first: RandomState | None = None
 
@@ -146,9 +145,9 @@ class RecordedOrder(ExcludedFromSearch):
         # An iteration outside of the body of ``beginning`` is the user's own iteration of a loader
         # with persistent workers. Such a pass has no number.
         self._reset(self._data_pass if self.is_beginning else None)
-        # The sampler's iter() is called here, as without this wrapper, and not lazily with the
-        # first element. The sampler may draw random numbers in iter(). If there are workers, torch
-        # calls iter() twice, and so the sampler may draw twice.
+        # The sampler's iter() may draw random numbers. To keep these draws as without this wrapper,
+        # iter() is called here, and not lazily with the first element. If there are workers, torch
+        # calls iter() of the wrapper twice, and so the sampler's iter() is called twice too.
         random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False

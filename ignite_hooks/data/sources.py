@@ -140,7 +140,8 @@ class PlainIterable:
         object_states: saves and restores the states of users' objects, for example of a data set
             with a ``state_dict``.
         position_before_move: the position from which the feed was last moved, for example by a
-            rollback. The indices of earlier batches of its pass have been drawn already.
+            rollback. The pass had come this far, so the indices of all batches before this position
+            have been drawn already.
         snapshots: the snapshots of the data at its last positions, if there is a keeper. A snapshot
             contains all states that determine the rest of a pass.
 
@@ -175,7 +176,7 @@ class PlainIterable:
 
     @property
     def keeper(self) -> PositionKeeper | None:
-        """The keeper: wraps the object whose state contains the position in the data.
+        """The keeper, which wraps the object whose state contains the position in the data.
 
         None if there is no such object. A list or another container needs no keeper, because its
         iteration can begin at any batch.
@@ -351,7 +352,10 @@ class PlainIterable:
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Prepares the loader for a pass, or for the rest of a pass, which the body iterates."""
+        """Prepares the loader for a pass, or for the rest of a pass.
+
+        The body of the ``with`` iterates the pass.
+        """
         self.set_pass(data_pass)
         yield
 
@@ -368,7 +372,7 @@ class PlainIterable:
         return self.snapshots.batches(self, FeedPosition(data_pass, skip))
 
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass without the first ``skip``, and restores no saved state.
+        """Yields the batches of a pass without the first ``skip``, and does not use the keeper.
 
         If the pass was begun before, the same order of samples is drawn again. To this end, the
         random generators get the states that they had at the start of the pass. After the draw, the
@@ -528,7 +532,7 @@ class PlainIterable:
         """Sets how many samples of the pass come before ``position``.
 
         If the batch size has changed since the save, this number does not follow from the number of
-        batches.
+        batches. Does nothing here.
         """
 
     def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
@@ -545,7 +549,7 @@ class PlainIterable:
     def load_worker_states(
         self, position: FeedPosition, state_dict: Mapping[str, Any] | None = None
     ) -> None:
-        """Sets the states from which workers continue at ``position``.
+        """Sets the states from which workers continue at ``position``. Does nothing here.
 
         Args:
             position: the position in the data.
@@ -571,12 +575,13 @@ class PlainIterable:
         *,
         ends: bool = False,
     ) -> None:
-        """Sets the state from which the recorded sampler continues at ``position``.
+        """Sets the state from which the recorded sampler continues. Does nothing here.
 
         Args:
             position: the position in the data.
             state_dict: a return value of ``order_state_at``; None if no state can be used.
-            ends: whether to exhaust the sampler. True if no batch of the pass is left.
+            ends: whether the pass ends at ``position``, because no batch is left. The sampler is
+                then iterated to its end.
         """
 
     def order_state_differences(self, state_dict: Mapping[str, Any] | None) -> list[str]:
@@ -647,7 +652,7 @@ class PlainIterable:
 
 
 class AdaptedLoader(PlainIterable):
-    """The source for a prepared loader of which rank 0 reads the data for all ranks.
+    """The source for a prepared loader whose data rank 0 reads for all ranks.
 
     Only Accelerate's own iteration sends the batches of rank 0 to the other ranks. So this source
     iterates the prepared loader. ``TorchLoader`` iterates the torch loader inside a prepared loader
@@ -739,9 +744,9 @@ class TorchLoader(PlainIterable):
         self._continues_pass = False
         base: Any = self.base
         if is_stateful_loader(base):
-            # When Accelerate prepares the loader, it calls `state_dict`. This call makes the loader
-            # create an iterator too early: before the first pass. Loading an empty state drops this
-            # iterator.
+            # When Accelerate prepares the loader, it calls `state_dict`, and the loader creates an
+            # iterator. The first pass would use this iterator, although `set_epoch` had not been
+            # called yet when it was created. Loading an empty state drops the iterator.
             base.load_state_dict({})
 
     @property
@@ -926,7 +931,7 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def _matching_seed_draws(self, *, is_continued: bool = False) -> Iterator[None]:
-        """Makes an iteration that begins in the body draw from the generator as in the saved run.
+        """Corrects the draw of the seed for workers in the body, so that it matches the saved run.
 
         When an iteration begins, torch draws a seed for its workers from the loader's generator. If
         persistent workers are running already, torch draws no seed. So the present process may
@@ -1017,8 +1022,8 @@ class CustomLoader(TorchLoader):
     def _epoch_targets(self) -> list[Any]:
         """Returns only the loader if it has a ``set_epoch``.
 
-        This method of the loader may call ``set_epoch`` of the loader's parts with a number of its
-        own. So the parts are not called here.
+        This ``set_epoch`` may call the ``set_epoch`` of the loader's parts, with a number that the
+        loader chooses. So the parts are left out here.
         """
         return [self.loader] if hasattr(self.loader, "set_epoch") else super()._epoch_targets()
 
@@ -1075,7 +1080,7 @@ def _start_on_first_batch(
     with_workers: Iterable[Any],
     beginning: AbstractContextManager[None] | None = None,
 ) -> Iterator[Any]:
-    """Yields the batches of a loader that may start its workers only with its first batch.
+    """Yields the batches of a loader that may start its workers as late as with its first batch.
 
     Args:
         loader: the loader.

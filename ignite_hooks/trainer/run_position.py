@@ -1,4 +1,4 @@
-"""The position of a run: its counters and limits, and the saved state that it resumes from.
+"""Keeps the counters and limits of a run, and restores them when the run resumes.
 
 A *place* is the counters together with the position in the data. A *window* is the batches whose
 gradients are accumulated for one optimizer step. A *step boundary* is a place between two windows,
@@ -28,8 +28,8 @@ class RunPosition:
     """The counters and limits of a run, its last step boundary, and the saved state to resume from.
 
     These counters decide what the run does. The engine's state has only copies of the counters, for
-    handlers to read: if a handler overwrites a copy, the run makes the same steps. This class does
-    not use the engine. The loop moves the position forward. If a run ends within a window, the loop
+    handlers to read: if a handler overwrites a copy, the run does not change. This class does not
+    use the engine. The loop moves the position forward. If a run ends within a window, the loop
     rolls the position back to the last step boundary.
 
     Args:
@@ -172,7 +172,8 @@ class RunPosition:
     def is_between_steps(self) -> bool:
         """True at a step boundary if the feed has not given the next batch yet.
 
-        Only then ``place`` can be saved, because the position in the data belongs to the counters.
+        The run cannot be saved while the feed has given a batch that is not counted yet: the state
+        of the feed would include this batch, and the counters would not.
         """
         return (
             self.feed is not None
@@ -211,7 +212,8 @@ class RunPosition:
         progress = Progress() if is_new else self.place.progress
         length, window_size = epoch_length or feed.length, step.accumulation.full_size()
         # If ``terminate_epoch()`` has ended the present epoch, the epoch is full with fewer batches
-        # than its length. The missing batches never come, so they are counted as if they had come.
+        # than its length. The missing batches are counted here, so that they do not count as still
+        # to come.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
@@ -295,7 +297,8 @@ class RunPosition:
         limits = self.limits.with_changes(self.shown.limits, now.limits)
         if limits == Limits():
             # A handler has removed ``max_steps``, the only limit. The state still has the
-            # ``max_epochs`` that was derived from ``max_steps``. This is the limit from now on.
+            # ``max_epochs`` that was derived from ``max_steps``. This ``max_epochs`` is the limit
+            # from now on.
             limits = now.limits
         limits.check_written()
         self.adopt_epoch_length(now)
@@ -382,8 +385,8 @@ class RunPosition:
         # with the changes by handlers.
         if given == self.given_limits and not is_over:
             given = Limits()
-        # After a finished run, a limit that is reached already begins a new run. So the steps that
-        # are done, and an epoch that has begun, are not held against the limits. As in Ignite,
+        # After a finished run, a limit that is reached already begins a new run. So the limits are
+        # checked as if no step were made and the present epoch had no batch. As in Ignite,
         # ``max_epochs`` and ``max_iters`` must still not be lower than the counters.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
@@ -527,7 +530,8 @@ class RunPosition:
             ends_pass = feed.ends_pass(state_dict["data"])
             feed.load_state_dict(state_dict["data"])
             # The feed may have dropped or ended the saved pass, for example because the data has
-            # changed. If an epoch is one pass, the epoch then starts again, or is full.
+            # changed. If an epoch is one pass, the epoch starts again after a dropped pass, and is
+            # full after an ended pass.
             if self.epoch_length is None and drops_pass:
                 self.place = self.place._replace(progress=progress.at_epoch_start())
             elif self.epoch_length is None and ends_pass:
@@ -543,7 +547,7 @@ class RunPosition:
     def move_to(
         self, progress: Progress, steps: int, limits: Limits, epoch_length: int | None
     ) -> None:
-        """Makes the next run continue with the given counters, at the batch that follows them."""
+        """Makes the next run continue with the given counters, after the batches they count."""
         self.set_limits(limits)
         self.place = Place(progress)
         self.epoch_length = epoch_length
@@ -583,8 +587,8 @@ class RunPosition:
 
         Does nothing if there is no random state to restore. The loop calls this method after
         STARTED and again after EPOCH_STARTED, because handlers of these events may draw random
-        numbers and reset metrics. In the middle of an epoch, where the resumed run continues, the
-        saved run did not call these handlers.
+        numbers and reset metrics. If the run resumes in the middle of an epoch, the saved run did
+        not call these handlers at this place.
 
         Args:
             is_last_time: whether this is the last call before the next batch.
