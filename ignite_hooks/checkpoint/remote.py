@@ -1,4 +1,4 @@
-"""Remote sources of checkpoints: URLs that fsspec reads, from which checkpoints are downloaded.
+"""Downloads checkpoints from URLs that fsspec can read.
 
 A failure of the network must not be mistaken for a missing checkpoint, because the run would then
 begin from scratch without an error. Every exception of fsspec is therefore translated: to
@@ -141,7 +141,7 @@ class RemoteSource(Source):
                 unfinished[name] = "no manifest"
             else:
                 damaged[name] = "its manifest is damaged"
-        # If the result is bytes, the source itself has a manifest.json that is not a valid
+        # If `root_candidate` is bytes, the source itself has a manifest.json that is not a valid
         # manifest. The source counts as a directory of checkpoints if it has checkpoints in it, or
         # if another program has written the manifest.json. Otherwise the source counts as a damaged
         # checkpoint.

@@ -98,10 +98,11 @@ class ResumeCheckpoint(Handler):
             not train another epoch each time. "continue" trains until the limit. A run that a
             signal, ``TimeLimit`` or ``trainer.terminate(resumable=True)`` ended always continues.
         replay: what to do with data that cannot report or restore their position, such as an
-            iterable without ``state_dict``. If True, such data are iterated from the beginning of
-            the present pass through the data up to the position of the checkpoint. If False, the
-            run continues with the next pass, and restarts the epoch. Data that have a state, or can
-            be read from any batch on, always continue at the position of the checkpoint.
+            iterable without ``state_dict``. If True, the pass through such data is iterated from
+            its beginning up to the position of the checkpoint. If False, the run skips the rest of
+            this pass and continues with the next pass; an epoch that is one pass begins again. Data
+            that have a state, or can be read from any batch on, always continue at the position of
+            the checkpoint.
         override: the names of settings that the script may change. If the script and the checkpoint
             differ in a named setting, the value of the script is used. The possible names are the
             settings of the optimizer's groups ("lr", "weight_decay", "betas", "momentum", …),
@@ -286,7 +287,10 @@ class ResumeCheckpoint(Handler):
         return None
 
     def _fetch(self, source: Source, candidate: CheckpointCandidate, ranks: Ranks) -> Checkpoint:
-        """Verifies a checkpoint. A remote checkpoint is downloaded once on each machine."""
+        """Fetches a checkpoint, and verifies its files unless ``verify`` is False.
+
+        A remote checkpoint is downloaded once on each machine.
+        """
         checkpoint = ranks.call_on_rank_0(lambda: source.fetch(candidate, verify=self.verify))
         # Rank 0 has downloaded the files for its own machine. On each other machine a single rank
         # downloads the files and verifies the downloaded copies. If the source makes no copies, all

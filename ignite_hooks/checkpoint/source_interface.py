@@ -1,7 +1,7 @@
 """The interface of a source: a place, local or remote, from which checkpoints are read.
 
 ``source.py`` and ``remote.py`` implement the interface. While a source is listed, another process
-may save new checkpoints there and prune old ones. So a single listing may mix the states before and
+may save new checkpoints to it and prune old ones. So a single listing may mix the states before and
 after such a change. ``list_until_stable`` repeats a listing until its result can be trusted.
 """
 
@@ -53,10 +53,10 @@ class Listing(NamedTuple):
 
     Attributes:
         candidates: the checkpoints, the newest first.
-        damaged: maps the path of a damaged checkpoint's folder to the reason. For example, the
-            folder has a manifest that cannot be read.
-        unfinished: maps the path of a folder without a manifest to the reason. The save or the
-            removal of such a checkpoint is in progress, or was interrupted.
+        damaged: maps the path of a damaged checkpoint's folder to a text that names the damage, for
+            example a manifest that cannot be read.
+        unfinished: maps the path of a folder without a manifest to a text for messages. The save or
+            the removal of such a checkpoint is in progress, or was interrupted.
     """
 
     candidates: list[CheckpointCandidate]
@@ -118,7 +118,7 @@ def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
     checkpoint. It may also miss all checkpoints, or report a pruned checkpoint as damaged.
 
     A listing can be trusted in two cases: if every folder in it is a complete checkpoint, or if it
-    equals the previous listing. If another process saves very often, neither may ever happen. So
+    equals the previous listing. If another process saves very often, neither case may occur. So
     from the 20th listing on, the first listing that has a checkpoint is returned.
     """
     previous: Listing | None = None
@@ -133,7 +133,7 @@ def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
                 return current
             if current.candidates and count >= _MAX_LISTINGS:
                 # A checkpoint that two listings in a row report as damaged is really damaged. A
-                # checkpoint that only this listing reports may just have been pruned.
+                # checkpoint that only this listing reports as damaged may just have been pruned.
                 lasting = {
                     name: why for name, why in current.damaged.items() if name in previous.damaged
                 }

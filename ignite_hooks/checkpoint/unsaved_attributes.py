@@ -119,7 +119,7 @@ def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, An
 
 
 def _holders(trainer: TrainingEngine) -> list[Holder]:
-    """Returns the objects to compare.
+    """Returns the objects whose unsaved attributes are compared with their initial values.
 
     They are selected from the objects that ``trainer.generators`` has found. The selection is kept
     until the next search.
