@@ -1,4 +1,7 @@
-"""Encoding of handlers as plain data, and comparison of handlers by their content."""
+"""Converts handlers to plain data, and compares handlers by their content.
+
+The conversion uses the comparison to find the fields that have their default.
+"""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Absolute forms of the paths that users write, and checks that tell paths from URLs.
+"""Makes users' paths absolute, and tells paths from URLs.
 
 A path is made absolute as soon as a user gives it. If a library or a handler changes the working
 directory later, checkpoints are still written to and read from the same folder.

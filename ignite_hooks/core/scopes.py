@@ -57,7 +57,11 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
         scope.__enter__()
 
     def leave(self, depth: int) -> None:
-        """Closes all scopes but the first ``depth``. If closing one fails, the others stay open."""
+        """Closes all scopes but the first ``depth``.
+
+        If closing one fails, the error is raised at once. The other scopes stay open until the
+        caller closes them with ``unwind``.
+        """
         while len(self.open) > depth:
             self.open[-1].__exit__(None, None, None)
             self.open.pop()  # last, so that an interrupted call can be repeated

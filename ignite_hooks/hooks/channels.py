@@ -28,7 +28,7 @@ CHANNELS: tuple[ChannelName, ...] = get_args(ChannelName)
 class Channels:
     """The contexts on the channels of one engine, and the stack of open contexts.
 
-    Each channel is an attribute of the same name, which is a context manager.
+    For each channel there is an attribute of the same name, which is a context manager.
     ``with channels.on_step:`` enters the contexts of the channel in order of their registration,
     and leaves them in reverse order. A channel without contexts costs next to nothing.
 
@@ -91,7 +91,7 @@ class Channels:
 
 
 class _Channel(AbstractContextManager[None, Any]):
-    """A channel that has contexts. It leaves them open after a failure, as ``Channels`` says."""
+    """A channel that has contexts. After a failure they stay open, as ``Channels`` explains."""
 
     def __init__(self, hooks: tuple[Hook, ...], scopes: ScopeStack, engine: "ref[Engine]") -> None:
         self._hooks = hooks
