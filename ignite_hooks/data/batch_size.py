@@ -33,13 +33,13 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
         return None
     dataset, sampler = base.dataset, base.sampler
     # A loader with ``batch_size=None`` may have a batch sampler in place of its sampler.
-    sizes: Any = sampler if isinstance(sampler, BatchSampler) else base.batch_sampler
-    size = base.batch_size if sizes is None else getattr(sizes, "batch_size", None)
+    batch_sampler: Any = sampler if isinstance(sampler, BatchSampler) else base.batch_sampler
+    size = base.batch_size if batch_sampler is None else getattr(batch_sampler, "batch_size", None)
     is_split = False
     if isinstance(loader, DataLoaderDispatcher):
         is_split = bool(loader.split_batches)
-    elif isinstance(sizes, BatchSamplerShard):
-        is_split = bool(sizes.split_batches)
+    elif isinstance(batch_sampler, BatchSamplerShard):
+        is_split = bool(batch_sampler.split_batches)
     elif isinstance(dataset, IterableDatasetShard):
         # The batch size of such a loader is the share of one process. The data set of the loader is
         # a shard, and the batch size that the user chose is an attribute of this shard.

@@ -74,13 +74,14 @@ class GradientClipping(Handler):
     def attach_to(self, attachment: Attachment) -> None:
         """Clips the gradient directly before each optimizer step."""
         step = _find_optimizer_step(attachment.engine)
-        stepping = step.attachment
+        step_attachment = step.attachment
 
         def clip(engine: Engine) -> None:
-            nonlocal step, stepping
-            if not (stepping and stepping.is_attached):  # another OptimizerStep is attached now
+            nonlocal step, step_attachment
+            # If the OptimizerStep is detached, another one may have been attached since.
+            if not (step_attachment and step_attachment.is_attached):
                 step = _find_optimizer_step(engine)
-                stepping = step.attachment
+                step_attachment = step.attachment
             self._clip(step.prepared, engine)
 
         callbacks = callbacks_before_step(attachment.engine)
