@@ -93,10 +93,10 @@ def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
 
 
 def samples_per_batch(order: Any) -> int | None:
-    """Returns the number of samples, of all processes together, in one index batch.
+    """Returns the number of samples that all processes together take for one index batch each.
 
-    Returns None for batch samplers of other classes than those of torch and Accelerate, because
-    their batches may vary in size.
+    An index batch is a list of indices. Returns None for batch samplers of other classes than those
+    of torch and Accelerate, because their batches may vary in size.
     """
     if type(order) is BatchSampler:
         return order.batch_size
@@ -147,7 +147,7 @@ def samples_per_pass(order: Any) -> int | None:
 def enter_at_sample(order: Any, samples: int) -> Iterator[Any]:
     """Enters an order of batches after its first ``samples`` samples.
 
-    The sample after these is the first one of the next batch, even if the batch size has changed.
+    The next batch begins directly after these samples, even if the batch size has changed.
 
     Args:
         order: an order for which ``samples_per_batch`` returns a number.
@@ -187,8 +187,8 @@ def _enter_with_head(
     A shard pads the last batches of a pass with the first samples that it has seen. These must be
     the first samples of the pass, not the first ones after the position. So the result begins with
     the first batch of each process, followed by the elements after the position. Later
-    ``_take_share`` skips the first batch. If nothing is padded, or if the position lies within the
-    first batches, the result begins at the position.
+    ``_take_share`` skips the first batch of its process. If nothing is padded, or if the position
+    lies within the first batches, the result begins at the position.
 
     Args:
         shard: a ``BatchSamplerShard`` of Accelerate, which iterates over the batches of all
@@ -304,7 +304,7 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         return list(sequence[:head_size]), iterator
     # If there are elements before the position, the first of them is taken before the random state
     # is captured. So a sampler that draws its whole order with the first element causes no warning.
-    # It needs none, because it draws the same order again.
+    # No warning is needed, because this sampler draws the same order again.
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)

@@ -14,9 +14,9 @@ Two private attributes of torchdata are used:
 
 - ``StatefulDataLoader._iterator`` shows whether a loader has started its persistent workers.
 - ``torchdata.nodes.Loader._it`` is the iterator of a loader. When this iterator requests a batch
-  after the last batch of a pass, it caches the state from before this request. Its ``state_dict``
-  then always returns the cached state. The keeper sets the attribute to None, so that the loader
-  creates a new iterator.
+  after the last batch of a pass, it caches the state from before this request. From then on, its
+  ``state_dict`` returns only the cached state. So the keeper sets the attribute to None, and the
+  loader creates a new iterator.
 
 ``tests/data/test_data_states.py`` fails if the meaning of either attribute changes.
 """
@@ -356,7 +356,7 @@ class Source(Protocol):
         """
 
     def set_pass(self, data_pass: int) -> None:
-        """Calls ``set_epoch`` of the data with the number of the next pass, from 0."""
+        """Calls ``set_epoch`` of the data with the number of the next pass; the first pass is 0."""
 
     def random_state_at_start(self, data_pass: int) -> RandomState | None:
         """Returns the states of the global generators at the start of a pass; None if unknown."""
@@ -383,7 +383,7 @@ class Snapshots:
         # Whether the snapshot at the start of the pass was taken before the call of `set_epoch` for
         # this pass. In this case `set_epoch` must be called after the snapshot is restored.
         self._needs_set_epoch = False
-        # The states that the data's generators had before `set_epoch`, which may seed them anew.
+        # The states of the data's generators before `set_epoch`, which may seed the generators.
         self._generators_before: dict[str, Any] | None = None
         self._is_resumed = False  # whether the snapshot to continue from came from a checkpoint
         # The `Snapshots` of other feeds whose keepers wrap the same object. The feed that is
@@ -444,9 +444,9 @@ class Snapshots:
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
-            # The keeper sets its own generators below: restoring the keeper and fetching batches
-            # again leaves them in the right states. Their noted states may be wrong: if the request
-            # of a batch was interrupted, these states are from the middle of the batch.
+            # The generators that belong to the keeper's state are left out: restoring the keeper
+            # and fetching batches again, below, gives them the right states. Their noted states may
+            # be wrong, for example from the middle of a batch whose request was interrupted.
             states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
@@ -482,7 +482,7 @@ class Snapshots:
         yield from chain_first(first, batches)
 
     def restore_keeper_once(self, others: Iterable["Snapshots"]) -> None:
-        """Makes only one of several feeds restore an object that is the keeper of all of them.
+        """Makes only one of several feeds restore the object that the keepers of all feeds wrap.
 
         The snapshots of these feeds are at the start of a pass, and were taken at the same time.
         The feed that is iterated first restores the object. If a second feed restored the object
@@ -496,7 +496,7 @@ class Snapshots:
     def _restore(self, source: Source, position: FeedPosition) -> None:
         for other in self._sharing:
             # The other feeds lose their snapshots at the start of a pass, so that they do not
-            # restore the keeper.
+            # restore the shared object.
             other._snapshots = {at: each for at, each in other._snapshots.items() if at.batches}
         self._sharing = []
         self._snapshots[position].restore(source, is_at_start=not position.batches)
@@ -563,9 +563,9 @@ class Snapshots:
         return is_present and position not in self._snapshots
 
     def _changes_with_batches(self, position: FeedPosition) -> bool:
-        """Returns whether the keeper's state at ``position`` differs from its state a batch before.
+        """Returns whether the batch before ``position`` has changed the keeper's state.
 
-        Also returns True if the state a batch before is not known.
+        Also returns True if the state before this batch is not known.
         """
         former = self._snapshots.get(position._replace(batches=position.batches - 1))
         return former is None or not is_same_state(former.keeper, self._snapshots[position].keeper)
