@@ -212,7 +212,7 @@ def _verify_checkpoints(options: argparse.Namespace) -> int:
     )
     for candidate in listing.candidates:
         problems = _problems_of(source, candidate)
-        # While this command read the files, a running job may have removed the old checkpoint.
+        # A running job may have removed the checkpoint while this command read its files.
         if problems and not source.still_has(candidate):
             _print_lines(f"{_folder_name(candidate.name)}: {_REMOVED}")
             continue
@@ -304,8 +304,8 @@ def _open_source(place: str, cache_dir: Path | None = None) -> tuple[Source, Lis
     Args:
         place: the path or URL of the source.
         cache_dir: the folder to which the files of a remote checkpoint are downloaded; None if the
-            command needs manifests only. Then ``os.devnull`` takes the place of the folder, and
-            nothing is written to it.
+            command needs manifests only. If it is None, ``os.devnull`` takes the place of the
+            folder, and nothing is written to it.
     """
     if not is_url(place) and not os.path.isdir(place):
         # The message does not say that the directory is missing: isdir() is also False if this

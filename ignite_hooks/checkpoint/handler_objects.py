@@ -66,8 +66,9 @@ __all__ = [
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
 # To enter an object is to search the objects that it holds. The search enters all objects whose
-# class the user has defined. Of the objects whose class a library defines, it enters only those of
-# these libraries, for example containers, callables and Ignite's handlers.
+# class the user has defined. If a library has defined the class of an object, the search enters the
+# object only if the library is one of these. Such objects are, for example, containers, callables
+# and Ignite's handlers.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -105,9 +106,9 @@ class HandlerObjects:
         held: maps names to the other objects that have a state.
         stateless: pairs of a path and an object without a state. A run may change the object, and
             no checkpoint saves the change.
-        unnamed: the paths to objects that have a state, but are not saved. Such an object is an
-            element of a set. The order of a set may differ in another process, so the object has no
-            name by which a resume could find it.
+        unnamed: the paths to objects that have a state, but are not saved. These objects are in
+            sets, and each has the same class as another one of them. The order of a set may differ
+            in another process, so a resume could not tell these objects apart.
         is_complete: whether the search has reached all objects; False if there are too many.
     """
 
@@ -152,8 +153,8 @@ class _Search:
         # The ids are enough to recognize the roots and the excluded objects: the search keeps these
         # objects alive, so no other object can get one of their ids.
         self._start = _identity_key(roots, excluded)
-        # Pairs of a reference to a module, which returns the module when it is called, and the
-        # result of `_tensor_ownership` for the module.
+        # A pair for each module that was checked. The first value is a reference, which returns the
+        # module when it is called. The second value is the result of `_tensor_ownership`.
         self._module_ownership: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
         self._attached: dict[str, Any] = {}
         self._roots: dict[str, Any] = {}
@@ -219,10 +220,10 @@ class _Search:
     def collect(self) -> HandlerObjects:
         """Returns the objects that were found.
 
-        An object is left out if the state of another object that holds it already contains its
-        state. For example, the ``state_dict`` of a handler may contain that of an inner scheduler.
-        The present states are compared in each call, because two states can be equal by chance at
-        the start of a run and differ later.
+        An object is left out if its state is part of the state of another object that holds it. For
+        example, the ``state_dict`` of a handler may contain that of an inner scheduler. The present
+        states are compared in each call, because two states can be equal by chance at the start of
+        a run and differ later.
         """
         found = [(path, get()) for path, get in self._found]
         saved_separately = [
@@ -265,11 +266,11 @@ def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> di
     on. The handlers of the evaluators that the trainer validates with come last. Metrics of these
     evaluators are left out, because each validation resets them.
 
-    An object that a handler holds is named as follows. If the handler has no state, and the object
-    is the only one with a state that it holds, the object gets the name of the handler. Otherwise
-    the name of the object is the name of the handler and the path to the object, for example
-    "MyHandler.ema". A path of several parts is replaced by the class of the object if the handler
-    holds no other object of this class.
+    An object that a handler holds is named as follows. If the handler has no state and holds only
+    one object with a state, this object gets the name of the handler. Otherwise the name of the
+    object is the name of the handler and the path to the object, for example "MyHandler.ema". A
+    path of several parts is replaced by the class of the object if the handler holds no other
+    object of this class.
 
     An object that a function holds is named after its class. If there are several objects of the
     class, the name of the variable is added.
@@ -459,8 +460,8 @@ def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
     An owner is an object that the path passes on its way to the object: the object at "MyHandler"
     is an owner of the object at "MyHandler.ema".
     """
-    # An EpochOutputStore has no `state_dict`. So no owner has the state of a store in its own
-    # state, and a store has no other object's state in its own.
+    # An EpochOutputStore has no `state_dict`. So the state of a store is in no owner's state, and
+    # owners that are stores are left out below.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [
@@ -501,10 +502,10 @@ def _is_same_state(first: Any, second: Any) -> bool:
 
 
 def _unordered_paths(found: Found) -> set[str]:
-    """Returns the paths to elements of sets that a resume could not tell apart.
+    """Returns the paths to the objects in sets that a resume could not tell apart.
 
-    The order of a set may differ in another process, so only the class can identify an element. The
-    result has the elements whose class another element of a set has, too.
+    The order of a set may differ in another process, so only the class can identify an object in a
+    set. If several objects in sets have the same class, the result has their paths.
     """
     counts = Counter(type(each) for path, each in found if SET_ELEMENT_PREFIX in path)
     return {path for path, each in found if SET_ELEMENT_PREFIX in path and counts[type(each)] > 1}

@@ -54,7 +54,7 @@ class PlainNames:
                 plain = _join_path(self._plain_paths[parent], name)
             self._plain_paths[path] = plain
             # A wrapper and the module in it have the same plain path. The module comes after its
-            # wrapper and overwrites this entry. So the plain path leads to the module at the end.
+            # wrapper and overwrites this entry. So in the end the plain path leads to the module.
             self._actual_paths[plain] = path
 
     @cached_property
@@ -90,10 +90,11 @@ class PlainNames:
 
         Args:
             state: the state, with plain names.
-            own_names: the names in the module's own ``state_dict``. Each name in ``state`` becomes
-                the own name with the same plain name. A name in ``state`` may match none of the own
-                names, for example because an older version of the module had it. Such a name is
-                translated with ``actual``: the module may rename it while loading, or refuse it.
+            own_names: the names in the module's own ``state_dict``. Each name in ``state`` is
+                replaced by the name in ``own_names`` with the same plain name. A name may have no
+                such counterpart, for example because only an older version of the module had it. In
+                this case the name is translated with ``actual``: the module may rename it while
+                loading, or refuse it.
         """
         if not self._has_wrappers:
             return dict(state)

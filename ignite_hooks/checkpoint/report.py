@@ -56,7 +56,7 @@ class ResumedPart:
 
 
 def merge_reasons(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Merges the reasons that all ranks give into one text for each part.
+    """Merges the reasons of all ranks into one text for each part.
 
     Args:
         rank_reasons: one mapping for each rank, in the order of the ranks, from the name of a part
@@ -104,7 +104,7 @@ class ResumeReport:
         return all(part.level == "exact" for part in self.parts.values())
 
     def with_others(self, reports: Sequence["ResumeReport"]) -> "ResumeReport":
-        """Returns the report of this rank, with the parts that are not exact on other ranks added.
+        """Returns this rank's report, extended by the parts that are not exact on other ranks.
 
         Args:
             reports: the reports of all ranks, in the order of the ranks.

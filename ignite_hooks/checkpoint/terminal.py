@@ -59,9 +59,9 @@ def size_text(size: int) -> str:
 def age_text(then: datetime, now: datetime) -> str:
     """Returns the time from ``then`` to ``now`` as text: "90 min", or "in 90 min" for the future.
 
-    The units are days, hours, minutes and seconds. The largest unit of which the time has at least
-    two is used: 90 minutes are fewer than two hours. A time under two seconds is given in seconds.
-    A ``then`` without a time zone is taken as UTC.
+    The text uses the largest unit (days, hours, minutes or seconds) in which the time is at least
+    2: 90 minutes are less than 2 hours, so their unit is minutes. A time under 2 seconds is given
+    in seconds. A ``then`` without a time zone is taken as UTC.
     """
     if then.utcoffset() is None:
         then = then.replace(tzinfo=timezone.utc)

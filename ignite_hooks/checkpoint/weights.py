@@ -82,7 +82,7 @@ class CheckpointEntry:
             such value.
         is_best: whether the checkpoint is the best of its run. Only the checkpoints of the source
             that was listed are compared. A checkpoint whose value is NaN is never the best. Of two
-            equal values, the newer checkpoint is better.
+            checkpoints with equal values, the newer one is better.
         path: the folder of the checkpoint, or its URL if the source is a URL.
         run: the identifier of the run of training that saved the checkpoint. A directory may have
             checkpoints of several runs.
@@ -104,9 +104,9 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class LoadedWeights(CheckpointEntry):
-    """The checkpoint that weights were loaded from, and the names that were not loaded.
+    """The result of ``load_weights``: the loaded checkpoint, and the names that were not loaded.
 
-    With ``strict=True`` both tuples of names are empty.
+    With ``strict=True``, ``missing`` and ``unexpected`` are empty.
 
     Attributes:
         missing: names of parameters and buffers that only the module has. Their values in the
@@ -378,8 +378,8 @@ class CheckpointReader:
             a URL, ``list_candidates`` does not.
 
     Attributes:
-        versions: the package versions that the manifest of a checkpoint lists, by package name. The
-            checkpoint is the one that ``read`` has returned last; before, the mapping is empty.
+        versions: the package versions in the manifest of the checkpoint that ``read`` returned
+            last, by package name. The mapping is empty before the first ``read``.
     """
 
     def __init__(self, source: str | Path, cache_dir: str | Path | None = None) -> None:
@@ -619,7 +619,7 @@ def _with_module_names(
 
     For example, ``torch.compile`` adds the prefix in ``_orig_mod.weight``, and ``AveragedModel``
     adds the prefix in ``module.weight``. If a state with such prefixes lacks names of the module,
-    the prefixes are removed. If names are still missing then, the state is returned unchanged.
+    the prefixes are removed. If the result lacks names too, the state is returned unchanged.
 
     Args:
         module: the module.
