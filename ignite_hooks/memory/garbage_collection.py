@@ -49,21 +49,22 @@ class GarbageCollector(Upkeep):
     there is also ``gc_pause_seconds``, the total duration of the automatic collections of the run.
 
     ``disable_automatic`` and ``freeze_after`` change settings of the process within ``run``. The
-    settings are restored when ``run`` is left, also after a failure. Several collectors, or two
-    runs one within the other, may change the same setting. It is then restored when the last of
+    settings are restored when ``run`` is left, also after a failure. If several collectors, or two
+    runs one within the other, change the same setting, the setting is restored when the last of
     these runs is left. A handler that is added as a callable, with ``engine.add_event_handler``,
     collects garbage but changes no settings.
 
     Args:
-        every_steps: collect once in so many committed steps: optimizer steps that the loss scaler
-            did not skip. On an engine that has no ``OptimizerStep`` iterations are counted instead.
-        every_epochs: collect once in so many epochs. Without ``every_steps`` and ``every_epochs``
-            garbage is collected at the end of each epoch.
+        every_steps: collect at every n-th committed step. A step is committed if the loss scaler
+            did not skip it. On an engine that has no ``OptimizerStep``, iterations are counted
+            instead.
+        every_epochs: collect at the end of every n-th epoch. Without ``every_steps`` and
+            ``every_epochs``, garbage is collected at the end of each epoch.
         generation: 0, 1 or 2, as in ``gc.collect``. Only 2 finds cycles of old objects.
         disable_automatic: turn Python's automatic collections off during a run.
-        freeze_after: after so many iterations, collect once in full and call ``gc.freeze()``, which
-            excludes all present objects from later collections. The objects are unfrozen when the
-            run ends. The iterations are counted from the entry into ``run``, also if the run
+        freeze_after: after this many iterations, collect once in full and call ``gc.freeze()``,
+            which excludes all present objects from later collections. The objects are unfrozen when
+            the run ends. The iterations are counted from the entry into ``run``, also if the run
             resumes an earlier run.
         track_pauses: measure the duration of automatic collections, which is the time that
             ``disable_automatic`` could save.
@@ -84,7 +85,7 @@ class GarbageCollector(Upkeep):
     def attach(self, engine: Engine, event: Any = None) -> Attachment:
         """Attaches the handler, and changes the settings of the process during each run.
 
-        The settings are changed with an ``event`` and without one.
+        The settings are changed whether or not an ``event`` is given.
         """
         attachment = super().attach(engine, event)
         if self.disable_automatic:
@@ -134,9 +135,9 @@ class _PauseMetric:
 
 @contextmanager
 def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
-    """Freezes all objects after so many iterations of the body, a run; unfreezes them at its end.
+    """Freezes all objects after ``iterations`` iterations; unfreezes them at the end of the body.
 
-    Garbage collections skip frozen objects.
+    The body is a run of ``engine``. Garbage collections skip frozen objects.
     """
     with ExitStack() as changes:
         remaining = iterations
@@ -171,11 +172,11 @@ class CudaGarbageCollector(GarbageCollector):
     ``GarbageCollector``.
 
     Args:
-        every_steps: collect and clear once in so many committed steps.
-        every_epochs: collect and clear once in so many epochs.
+        every_steps: collect and clear at every n-th committed step.
+        every_epochs: collect and clear at the end of every n-th epoch.
         generation: 0, 1 or 2, as in ``gc.collect``.
         disable_automatic: turn Python's automatic collections off during a run.
-        freeze_after: freeze all objects after so many iterations of the run.
+        freeze_after: freeze all objects after this many iterations of the run.
         track_pauses: measure the duration of automatic collections.
         verbose: log the duration of each part, and the summary of the device's memory.
     """

@@ -91,8 +91,8 @@ class MinibatchMaxRAM(RAMMetric):
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements by the thread that runs for the backend "sampler"
-            and for ``include_children``.
+        every: seconds between two readings of the memory by a thread. The thread runs only with
+            the backend "sampler" or with ``include_children``.
         include_children: add the memory of the children of this process, loader workers for
             example. Reading it takes some milliseconds at the start and at the end of the
             iteration.
@@ -125,8 +125,8 @@ class EpochMaxRAM(RAMMetric):
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements by the thread that runs for the backend "sampler"
-            and for ``include_children``.
+        every: seconds between two readings of the memory by a thread. The thread runs only with
+            the backend "sampler" or with ``include_children``.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
@@ -152,8 +152,8 @@ class ExperienceMaxRAM(RAMMetric):
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements by the thread that runs for the backend "sampler"
-            and for ``include_children``.
+        every: seconds between two readings of the memory by a thread. The thread runs only with
+            the backend "sampler" or with ``include_children``.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
@@ -182,8 +182,8 @@ class StreamMaxRAM(RAMMetric):
 
     Args:
         name: the key in ``state.metrics``.
-        every: seconds between two measurements by the thread that runs for the backend "sampler"
-            and for ``include_children``.
+        every: seconds between two readings of the memory by a thread. The thread runs only with
+            the backend "sampler" or with ``include_children``.
         include_children: add the memory of the children of this process.
         backend: "auto", "kernel" or "sampler", as for ``MaxRAM``.
 
@@ -206,7 +206,8 @@ class StreamMaxRAM(RAMMetric):
     def start(self) -> None:
         """Starts a measurement of your own code from scratch; does nothing if one is running.
 
-        It is independent of the measurements on engines to which the handler is attached.
+        This measurement is independent of the measurements on engines to which the handler is
+        attached.
         """
         if self not in _started_by_user:
             _started_by_user[self] = self._max_ram()
@@ -236,11 +237,11 @@ def ram_usage_metrics(
 ) -> list[RAMMetric]:
     """Returns the requested metrics of resident memory.
 
-    They can be given to ``create_supervised_trainer`` as ``handlers``.
+    The metrics can be given to ``create_supervised_trainer`` as ``handlers``.
 
     Args:
-        every: seconds between two measurements by the thread that runs for the backend "sampler"
-            and for ``include_children``.
+        every: seconds between two readings of the memory by a thread. The thread runs only with
+            the backend "sampler" or with ``include_children``.
         minibatch: whether to return a ``MinibatchMaxRAM``.
         epoch: whether to return an ``EpochMaxRAM``.
         experience: whether to return an ``ExperienceMaxRAM``.

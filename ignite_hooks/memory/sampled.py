@@ -1,4 +1,4 @@
-"""The highest of several measured values of memory, and a thread that measures at intervals."""
+"""Samples of memory: a thread measures at intervals, and a mark keeps the highest value."""
 
 import sys
 from collections.abc import Callable
