@@ -84,11 +84,11 @@ class Place(NamedTuple):
     Attributes:
         progress: the counters.
         position: the position in the data.
-        taken: the total number of batches that have entered an accumulation window, the last batch
-            given to the engine included. ``Window.taken`` counts the same batches, but counts a
-            batch only when it enters its window. While ``Window.taken`` is smaller than ``taken``,
-            the last batch has not entered a window yet. The run is then not at a step boundary (a
-            point between two optimizer steps), even if no window is open.
+        taken: the total number of batches for accumulation windows. A batch counts as soon as it is
+            given to the engine. ``Window.taken`` counts the same batches, but counts a batch only
+            when it enters its window. While ``Window.taken`` is smaller than ``taken``, the last
+            batch has not entered its window yet. So the run is not at a step boundary (a point
+            between two optimizer steps), even if no window is open.
     """
 
     progress: Progress = Progress()

@@ -18,7 +18,7 @@ at least 1::
 
 ``must_be`` makes a validator for a field type with a rule of your own. ``handler_config`` is the
 pydantic configuration that ``checked_dataclass`` uses. If your class is a pydantic dataclass
-already, give it this configuration instead of ``checked_dataclass``.
+already, give it this configuration, and do not use ``checked_dataclass``.
 """
 
 from ignite_hooks.core.checked_dataclass import checked_dataclass

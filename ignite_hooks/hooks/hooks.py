@@ -21,8 +21,8 @@ the eight channels opens and closes.
                        EXCEPTION_RAISED
 =====================  ============================================================================
 
-A context is a function that is called with the engine. If the engine is a trainer, it always has
-these attributes:
+A context is called with the engine. If the engine is a trainer, the engine always has these
+attributes:
 
 ========================  ========================  ================================================
 attribute                 type                      meaning
@@ -121,7 +121,7 @@ class Hooks(Handler):
     end the failure in one way only: it catches the exception and calls ``trainer.terminate()``
     before the generator returns. Then the run stops cleanly. If a context fails while it is left,
     the other contexts are left all the same. If an earlier failure was the reason for leaving the
-    contexts, the failure of the context becomes a note of the earlier one.
+    contexts, the failure of the context becomes a note on the earlier exception.
 
     A trainer has one set already, ``trainer.hooks``. Further sets can be attached to the trainer,
     or given to ``create_supervised_trainer`` in ``handlers``. Contexts can be registered and
@@ -141,10 +141,10 @@ class Hooks(Handler):
     attach the set after the OptimizerStep, and after the handlers that belong inside the contexts.
     If the first set is attached within a run, it takes effect with the next run.
 
-    A plain engine fires no event when a failure ends an epoch or the loop. So contexts on
-    ``on_loop`` and ``on_epoch`` are then left late: when ``run`` is left or the next epoch starts.
-    If a handler of EXCEPTION_RAISED has swallowed the failure, these contexts do not see the
-    failure.
+    If a failure ends an epoch or the loop, a plain engine does not fire the event that would close
+    the channel. So contexts on ``on_loop`` and ``on_epoch`` are left late after a failure: when
+    ``run`` is left or the next epoch starts. If a handler of EXCEPTION_RAISED has swallowed the
+    failure, these contexts do not see the failure.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Ignite's collectives for ranks that have unequal numbers of samples.
 
-Ignite's metrics call collectives of ``ignite.distributed``. Two cases fail there:
+Ignite's metrics call collectives of ``ignite.distributed``. These calls fail in two cases:
 
 - Metrics that keep all predictions, such as ``EpochMetric`` and ``ROC_AUC``, gather the predictions
   as if all ranks had the same number of them. If the numbers differ, gloo ends the process.

@@ -54,7 +54,8 @@ class RunningMetrics:
         """Returns a function that calls ``update`` and notes the iteration of the call.
 
         Args:
-            key: identifies this update when the handlers are looked up again.
+            key: identifies the update. Whenever the handlers are looked up again, the same handler
+                must get an equal key.
             update: the handler of ITERATION_COMPLETED that updates a metric.
             iteration: the present iteration. A new update counts as called at this iteration, so
                 that the batch of this iteration does not count as missed.
@@ -118,9 +119,9 @@ class RunningMetrics:
         if self._to_restore is not None:
             return  # this run ended before it restored the copies, so the next run restores them
         opened, kept = self._before_window or (None, [])
-        # If the dropped window has copies, these are restored. Otherwise the present metrics are
-        # restored. These are right too: a window without copies has one batch, and if such a window
-        # is dropped, no metric was updated with this batch.
+        # If metrics were copied before the dropped window, the next run restores the copies.
+        # Otherwise it restores the present metrics. They are right too: a window without copies has
+        # one batch, and if this window is dropped, no metric was updated with the batch.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
         # One statement sets both attributes. If an exception comes before this statement, the
