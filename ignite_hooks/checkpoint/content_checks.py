@@ -150,7 +150,7 @@ class _StrictModel(BaseModel):
         extra="forbid",
         strict=True,
         arbitrary_types_allowed=True,
-        defer_build=True,  # pydantic builds the models in the first resume, not in the import
+        defer_build=True,  # pydantic builds a model on its first use, so that imports stay fast
     )
 
 
@@ -197,7 +197,7 @@ class _SourceFields(_StrictModel):
         opening: see ``_Opening``; None if the sampler did not draw the order of the pass from the
             global generators.
         drew_seed: whether torch drew a seed for the workers of the loader when the pass began.
-        has_workers: whether persistent workers were running.
+        has_workers: whether workers that outlive a pass (persistent workers) were running.
         generators: the states of the random generators of the data, by name.
     """
 
@@ -258,7 +258,8 @@ class _DataOrder(_StrictModel):
         start: the number of elements of the pass before the position of the run.
         elements: the elements after ``start`` that the sampler has yielded already.
         head: the first elements of the pass, with which Accelerate pads the last batches.
-        is_within: whether the pass has begun. If not, ``elements`` and ``head`` are empty.
+        is_within: whether the position is within a pass that has begun. If not, ``elements`` and
+            ``head`` are empty.
         is_over: whether the sampler was at the end of a pass, or at the start of the next one.
         opening: see ``_Opening``; None if the sampler did not draw the order of the pass from the
             global generators.
@@ -281,7 +282,7 @@ class _SnapshotFields(_StrictModel):
 
     Attributes:
         of: the name of the keeper: its path in the data, and its class.
-        ahead: the number of batches after the position that the loader has loaded already.
+        ahead: the number of batches that the loader has loaded beyond the position.
         is_cut: whether the previous pass was left before its end.
         keeper: the state of the keeper.
         objects: the states of the other objects in the data, by name.
@@ -308,7 +309,8 @@ class _DataFields(_StrictModel):
         order: the state of a sampler that has a ``state_dict``; None without such a sampler.
         source: the state from which the loader can begin the same pass again.
         place: the state of data that keep their own position; None for other data.
-        draws_in_workers: whether ``place`` includes the random states of the workers.
+        draws_in_workers: whether ``place`` includes the random states of the workers, from which
+            their random draws continue.
         facts: properties, such as the batch size, that must be equal for a resume to give the same
             batches.
     """
@@ -371,14 +373,15 @@ class _RankFile(_StrictModel):
         passed_length: the number of batches in the last epoch that was one whole pass.
         optimizer_step: the number of optimizer steps that have changed the parameters.
         data: the position in the training data.
-        evaluations: for each set of validation data, by its prefix such as "val_", the position.
+        evaluations: the position in each set of validation data, by its prefix such as "val_".
         random: the states of the random generators.
         has_drawn_since: whether the run dropped batches that it had drawn after its last optimizer
             step. In this case the random states are later than the position.
         cut: the request that has ended the present epoch early; False without a request.
         unknown: maps a part of the state to the reason why it may not be saved completely.
         validation: the number of completed validations.
-        due: for each kind of callbacks, the numbers of those that were due and not called yet.
+        due: the work that was due and not done yet. For example, the value is
+            ``{"validations": [1]}`` if the second validation was due.
         objects: the states that differ from those of rank 0; None on rank 0.
     """
 
@@ -552,14 +555,15 @@ def optimizer_problems(
 ) -> Iterator[str]:
     """Yields the problems of the saved state of an optimizer.
 
-    The caller has checked that the saved optimizer had the class and the groups of the present one.
+    The caller has checked that the saved optimizer has the same class and groups as the present
+    one.
 
     Args:
         content: the content of the optimizer's file.
         optimizer: the present optimizer, which is to load the state.
         is_same_torch: whether the present version of torch wrote the file. If not, settings may be
             missing: torch fills them in.
-        is_same_scheduler: whether the saved scheduler had the class of the present scheduler. If
+        is_same_scheduler: whether the saved scheduler has the same class as the present one. If
             not, settings that the present scheduler keeps in the groups may be missing.
         has_free_rates: whether code of the user computes the learning rates. If so, a rate may have
             any value, even a negative one.
@@ -603,9 +607,9 @@ def optimizer_problems(
 def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> Iterator[str]:
     """Yields the problems of the saved state of a scheduler.
 
-    The caller has checked that the saved scheduler had the class of the present one. The method
-    ``load_state_dict`` of a torch scheduler checks nothing: it makes each entry of the state an
-    attribute of the scheduler.
+    The caller has checked that the saved scheduler has the same class as the present one. The
+    method ``load_state_dict`` of a torch scheduler checks nothing: it makes each entry of the state
+    an attribute of the scheduler.
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)  # without Accelerate's wrapper
     if not isinstance(content, dict):
@@ -657,7 +661,7 @@ def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterat
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scheduler_copy.load_state_dict(copy.deepcopy(content))
-            # The argument 0.0 is a metric.
+            # The step of a ReduceLROnPlateau needs a metric. Any number will do, such as 0.0.
             scheduler_copy.step(*([0.0] if isinstance(scheduler_copy, ReduceLROnPlateau) else []))
     except ValueError:
         pass  # OneCycleLR raises a ValueError after its last step: the schedule is at its end
@@ -713,8 +717,8 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-# The shape of the parameter in `_example_state`. If an entry of the resulting state has this shape,
-# such as a momentum, the entry of each real parameter must have the shape of that parameter.
+# The shape of the parameter in `_example_state`. If an entry of this parameter's state has the same
+# shape, as a momentum has, the entry of a real parameter must have the shape of the real parameter.
 _EXAMPLE_SHAPE = (2, 3)
 
 
@@ -825,13 +829,14 @@ def _mismatches(
 def _can_replace(saved: Any, current: Any) -> bool:
     """Returns whether a saved value can replace a current one, as far as the types show."""
     if _type_name(current) == _OTHER_TYPE:
-        # For example, None is the present value. Any single value may replace it.
+        # For example, the present value is None. Any value may replace it, except a tensor or a
+        # container.
         return not isinstance(saved, torch.Tensor | Mapping | list)
     if isinstance(current, bool):
         # Options of torch such as `foreach` may be None, too.
         return saved is None or saved in (0, 1) if not isinstance(saved, torch.Tensor) else False
     if isinstance(current, Mapping) and isinstance(saved, Mapping):
-        if not all(isinstance(key, str) for key in current):  # a Counter, as MultiStepLR has one
+        if not all(isinstance(key, str) for key in current):  # the Counter in a MultiStepLR
             are_counts = all(
                 type(each) is int and 0 <= each <= MAX_REPEATS for each in saved.values()
             )

@@ -1,4 +1,4 @@
-"""The value of the metric that ranks checkpoints, unless the value belongs to earlier weights."""
+"""Reads the metric by which checkpoints are ranked, and ignores a stale value."""
 
 from typing import Any
 
@@ -126,7 +126,7 @@ def _version_of(value: Any) -> Any:
     counter that torch keeps on the host, so this function does not synchronize with the device.
     """
     if isinstance(value, torch.Tensor) and not value.is_inference():
-        return value._version  # torch counts the changes in place of each tensor, for autograd
+        return value._version  # torch counts the in-place changes of each tensor
     # Inference tensors and numpy arrays have no such counter, so their version is a copy of the
     # value. Only values with one element are copied, because a larger copy would cost time.
     if isinstance(value, torch.Tensor):

@@ -169,7 +169,7 @@ def read_module(
         module_info: the information that ``module_file`` has returned for this module.
 
     Raises:
-        ValueError: the file cannot be read, or to load the file would run code.
+        ValueError: the file cannot be read, or loading the file would run code.
     """
     safe_file, pickle_file = module_files(name)
     lazy = {key: _LAZY_CLASSES[kind]() for key, kind in module_info.get("lazy", {}).items()}
@@ -209,8 +209,9 @@ def check_module_fit(
             "metadata" is used.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether it counts as a difference if loading replaces a trainable
-            parameter by a new object. An optimizer would continue to update the old object.
+        keeps_parameters: whether loading must keep the objects of the trainable parameters. If so,
+            a trainable parameter that loading replaces by a new object counts as a difference: an
+            optimizer would continue to update the old object.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
@@ -500,9 +501,9 @@ def _has_special_tensors(module: torch.nn.Module) -> bool:
 
 
 def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
-    """Returns whether a parameter is loaded from a tensor that only has another name.
+    """Returns whether a parameter is loaded from a tensor that has another name in the state.
 
-    If the state has one tensor under both names (a tied weight), the result is False.
+    If the state has the tensor under both names (a tied weight), the result is False.
 
     Args:
         state: the saved state.

@@ -1,9 +1,9 @@
 """The settings that a run is trained with, as plain data: numbers, strings, None, lists and dicts.
 
-A checkpoint has the settings that the script of the saved run gave, that is the run that wrote the
-checkpoint. A resume compares these settings with those that the script of the resumed run gives.
-The values at the time of the save cannot be compared, because they change during a run: for
-example, a schedule changes the learning rate, and handlers freeze layers.
+A checkpoint has the settings that the script of its run gave. A resume compares these settings with
+those that the script of the resumed run gives. The values at the time of the save cannot be
+compared, because they change during a run: for example, a schedule changes the learning rate, and
+handlers freeze layers.
 """
 
 import copy
@@ -191,7 +191,7 @@ def record_settings(attachment: Attachment) -> None:
     The callbacks record the settings after the handlers of STARTED, and both before and after the
     handlers of EPOCH_STARTED. They record nothing at STARTED if the run is resumed, or at
     EPOCH_STARTED if the epoch is resumed in its middle. In these cases the resume restores the
-    settings after the handlers, and so overwrites what the handlers have written.
+    settings when the handlers have returned, and so overwrites what they have written.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)
