@@ -173,9 +173,9 @@ def create_supervised_evaluator(
     """Builds an evaluator, which computes exact metrics.
 
     The model runs without gradients and with the accelerator's mixed precision. With several
-    processes each sample is evaluated once, on one rank. All ranks use the model's buffers of rank
-    0. Ignite's metrics reduce over the ranks as usual. Do not gather outputs yourself: each sample
-    would count once per process.
+    processes each sample is evaluated once, on one rank. All ranks use the buffers of the model on
+    rank 0. Ignite's metrics reduce over the ranks as usual. Do not gather outputs yourself: each
+    sample would count once per process.
 
     Args:
         model: the model, prepared or not. A model that is not prepared is moved to the device, but
@@ -188,8 +188,8 @@ def create_supervised_evaluator(
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred) -> ``state.output``, the input of the metrics.
         inference_mode: whether to evaluate in ``torch.inference_mode`` instead of
-            ``torch.no_grad``. It is a little faster, but tensors that are made in it cannot be used
-            in training later.
+            ``torch.no_grad``. Inference mode is a little faster, but tensors that are made in it
+            cannot be used in training later.
 
     Raises:
         TypeError: ``model`` is not a module, or a metric is not an Ignite metric.

@@ -68,8 +68,8 @@ class ValidationSchedule:
         at_start: whether to validate before the first epoch. A resumed run does not repeat this
             validation.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: the largest number of batches to evaluate of each data, in each process; None
-            for all.
+        max_batches: the largest number of batches to evaluate of each set of data, in each process;
+            None for all.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -94,9 +94,9 @@ class Validation(ValidationSchedule, Scheduled):
     broken off, and if handlers of the VALIDATION events draw random numbers.
 
     The evaluation runs in eval mode and without gradients. Code that needs gradients can enable
-    them with ``torch.enable_grad()``. On a plain Ignite engine, these models are put into eval
-    mode: the models of the evaluators, the ``model`` of the engine, and the models that were
-    prepared with the accelerator of the engine's ``OptimizerStep`` handler.
+    them with ``torch.enable_grad()``. These models are put into eval mode: the models of the
+    evaluators, the ``model`` of the engine, and the models that were prepared with the accelerator
+    of the engine's ``OptimizerStep`` handler.
 
     If several Validations of an engine are due at the same step or epoch, they run as one:
     VALIDATION_STARTED and VALIDATION_COMPLETED fire once, and the results are written to
@@ -114,9 +114,10 @@ class Validation(ValidationSchedule, Scheduled):
     evaluator's COMPLETED is fired. Context managers that a user has registered on the channel
     ``on_validation`` are left as usual, without an exception.
 
-    The checkpoint notes that the validation is still due, and the resumed run begins with this
-    validation. If the validation was due at the end of an epoch, the resumed run begins with the
-    end of this epoch. The handlers of VALIDATION_STARTED and of the evaluators are called again.
+    The checkpoint that is saved at the stop notes that the validation is still due. The resumed run
+    begins with this validation. If the validation was due at the end of an epoch, the resumed run
+    begins with the end of this epoch. The handlers of VALIDATION_STARTED and of the evaluators are
+    called again.
 
     In these cases the stop is delayed, because the evaluation cannot be broken off or could not be
     repeated later:
@@ -132,8 +133,8 @@ class Validation(ValidationSchedule, Scheduled):
             callables, pass a mapping from names to them. The metric ``m`` is then in
             ``state.metrics`` as ``val_<name>_m``.
         data: the data that evaluators run on. The metric ``m`` is in ``state.metrics`` as
-            ``val_m``. To use several data, pass a mapping from names to them. The metric is then
-            ``val_<name of the data>_m``, or with several evaluators
+            ``val_m``. To use several sets of data, pass a mapping from names to them. The metric is
+            then ``val_<name of the data>_m``, or with several evaluators
             ``val_<name>_<name of the data>_m``.
         every_steps: the number of committed steps from one validation to the next. A committed step
             is an optimizer step that the loss scaler did not skip. On an engine without an
@@ -142,8 +143,8 @@ class Validation(ValidationSchedule, Scheduled):
         at_start: whether to validate before the first epoch. A resumed run does not repeat this
             validation.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: the largest number of batches to evaluate of each data, in each process; None
-            for all. It must be given for data of unknown length, which may be endless.
+        max_batches: the largest number of batches to evaluate of each set of data, in each process;
+            None for all. It must be given for data of unknown length, which may be endless.
 
     Raises:
         TypeError: ``evaluate`` is not an engine and not such a callable.
@@ -200,8 +201,8 @@ class Validation(ValidationSchedule, Scheduled):
         scheduled = _scheduled_validations(attachment.engine)
         scheduled.validations.append(self)
         attachment.on_removal(lambda: scheduled.remove(self))
-        # A checkpoint saves whether this Validation is due. If so, the resumed run makes it due
-        # again.
+        # A checkpoint saves whether this Validation is due. If it is due, the resumed run makes it
+        # due again.
         is_due, make_due = scheduled.due_on_resume(self)
         attachment.on_removal(add_due_entry(attachment.engine, "validations", is_due, make_due))
         # Each method of `scheduled` acts for all Validations of the engine. But each Validation
@@ -268,7 +269,8 @@ class _ScheduledValidations:
             self._run_or_defer_due(
                 engine, [e for e in self.validations if e.at_start and e not in done]
             )
-            # If the validation is broken off, it stays due, and the loop saves and stops the run.
+            # If the validation is broken off, it stays due. The loop then saves a checkpoint and
+            # stops the run.
             with suppress(ValidationStopped):
                 self.run_due()
 
@@ -328,11 +330,12 @@ class _ScheduledValidations:
         to EPOCH_COMPLETED.
         """
 
-        # Each call makes a new function, because Ignite removes all handlers that are equal.
+        # Each call makes a new function. With one function for all Validations, detaching one of
+        # them would remove the handlers of all, because Ignite removes all handlers that are equal.
         def run_if_epoch_continues(trainer: TrainingEngine) -> None:
             if self._due and not (trainer.place.progress.is_full or trainer.is_leaving_epoch):
-                # If the validation is broken off, it stays due, and the loop saves and stops the
-                # run.
+                # If the validation is broken off, it stays due. The loop then saves a checkpoint
+                # and stops the run.
                 with suppress(ValidationStopped):
                     self.run_due()
 
@@ -420,8 +423,9 @@ def _validate(
     with undo_on_exit(restore_count):
         state.validation = before + 1
         is_complete = is_broken_off = False
-        # The VALIDATION events and the contexts on `on_validation` are within the first scope: if
-        # handlers draw random numbers, these draws must not shift the random numbers of training.
+        # The VALIDATION events and the contexts on `on_validation` are within the scope that
+        # restores the generators: if handlers draw random numbers, these draws must not shift the
+        # random numbers of training.
         with _data_and_generators_restored(engine, validations), channels_of(engine).on_validation:
             stop_check.remember_weights(_models_of(engine, validations))
             fire_within(engine, TrainEvents.VALIDATION_STARTED)
@@ -436,8 +440,9 @@ def _validate(
                 # The exception is raised again below, when the contexts on `on_validation` have
                 # been left. So these contexts see no exception.
                 is_broken_off = True
-                # `restore` is called here, where the persistent workers of training are set aside:
-                # an evaluator may have the same loader as training.
+                # `restore` restores the evaluators and their loaders, and may end the persistent
+                # workers of a loader. An evaluator may have the same loader as training. So
+                # `restore` is called within this scope, where the workers of training are detached.
                 restore()
             else:
                 _write_results(engine, results)
