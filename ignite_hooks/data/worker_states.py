@@ -6,9 +6,11 @@ worker has drawn depends on its samples, so the main process cannot know the num
 worker sends its states along with a batch whenever they have changed. The user gets the batches
 without the states.
 
-A pass is one iteration over the whole data. Worker ``w`` of ``W`` loads the batches ``w``,
-``w + W``, and so on. A loader whose iteration begins in the middle of a pass still asks worker 0
-first. So up to ``W - 1`` batches before the requested batch are loaded again.
+A *pass* goes over the whole data once. An *iteration* of the loader may begin in the middle of a
+pass. Each iteration asks worker 0 first, and then the other workers in turn. So an iteration can
+continue a pass only at a batch that worker 0 has to load. For example, 4 workers began a pass at
+batch 0, so worker 0 loads the batches 0, 4, 8, and so on. To continue this pass at batch 6, new
+workers begin at batch 4, and load the batches 4 and 5 a second time.
 """
 
 import os
@@ -43,8 +45,9 @@ __all__ = [
     "worker_state_to_plain",
 ]
 
-# The keys of the state of a stream in a worker: the user's state of the stream, the states of the
-# worker's random generators, and whether the stream has ended in the present pass.
+# A stream is an iterable data set, of which each worker has a copy. `_StreamStates.state_dict` has
+# these keys: the user's state of the stream, the states of the worker's random generators, and
+# whether the stream has ended in the present pass.
 _STREAM, _RANDOM, _IS_OVER = "stream", "random", "is_over"
 _MAX_BYTES = 2**20  # the largest size of the object states that a worker sends with a batch
 _MAX_WATCHED = 500  # the largest number of objects that are compared after every batch
@@ -92,7 +95,7 @@ class WorkerStates:
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
                 # `out_of_order`: a generator that yields the batches of a run may have entered this
-                # scope. When that generator is closed, scopes that were entered later may be open.
+                # scope. When that generator is closed, later scopes may still be open.
                 undo = _attribute_setter(loader, name, getattr(loader, name))
                 stack.enter_context(undo_on_exit(undo, out_of_order=True))
                 setattr(loader, name, function)
@@ -121,10 +124,10 @@ class WorkerStates:
         self._length = length
         self._data_pass, self._first_batch, self._next_batch = data_pass, first, first
         self._has_ended = False
-        # A rollback starts W new workers at the start of the window or up to W - 1 batches before
-        # it. Besides, the loader may have yielded one batch that the run has not got yet. So the
-        # history of a worker must contain the last window_size // W + 2 batches of this worker,
-        # and one more entry for the state before these batches.
+        # After a rollback, W new workers begin at the start of the window, or up to W - 1 batches
+        # earlier (see the top of this file). Also, the loader may be one batch ahead of the run.
+        # So a rollback needs at most the last window_size + W batches, of which each worker has
+        # loaded at most window_size // W + 2. One more entry has the state before these batches.
         self._history = [
             deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
         ]
@@ -411,8 +414,7 @@ class _TrackedWorker:
     def _pack_objects(self) -> bytes:
         """Returns the pickled states of the data set, the ``collate_fn`` and their parts.
 
-        If the states have once been too big, this and each further call return a pickled empty
-        dict.
+        As soon as the states are too big, this and each further call return a pickled empty dict.
         """
         if not self._is_too_big:
             packed = pickle.dumps(self._object_states.state_dict(self._watched))

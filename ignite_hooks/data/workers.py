@@ -73,7 +73,7 @@ def iterate_with_workers(loader: Any) -> Iterator[Any]:
 
 @contextmanager
 def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
-    """Makes the workers that a ``DataLoader`` starts in the body ignore signals.
+    """Makes loader workers ignore signals, if the loader starts the workers in the body.
 
     The signals are those in ``ignored_by_workers``, and SIGINT and SIGTERM if this process handles
     them.
@@ -164,8 +164,8 @@ class _IgnoreSignals:
             self._user_init(worker_id)
         if self._is_child and os.getpid() != self._main_pid != os.getppid():
             # The main process has died since the worker was started, and another process is the
-            # parent now. torch ends a worker when its parent changes, but notes the parent only
-            # after this function. So torch would not notice this change.
+            # parent now. torch ends a worker when its parent changes, but looks up the parent for
+            # the first time only after this function. So torch would not see this change.
             os._exit(1)
 
 
