@@ -1,8 +1,8 @@
-"""Measurements of peaks, several of which can use one high-water mark at the same time.
+"""Measurements of peaks that share one high-water mark, each with its own start and stop.
 
-A high-water mark, or *mark* for short, holds the highest value of a quantity since its last reset,
-for example of resident memory. A process has only one mark of each kind. ``SharedMark`` lets
-several measurements use the mark, each from its own start to its own stop.
+A high-water mark, or *mark* for short, holds the highest value of a quantity, such as resident
+memory, since the last reset of the mark. A process has only one mark of each kind. With
+``SharedMark``, several measurements can use the mark at the same time.
 """
 
 import os
@@ -78,7 +78,7 @@ class Measurement(Generic[Reading]):
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
-        """Keeps the mark open in the body, so that ``start`` and ``stop`` take less time there."""
+        """Keeps the mark open in the body, so that ``start`` need not open it each time."""
         self.shared_mark.hold_open(self.every)
         try:
             yield
@@ -104,8 +104,8 @@ def _exclusive(
                 return method(shared_mark, *args, **kwargs)
             finally:
                 shared_mark._calls -= 1
-                # The call is skipped where it would do nothing, to save time: `hold_open` keeps the
-                # mark open, and there is no thread whose interval must be adapted.
+                # To save time, `_close_or_sample` is not called where it would do nothing: if
+                # `hold_open` keeps the mark open, and no thread has an interval to adapt.
                 if shared_mark._is_sampled or not shared_mark._holders:
                     shared_mark._close_or_sample()
 
@@ -119,9 +119,10 @@ class SharedMark(Generic[Reading]):
     that are running. So before each reset the mark is read, and the peak of each running
     measurement is raised to the value of the mark. A reset by other code would lose these peaks.
 
-    The mark is *open* while a measurement runs, or while ``hold_open`` keeps it open: it then has
-    its files open and its thread running, if it needs any. A forked child inherits the measurements
-    of its parent. In the child they start from scratch, and use the mark of the child.
+    The mark is *open* while a measurement runs, or while ``hold_open`` keeps it open. If the mark
+    uses files or a thread, the files are open and the thread runs as long as the mark is open. A
+    forked child inherits the measurements of its parent. In the child they start from scratch, and
+    use the mark of the child.
 
     Args:
         mark: the mark.
