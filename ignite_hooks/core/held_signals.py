@@ -99,8 +99,8 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 class _HoldingHandler:
     """A wrapper around a signal handler, which is called the original handler.
 
-    The wrapper calls the original handler at once. While signals are held back, the wrapper only
-    notes the signal in ``HeldSignals.pending``.
+    Usually the wrapper calls the original handler at once. While signals are held back, the wrapper
+    only notes the signal in ``HeldSignals.pending``.
     """
 
     def __init__(self, signals: HeldSignals, original: Any) -> None:
@@ -128,8 +128,8 @@ class _HoldingHandler:
 def signal_handler(number: int) -> Any:
     """Returns the original handler of a signal, without the wrappers that ``HeldSignals`` adds."""
     handler: Any = signal.getsignal(number)
-    # There may be several wrappers around one another. A handler of a run may run another engine,
-    # and each of these runs has added a wrapper.
+    # Wrappers can be nested: if an Ignite handler runs another engine, each of the two runs has
+    # added a wrapper.
     while isinstance(handler, _HoldingHandler):
         handler = handler.original
     return handler
@@ -148,8 +148,8 @@ def is_signal_held(number: int | None) -> bool:
 def replace_signal_handler(number: int, handler: Any) -> None:
     """Replaces the original handler of a signal. Wrappers that ``HeldSignals`` has added stay."""
     wrapper: Any = signal.getsignal(number)
-    # SIG_DFL and SIG_IGN are not functions, so a wrapper could not call them. They replace the
-    # wrapper too.
+    # SIG_DFL and SIG_IGN are not functions, so a wrapper could not call them. So they are installed
+    # in place of the wrapper.
     if not (isinstance(wrapper, _HoldingHandler) and callable(handler)):
         signal.signal(number, handler)
         return

@@ -38,14 +38,14 @@ _REMEDIES = {
 def explain_ignite_arguments(
     ignite_factory: Callable[..., Any],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes the errors of a factory explain what replaces arguments that only Ignite's factory has.
+    """Makes a factory raise helpful errors for arguments that only Ignite's factory has.
 
-    Python's own TypeError would name the argument, but no remedy. Type checkers and
-    ``inspect.signature`` still see the signature of the decorated factory.
+    The errors say what to write instead. Python's own TypeError would only name the argument. Type
+    checkers and ``inspect.signature`` still see the signature of the decorated factory.
 
     Args:
         ignite_factory: Ignite's factory or method of the same name. If too many arguments are given
-            by position, the error names these arguments as this factory does.
+            by position, the error names these arguments as Ignite's factory does.
     """
 
     def decorate(factory: Callable[P, R]) -> Callable[P, R]:

@@ -39,8 +39,7 @@ def lazy_names(
                 raise ImportError(message, name=package)
             raise AttributeError(message)
         value = getattr(import_module(f"{package}.{modules[name]}"), name)
-        # Stored in the package, so that Python finds the name there the next time, and does not
-        # call `get`.
+        # The package stores the value, so that Python does not call `get` for this name again.
         setattr(sys.modules[package], name, value)
         return value
 

@@ -5,8 +5,8 @@ that asks for a save. If that rank stopped alone, the other ranks would wait for
 all ranks obey the request, at the same step boundary. A *step boundary* is a point of the loop
 between two optimizer steps.
 
-The ranks exchange their requests without waiting for each other: an exchange begins at the end of
-one boundary, and is finished at the next boundary, a whole step later::
+The ranks exchange their requests without waiting for each other: an exchange begins at one
+boundary, and is finished at the next boundary, a whole step later::
 
     boundary n       begin_exchange()   is there a request on any rank?
     boundary n + 1   finish_exchange()  if so, all ranks exchange the requests and obey them
@@ -35,7 +35,7 @@ __all__ = ["Decisions", "Question", "name_ranks"]
 
 
 class Question(NamedTuple):
-    """A kind of request that any rank can make to all ranks, such as the request to stop.
+    """A question that the ranks ask each other, such as whether any rank has a request to stop.
 
     Attributes:
         asked: a function that returns the request of this rank, or None if there is no request. A
@@ -50,7 +50,7 @@ class Question(NamedTuple):
 
 
 class Decisions:
-    """The questions of a trainer, and the exchange of requests that has begun and not finished.
+    """The questions of a trainer, and the exchange of requests that is in progress.
 
     Args:
         accelerator: an accelerator of several processes.
@@ -119,7 +119,7 @@ class Decisions:
         return work, is_any_asked
 
     def _obey(self) -> None:
-        """Gathers the requests of all ranks, and calls ``obey`` of each question that has any."""
+        """Gathers the requests of all ranks, and calls ``obey`` of each question with a request."""
         own = [each.asked() for each in self._questions]
         requests: list[Any] = [None] * self._accelerator.num_processes
         distributed.all_gather_object(requests, own, group=host_group(self._accelerator))

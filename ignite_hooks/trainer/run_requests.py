@@ -102,8 +102,8 @@ class StopRequest(NamedTuple):
         owner = frame.f_locals["self"] if is_method and "self" in frame.f_locals else None
         if owner is None or isinstance(owner, Engine):
             return cls(f"{_FUNCTION_PREFIX}{code.co_name}", not resumable)
-        # A run of a FastaiLRFinder ends with the search for a learning rate. The training is not
-        # finished.
+        # A FastaiLRFinder calls `terminate()` when its search for a learning rate has ended. The
+        # training is not finished.
         resumable = resumable or isinstance(owner, TimeLimit | FastaiLRFinder)
         return cls(type(owner).__name__, not resumable)
 
@@ -113,7 +113,7 @@ class RunRequests:
 
     With one process each request is active at once. With several processes a request becomes active
     when all ranks know of the request (``processes/decisions.py``). The loop obeys an active
-    request at the next place where the loop handles requests.
+    request when it next looks for requests.
 
     Args:
         is_single_process: whether there is one process only.
@@ -122,7 +122,7 @@ class RunRequests:
         requested_flags: maps the name of each flag that is set on this rank to its value.
         active_flags: maps the name of each flag that the loop obeys to its value.
         requested_stops: the requests to end the run that were made on this rank, the oldest first.
-            These objects tell who set ``should_terminate``, and whether the run is then finished.
+            These objects tell who set ``should_terminate``, and whether this finishes the run.
         active_stops: the requests to end the run that the loop obeys.
     """
 
@@ -171,7 +171,7 @@ class RunRequests:
                 reason.
         """
         if self.terminate_flag in (False, AT_LIMIT):
-            # No request of a handler is active now. So the entries belong to requests that were
+            # No request of a handler is active now. So all requests in `active_stops` were
             # withdrawn.
             self.active_stops.clear()
             self.set_flag(TERMINATE_RUN, True)
