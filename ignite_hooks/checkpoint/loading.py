@@ -5,9 +5,9 @@ before it changes the trainer. From then on, loading does not need the folder of
 more: another process may remove the folder. A sharded model, which is split over processes, is an
 exception, because Accelerate reads the files of the model during loading.
 
-An object refuses a state if its ``load_state_dict`` raises an error. So the objects that are not
-modules are loaded first, within ``rolled_back_on_failure``: if one of them refuses its state, the
-other objects get their previous states back.
+An object may refuse its state, which means that its ``load_state_dict`` raises an error. So the
+objects that are not modules are loaded first, within ``rolled_back_on_failure``: if one of them
+refuses its state, the others get their previous states back.
 
 In this file "saved" refers to the checkpoint, and "current" or "present" to the trainer that
 resumes. The states of objects are saved in sections. The section "also" is for the objects that the
@@ -89,8 +89,8 @@ class LoadedState:
         checkpoint: the checkpoint.
         state: the current state of the trainer, which the checkpoint replaces.
         rank: the rank of this process.
-        override: the names of the settings that keep the script's values, and do not get the values
-            in the checkpoint.
+        override: the names of the settings that keep the script's values instead of getting the
+            saved ones.
         replay: what to do with data that cannot restore their position. If True, the data are
             iterated from the beginning of the pass up to the saved position. If False, the run
             continues with the next pass.
@@ -128,7 +128,8 @@ class LoadedState:
         names = set(checkpoint.manifest.files)
         self._is_sharded = any(name.startswith(f"{SHARDED}/") for name in names)
         registered = registered_files(names)
-        # Accelerate writes the files of registered objects and of sharded state with pickle.
+        # Accelerate uses pickle for the files of the objects that the user has registered with
+        # `register_for_checkpointing`, and for the files of sharded models.
         pickled = registered + sorted(name for name in names if name.startswith(f"{SHARDED}/"))
         if pickled and not state.trust_pickle:
             raise ValueError(
@@ -214,8 +215,9 @@ class LoadedState:
     def state_problems(self) -> Iterator[str]:
         """Yields the errors in the saved states of model, optimizer, scheduler and gradient scaler.
 
-        Call ``differences`` first. If it returns nothing, the optimizer and the scheduler have the
-        same classes in the checkpoint and in the trainer, and the checks rely on this.
+        Call this method only after ``differences`` has returned an empty list. The checks rely on
+        equal classes: the optimizer has the same class in the checkpoint and in the trainer, and so
+        has the scheduler, if both have one and ``override`` does not name it.
         """
         trainer = self._trainer
         current, saved = self._state.class_names(), self._trainer_content["kinds"]
@@ -251,7 +253,7 @@ class LoadedState:
     def differences(self) -> list[str]:
         """Returns the differences between checkpoint and trainer that make loading impossible.
 
-        Each difference is a text, with the saved value and the current value if there are two.
+        Each difference is a text, with the saved value and the current value if both exist.
         """
         found = []
         for name in (TRAINER, OPTIMIZER):
@@ -392,8 +394,8 @@ class LoadedState:
     def _apply_overrides(self) -> None:
         """Replaces the saved value of each setting in ``override`` by the script's value."""
         manifest = self._checkpoint.manifest
-        # The number of events of each kind before the checkpoint. A scheduler makes a step at each
-        # event of one kind.
+        # The numbers of steps, epochs and validations before the checkpoint. A scheduler moves once
+        # after each step, each epoch or each validation.
         moves = {"step": manifest.step, "epoch": manifest.epoch}
         moves["validation"] = self._rank_content.get("validation", 0)
         files, modules = (OPTIMIZER, SCHEDULER), self._trainer_content["modules"]
@@ -423,9 +425,9 @@ class LoadedState:
         for name, module in self._state.whole_modules.items():
             flags = self._trainer_content["modules"][name]["flags"]
             # The flags say which parameters are frozen and which submodules are in eval mode; the
-            # empty name is the module itself. A module may have been saved between two runs, and
-            # still in eval mode after an evaluation. In this case the flags are not set, because
-            # the present run must train in train mode.
+            # empty name is the module itself. If the checkpoint was saved between two runs, the
+            # module may still have been in eval mode after an evaluation. In this case the flags
+            # are not set, because the present run must train in train mode.
             is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
             if not is_eval_between_runs:
                 set_flags(module, flags)
@@ -522,9 +524,10 @@ class LoadedState:
     def _load_user_state(self, keys: Collection[str] | None = None) -> None:
         """Sets the saved attributes of ``trainer.state``.
 
-        ``apply`` does not set the attributes that Ignite's handlers add to the state. If it did, a
-        handler that is attached after ``apply`` would raise an error, because the state already has
-        the attribute. ``complete`` sets all saved attributes.
+        ``apply`` sets only the attributes that ``trainer.state_dict_user_keys`` names, and
+        ``complete`` sets all. The others are attributes that Ignite's handlers add to the state. If
+        ``apply`` set these, a handler that is attached after ``apply`` would raise an error,
+        because the state already has its attribute.
 
         Args:
             keys: the names of the attributes to set; None for all saved attributes.

@@ -1,6 +1,6 @@
-"""An engine that fires events quickly, and all uses of Ignite's private members.
+"""The code that uses private members of Ignite, such as an engine that fires events quickly.
 
-The private members of Ignite's engines, events and handlers that this module relies on:
+These are the private members of Ignite's engines, events and handlers:
 
 =============================  ====================================================================
 ``_event_handlers``            the table of handlers: it maps an event to a list of entries
@@ -343,14 +343,14 @@ class QuickEngine(EventCheckingEngine):
             self._callbacks[name] = _clearing_when_called(due, self._callbacks[name])
 
     def list_cleared_at(self, event: Any) -> list[Any]:
-        """Returns a list that the engine clears when it calls the first handler of ``event``.
+        """Returns a list that the engine clears when it begins to call the handlers of ``event``.
 
-        The caller puts an entry into the list when ``event`` has to be fired. If an exception then
-        ends the run, the list tells whether a handler of ``event`` was called. If not, the entry is
-        still there, and the next run fires ``event``. One line of code clears the list and calls
-        the first handler, so no exception can come between the two.
+        The caller puts an entry into the list when ``event`` has to be fired. If an exception ends
+        the run, the list tells whether the calls had begun. If not, the entry is still in the list,
+        and the next run fires ``event``. One line of code clears the list and calls the first
+        handler, so that an exception is unlikely to come between the two.
 
-        Handlers with ``Turn.NOTE`` are called before the list is cleared, and may therefore be
+        Only handlers with ``Turn.NOTE`` are called before the list is cleared, and may therefore be
         called twice. Such a handler only notes that work is due.
         """
         due: list[Any] = []
@@ -378,10 +378,10 @@ class QuickEngine(EventCheckingEngine):
     def _with_engine(
         self, function: Callable[..., Any], args: Any, kwargs: Any
     ) -> Callable[..., Any]:
-        """Returns a function of the engine and the event's arguments, which calls a handler.
+        """Returns a function that calls a handler with the engine and the event's arguments.
 
-        The function adds ``args`` and ``kwargs``, the arguments from Ignite's table of handlers.
-        Most handlers take the engine alone. Such a handler is returned unchanged.
+        The function also passes ``args`` and ``kwargs``, the arguments from Ignite's table of
+        handlers. Most handlers take the engine alone. Such a handler is returned unchanged.
         """
         # If the handler accepts the engine, its first argument in the table is a weak reference to
         # the engine.
@@ -528,8 +528,8 @@ def _clearing_when_called(
     first = handlers[count]
 
     def call_first(*args: Any, **kwargs: Any) -> None:
-        # One line clears the list and calls the handler, because a signal handler can raise an
-        # exception only between two lines.
+        # One line clears the list and calls the handler, so that an exception of a signal handler
+        # is unlikely to come between the two.
         due.clear(), first(*args, **kwargs)  # type: ignore[func-returns-value]
 
     return (*handlers[:count], call_first, *handlers[count + 1 :])
@@ -537,7 +537,8 @@ def _clearing_when_called(
 
 def set_turn(handler: Callable[..., Any], turn: Turn) -> None:
     """Sets the turn of ``handler``, by which a trainer sorts the handlers of an event."""
-    # An attribute, because `functools.wraps` copies it to the wrappers that apply filters.
+    # The turn is an attribute, because `functools.wraps` copies attributes to the wrappers that
+    # apply filters.
     setattr(handler, _TURN_ATTRIBUTE, turn)
 
 

@@ -1,4 +1,4 @@
-"""Feeds, which iterate a loader pass by pass and keep the position, so that a run can be resumed.
+"""Feeds: objects that iterate a loader and keep the position, so that a run can be resumed.
 
 A pass is one iteration over the whole loader. A position is the number of a pass and the number of
 batches of that pass that the feed has given to the engine. A source is the adapter through which a
@@ -48,12 +48,12 @@ class DataFeed:
     """Iterates a loader for an engine, pass by pass, and keeps the position in the data.
 
     A feed does two things that Ignite does not do. It lets a resumed run continue in the middle of
-    a pass. And it ends each pass as Accelerate requires. An engine of Ignite that knows the number
-    of batches does not ask a loader for another batch after the last one. So the code at the end of
-    Accelerate's ``__iter__`` would not run. Then the loader's epoch, which is the argument of
-    ``set_epoch``, would not advance. And the finished loader would remain Accelerate's active
-    loader, the one that counts as being iterated. While the active loader is at its end, Accelerate
-    does not accumulate gradients, even if another iterable gives the batches.
+    a pass. And it ends each pass as Accelerate requires: it asks the loader for another batch after
+    the last one, so that the code at the end of Accelerate's ``__iter__`` runs. An engine of Ignite
+    that knows the number of batches does not ask for it. If the code does not run, the loader's
+    epoch (the argument of ``set_epoch``) does not advance, and the finished loader remains
+    Accelerate's active loader, the one that counts as being iterated. While the active loader is at
+    its end, Accelerate does not accumulate gradients, even if another iterable gives the batches.
 
     ``iter(feed)`` begins at ``position``. If a stop or a failure closes the iterator in the middle
     of a pass, the next ``iter`` continues the pass. If the iterator is still open, the next
@@ -244,11 +244,11 @@ class DataFeed:
     def seek(self, position: FeedPosition) -> None:
         """Moves to ``position``, so that the next ``iter`` begins there.
 
-        Data that cannot be repeated (see ``can_repeat``) is not moved. If the pass was begun
-        before, its samples keep their order. The only exception is a sampler that draws from a
-        global generator while it is iterated. A loader with a sampler does not load the batches
-        before ``position`` again. There are two exceptions: a loader whose batches rank 0 sends to
-        all ranks, and a loader whose class overrides the iteration.
+        Data that cannot be repeated (see ``can_repeat``) is not moved. If the feed has begun the
+        pass of ``position`` before, the samples of the pass keep their order. The only exception is
+        a sampler that draws from a global generator while it is iterated. A loader with a sampler
+        does not load the batches before ``position`` again. There are two exceptions: a loader
+        whose batches rank 0 sends to all ranks, and a loader whose class overrides the iteration.
         """
         if self.can_repeat:
             self._pass_end.ahead.clear()
@@ -312,9 +312,9 @@ class DataFeed:
     def deactivate(self) -> None:
         """Removes the loader from the active loaders.
 
-        ``close`` also does this. But if the feed is closed while a run is interrupted, the end of
-        the interruption puts the loader back (see ``deactivated`` in ``active_loader.py``). Then
-        this method removes the loader again.
+        ``close`` also does this. But when an interruption of a run ends, ``deactivated`` (in
+        ``active_loader.py``) makes the loader active again, even if the feed is closed already. So
+        the trainer calls this method afterwards if the feed is not used any more.
         """
         if hasattr(self.loader, "end"):
             self.loader.end()
@@ -367,7 +367,7 @@ class DataFeed:
         return self.can_repeat and self._compare_data(state_dict).drops_pass
 
     def ends_pass(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether a resume ends the saved pass, because its last samples make no batch.
+        """Returns whether a resume ends the saved pass, because the samples left make no batch.
 
         This can happen if the data or the batch size have changed.
         """
@@ -404,7 +404,7 @@ class DataFeed:
         )
 
     def _can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether the rank that reads restores the saved position from a saved state.
+        """Returns whether the rank that reads the data restores the position from a saved state.
 
         If rank 0 sends the batches to all ranks, only rank 0 reads. Otherwise each rank reads, and
         the result is the same as that of ``_can_restore_here``.
@@ -438,9 +438,9 @@ class DataFeed:
         snapshots, snapshot = self._source.snapshots, state_dict.get("place")
         order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
-        # A generator that exists in only one of the two runs is not restored, and is reported. A
-        # generator that the state of a sampler or of a stream includes is restored with that state,
-        # and is not reported.
+        # A generator that exists in only one of the two runs is reported, because it is not
+        # restored. The exception is a generator that the state of a sampler or of an iterable data
+        # set includes: it is restored with that state.
         for name in sorted(generators ^ self._source.generators.keys()):
             is_included = snapshots.restores(self._source, snapshot, name)
             if not is_included and not self._source.order_state_includes(name, order):
@@ -579,10 +579,10 @@ class DataFeed:
 
     @property
     def _draws_order_on_each_rank(self) -> bool:
-        """Returns whether each rank draws the order of the beginning pass from its own generators.
+        """Returns whether a pass begins whose order each rank draws from its own generators.
 
-        If so, the ranks compare the states of their global generators. Ranks with different states
-        would draw different orders.
+        If so, the ranks compare the states of their global generators, because ranks with different
+        states would draw different orders.
         """
         accelerator = self._accelerator
         if accelerator is None or accelerator.num_processes == 1 or not self.at_start:

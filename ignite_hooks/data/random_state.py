@@ -1,4 +1,4 @@
-"""Random generators: finding them in objects, and saving and restoring their states."""
+"""Finds random generators in objects, and saves and restores their states."""
 
 import random
 import re
@@ -63,8 +63,8 @@ class FoundGenerators(ExcludedFromSearch):
         named: the generators by name. A name is the path to the generator and its algorithm, for
             example "dataset.rng (PCG64)".
         doubts: sentences that say why there may be further generators, whose states are unknown.
-        watched: maps the path of each object that was searched to a function. The function returns
-            the object, or None if the object has been freed.
+        watched: a function for each searched object, by the path of the object. The function
+            returns the object, or None if the object has been freed.
     """
 
     named: Mapping[str, RandomGenerator] = field(default_factory=dict)
@@ -101,8 +101,8 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
         if path.rpartition(".")[0] in excluded:
             excluded.add(path)
         elif issubclass(cls, SeedableRandomSampler):
-            # The search yields the sampler at the first path, and the class of the sampler at the
-            # second path. Neither of the two is searched.
+            # The first path is that of the sampler. The second path is that of its class, which the
+            # search may yield too. No generator is looked for in either.
             excluded |= {path, f"{path}.{cls.__name__}"}
             left_out.add(id(vars(thing).get("generator")))
         elif not issubclass(cls, GENERATOR_CLASSES):
@@ -155,7 +155,7 @@ class GeneratorSearch(ExcludedFromSearch):
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, excluded=excluded, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
-            # The search may be stored in an engine for long. If the search kept the objects in
+            # The engine may keep this search for a long time. If the search kept the objects in
             # `excluded`, a loader that the engine no longer uses could not be freed.
             self._search.release_excluded()
         return self._found

@@ -73,9 +73,9 @@ class SchedulerDriver:
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
         # Each of these two lists has one entry while a move of the scheduler is due, and none
-        # otherwise. One statement removes the entry and moves the scheduler, so that no exception
-        # can come between the removal and the move.
-        self._due_epoch: list[int] = []  # the number of iterations before the epoch that has ended
+        # otherwise. One statement removes the entry and moves the scheduler while signal handlers
+        # are held back, so that Ctrl-C does not come between the removal and the move.
+        self._due_epoch: list[int] = []  # ``began_after`` of ``end_epoch``
         self._due_validation: list[bool] = []  # ``are_results_missing`` of ``end_validation``
         self._torch_scheduler = unwrapped_scheduler(self.lr_scheduler)
         # The position (``last_epoch``) of the torch scheduler after the last move that this object
@@ -160,7 +160,7 @@ class SchedulerDriver:
         """Notes that an epoch has ended, so that ``move_after_epoch`` moves the scheduler.
 
         Args:
-            began_after: the number of iterations before the epoch. A metric that was measured at
+            began_after: the iteration after which the epoch began. A metric that was measured at
                 this iteration or earlier is stale: it was measured with earlier weights.
 
         Returns:
@@ -196,7 +196,7 @@ class SchedulerDriver:
     def move_after_validation(self, engine: Engine) -> None:
         """Moves the scheduler if ``end_validation`` has noted a move. A second call does nothing.
 
-        If the scheduler takes a metric that another validation measures, the move is canceled.
+        If another ``Validation`` measures the metric of the scheduler, the move is canceled.
         """
         if not self._due_validation:
             return
