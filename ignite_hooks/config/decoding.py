@@ -112,7 +112,7 @@ class _Decoder:
         return self._refuse(path, f"must be {expected}", data)
 
     def _decode_member(self, data: Any, annotation: Any, path: str) -> Any:
-        """Decodes the value of an annotation that is not a union."""
+        """Decodes the value of a field whose annotation is not a union."""
         classes = registered_subclasses(annotation)
         if classes or dataclass_or_none(annotation) is not None:
             return self._decode_mapping(data, annotation, classes, path)
@@ -190,7 +190,7 @@ class _Decoder:
         if isinstance(tag, str) and tag in classes:
             fields = {name: each for name, each in data.items() if name != TAG}
             return self._decode_fields(fields, classes[tag], path)
-        # The search is in a list, because `tag` may not be hashable.
+        # A list is searched, because `tag` may be an unhashable value.
         is_known = tag in list(registered_classes())
         rule = "name a class that is allowed here" if is_known else "be a tag that is registered"
         return self._add_problem(

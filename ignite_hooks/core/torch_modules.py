@@ -1,4 +1,6 @@
-"""Functions that inspect torch modules and optimizers: wrappers, tensors, and what a state omits.
+"""Functions that inspect the wrappers, tensors and attributes of torch modules and optimizers.
+
+The state of a module or an optimizer is the result of its method ``state_dict``.
 
 The private members of torch, with the meaning on which this module relies:
 
@@ -159,7 +161,7 @@ def persistent_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def tensors_in(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
-    """Returns the parameters and buffers of modules and their children, by identity.
+    """Returns the parameters and buffers of modules and their children, by their ``id``.
 
     This function is faster than torch's ``parameters()`` and ``buffers()``, which take several
     Python calls for each module.

@@ -34,7 +34,7 @@ class Evaluations:
         data: the data that evaluators run on, or a mapping from names to several data; None if
             there are only callables.
         prefix: the beginning of the names of all results, for example "val_".
-        max_batches: the largest number of batches to evaluate of each data; None for all.
+        max_batches: the largest number of batches in each run of an evaluator; None for no limit.
     """
 
     def __init__(self, evaluate: Any, data: Any, prefix: str, max_batches: int | None) -> None:

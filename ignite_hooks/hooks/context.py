@@ -190,7 +190,8 @@ class HookScope(AbstractContextManager[None, bool]):
         """True if the open context has code after its ``yield`` that may change other objects.
 
         The bytecode of the generator shows what follows the ``yield``. If the context is a function
-        that returns a context manager, the value is always True, because ``__exit__`` is a call.
+        that returns a context manager, the value is always True, because its ``__exit__`` is called
+        after the ``yield``.
         """
         if isinstance(self.context, HookContext):
             return self.context.after is not None

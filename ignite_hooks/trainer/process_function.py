@@ -99,9 +99,10 @@ def _batch_processor_forward(
 
     def forward(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         if accelerator.native_amp:
-            # Accelerate has put a second autocast around the ``forward`` of the model. The hook
-            # clears the cache of this autocast before each call. The hook is registered only once
-            # per model, because torch.compile compiles a model again when it gets a new hook.
+            # Accelerate has put a second autocast, with a cache, around the ``forward`` of the
+            # model. So a hook clears the cache before each call of the model. The hook is
+            # registered once per model, because torch.compile compiles a model again when it gets
+            # another hook.
             if model not in hooked_models:
                 hooked_models.add(model)
                 model.register_forward_pre_hook(_clear_autocast_cache)
@@ -135,8 +136,8 @@ def _supervised_forward(
     """Returns a forward function that calls ``prepare_batch``, the model and ``loss_fn``."""
     device, non_blocking = accelerator.device, accelerator.non_blocking
     # Default functions are replaced by shorter code, which saves 4 µs per iteration. On the CPU the
-    # default ``prepare_batch`` only unpacks the batch. The default ``model_fn`` and
-    # ``model_transform`` only call the model.
+    # default ``prepare_batch`` only unpacks the batch. The default ``model_fn`` only calls
+    # the model, and the default ``model_transform`` returns its argument.
     only_unpacks = prepare_batch is default_prepare_batch and device.type == "cpu"
     calls_model_directly = model_transform is identity and model_fn is apply_model
 
@@ -172,7 +173,8 @@ def _check_loss(loss: Any, source: str) -> torch.Tensor:
 
     Args:
         loss: the loss of a batch.
-        source: the name of the factory's argument that returned the loss, for the message.
+        source: the name of the user's function that returned the loss, for the message: "loss_fn"
+            or "batch_processor".
     """
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
