@@ -1,6 +1,6 @@
-"""Functions that write files and folders durably, so that a power loss does not lose them.
+"""Functions that sync files and folders to the disk, so that a power loss does not lose them.
 
-A file's checksum, with which a later read finds damage, is computed here too.
+The function ``file_record`` computes the checksum by which a later read of a file detects damage.
 """
 
 import errno

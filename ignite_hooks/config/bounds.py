@@ -1,4 +1,4 @@
-"""Limits of a configuration: its size, its depth and its numbers.
+"""Limits of a configuration: the size of its text, its nesting, and its floats.
 
 A text beyond these limits is refused. Otherwise it could take too much time or memory, or overflow
 the stack.
@@ -58,8 +58,8 @@ def parse_float(text: str) -> float:
     """Returns the float that a text stands for.
 
     Raises:
-        ValueError: the text is not a number, or the number is too large for a float, which Python
-            would read as inf without an error.
+        ValueError: the text is not a number, or the number is too large for a float. Python itself
+            would read such a number as inf, without an error.
     """
     number = float(text)
     if math.isinf(number) and "inf" not in text.lower():

@@ -1,10 +1,11 @@
-"""Saves, as numbers in a checkpoint, which work is due but not done yet, such as a validation.
+"""Converts due work, such as a validation that has not run yet, to numbers for a checkpoint.
 
 Due work is a callback, and a callback cannot be saved. So a handler whose work can be due adds an
 entry to the engine when it is attached. There are several kinds of work, and the entries of a kind
 are numbered in the order in which they were added. A checkpoint saves the numbers of the entries
 whose work is due, for example ``{"validations": [1]}`` if the second validation is due. The engine
-of a resumed run must be built in the same way. Then the same numbers belong to the same handlers.
+of a resumed run must be built in the same way, so that the same numbers belong to the same
+handlers.
 """
 
 from collections.abc import Callable

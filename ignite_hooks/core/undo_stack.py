@@ -1,11 +1,11 @@
 """Changes that are always undone: at the end of their own scope, or else at the end of the run.
 
 A change is, for example, a module that is set to evaluation mode during a validation. A scope is a
-``with`` block that makes a change and undoes it at its end. The end may fail to undo the change: a
-signal may interrupt the ``finally`` of the scope, or a traceback may keep the generator of the
-scope suspended until much later. So the callback that undoes a change is noted before the change is
-made. When the run ends, or else when the next run begins, the trainer calls the callbacks that have
-not been called yet.
+``with`` block that makes a change and undoes it at its end. But a signal may interrupt the
+``finally`` of the scope. Or a traceback may keep a suspended generator alive until much later, and
+with it the scope in the generator. So the callback that undoes a change is noted before the change
+is made. When the run ends, or else when the next run begins, the trainer calls the callbacks that
+have not been called yet.
 """
 
 import threading
@@ -93,8 +93,7 @@ def undo_on_exit(undo: Undo, *, out_of_order: bool = False) -> Iterator[None]:
             a generator is suspended needs True, because the generator may be closed while scopes
             that were entered later are still open.
     """
-    # Outside a run there is no stack of a run, which would call the remaining callbacks at the end.
-    # Then this body gets a stack of its own.
+    # Outside a run there is no stack, so this body gets a stack of its own.
     changes: UndoStack = getattr(_innermost, "changes", None) or UndoStack()
     changes.push(undo)
     try:

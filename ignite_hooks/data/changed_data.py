@@ -2,7 +2,7 @@
 
 The saved run is the run that wrote a checkpoint. The resumed run is the present run, which
 continues from the checkpoint. A pass is one iteration over the whole data. The saved position is
-the number of batches that the saved run had taken of its pass.
+the number of batches that the saved run had taken of its last pass.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ class ChangedData:
     Args:
         then: the facts of the data in the saved run.
         now: the facts of the data in the present run.
-        batches: the number of batches of its last pass that the saved run had taken.
-        samples: the number of samples in these batches, of all processes together; None if not
-            certain.
+        batches: the saved position, in batches.
+        samples: the number of samples before the saved position, of all processes together; None if
+            not certain.
         batches_left: the number of batches that the remaining samples of this pass make in the
             present run; None if not known.
         window_size: the number of batches in a full accumulation window, which make one optimizer
@@ -83,9 +83,9 @@ class ChangedData:
         """Returns sentences, each of which names a change and the effect on the present run."""
         found = []
         what = next((each for each in _POSITION_FACTS if self._differs(each)), None)
-        # In the middle of a pass, a change of any of these facts is reported. Before the first
-        # batch of a pass, only a change of the order or of the batch size is reported, because such
-        # a change alters all batches that follow.
+        # In the middle of a pass, a change of any of `_POSITION_FACTS` is reported. Before the
+        # first batch of a pass, only a change of the order or of the batch size is reported,
+        # because such a change alters all batches that follow.
         if what in ("order", "samples a batch") or (what is not None and self.batches):
             found.append(f"{self._describe_change(what)}: {self._describe_consequence()}")
         elif self.drops_pass:

@@ -87,11 +87,11 @@ class MaxDeviceMemory(PeakMetric):
             measurement.reset()
 
     def names(self) -> list[str]:
-        """Returns the keys in ``state.metrics``, two for each reported span."""
+        """Returns the keys in ``state.metrics``: two for each reported span, such as an epoch."""
         return [name for span in self._reported_spans() for name in _metric_names(span)]
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Measures the parts of the run that are to be reported: iterations, epochs, whole runs."""
+        """Measures the spans that are to be reported: iterations, epochs, runs."""
         _latest[self] = {}
         if self.minibatch:
             self._add_span("minibatch", attachment).measure_iterations(self.every_iterations)
@@ -105,7 +105,8 @@ class MaxDeviceMemory(PeakMetric):
         return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
     def _add_span(self, span: str, attachment: Attachment) -> Span:
-        # `every` has no effect: it is the interval of samples, and this mark is not sampled.
+        # `every` is the interval at which some kinds of marks have to be read. It has no effect
+        # here, because the allocator of the device keeps its marks itself.
         measurement = _latest[self][span] = Measurement(_shared_mark, every=1.0)
 
         def report(engine: Engine) -> None:
