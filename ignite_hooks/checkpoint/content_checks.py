@@ -96,7 +96,7 @@ def _check_progress(value: list[Any]) -> list[Any]:
 def _check_position(value: list[int]) -> list[int]:
     """Checks a position in the data: complete passes, and batches of the present pass."""
     if len(value) != 2:
-        raise ValueError("must be a pass and a number of batches")
+        raise ValueError("must be two numbers, of complete passes and of batches in the present pass")
     return value
 
 
@@ -601,7 +601,8 @@ def optimizer_problems(
                     f"{OPTIMIZER}: state.{index}", state, expected, parameter
                 )
     for index in content["state"].keys() - {*range(sum(sizes))}:
-        yield f"{OPTIMIZER}: state.{index} belongs to no parameter: there are {sum(sizes)}"
+        count = f"{sum(sizes)} parameters"
+        yield f"{OPTIMIZER}: state.{index} belongs to no parameter: there are {count}"
 
 
 def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> Iterator[str]:

@@ -347,8 +347,8 @@ class DirectoryLock:
             )
         else:
             text = (
-                f"was not released by {_owner_text(owner)}. This process cannot see whether that "
-                f"process is alive: it watches the heartbeat for {_STALE_SECONDS:.0f} s"
+                f"was not released by {_owner_text(owner)}. This process cannot see whether the "
+                f"owner is alive, so it watches the owner's heartbeat for {_STALE_SECONDS:.0f} s"
             )
         logger.warning("%s %s", self._directory, text)
 

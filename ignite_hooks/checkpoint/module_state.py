@@ -264,7 +264,7 @@ def check_module_fit(
                 _entries_under(compared_current, plain_path),
             )
             owner_name = f"{plain_path} of the {name}" if plain_path else f"the {name}"
-            differences.append(f"{owner_name} does not take the state ({_describe_error(failure)})")
+            differences.append(f"{owner_name} cannot load the state ({_describe_error(failure)})")
         elif replaced and keeps_parameters:
             differences.append(
                 f"loading the {name} replaces {', '.join(replaced)}, which the optimizer would not "

@@ -123,8 +123,8 @@ class StatefulObject:
                 yield from module_differences(name, state["module"], self._object)
             else:
                 yield (
-                    f"the {name} is a {self.class_name}, its state in {TRAINER} is not the state "
-                    "of a module"
+                    f"the {name} is a {self.class_name}, but its state in {TRAINER} is not the "
+                    "state of a module"
                 )
 
 

@@ -192,7 +192,7 @@ def load_weights(
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
             f"`module` must be a torch.nn.Module, got {type(module).__name__}: build the model "
-            "first, because the checkpoint has its weights only"
+            "first, because a checkpoint has only weights"
         )
     is_data = map_location is None or isinstance(map_location, str | torch.device | Mapping)
     if not is_data and not callable(map_location):

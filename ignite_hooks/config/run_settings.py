@@ -63,14 +63,14 @@ Precision = Annotated[
     must_be(
         f"one of {', '.join(_PRECISIONS)}",
         lambda value: value in _PRECISIONS,
-        "leave it out for what the accelerator has",
+        "leave it out to use the setting of the accelerator",
     ),
 ]
 """A mixed precision of Accelerate: "no", "fp16", "bf16" or "fp8"."""
 
 Accumulation = Annotated[
     int,
-    must_be("an integer >= 1", is_count, "1 steps after each batch"),
+    must_be("an integer >= 1", is_count, "with 1, the optimizer steps after each batch"),
     _POSITIVE_INTEGER,
 ]
 """The number of batches for one optimizer step: an integer >= 1."""

@@ -370,7 +370,7 @@ class IndexedLoader(TorchLoader):
         if self.accepts_order_state(state_dict):
             return self._recorder_with_workers.differences(state_dict)
         now = self._recorder_with_workers.keeper.name
-        return [f"the state of {state_dict['of']} is not restored, there is {now} now"]
+        return [f"the state of {state_dict['of']} is not restored, because there is {now} now"]
 
     def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
         """Returns whether a saved state of the sampler includes the generator ``name``."""

@@ -655,7 +655,7 @@ class Snapshots:
             return []
         if keeper is None or keeper.name != state_dict["of"]:
             now = "nothing with a state" if keeper is None else keeper.name
-            return [f"the state of {state_dict['of']} is not restored, there is {now} now"]
+            return [f"the state of {state_dict['of']} is not restored, because there is {now} now"]
         if state_dict["is_cut"]:
             return [
                 f"the previous pass was left before its end: {keeper.name} begins the next pass "

@@ -89,8 +89,8 @@ class EventChannels(Channels):
             self._has_warned = True
             warnings.warn(
                 "on_loop and on_epoch may be left late after a failure on an engine that is not a "
-                "Trainer: such an engine fires no event then, so they are left only when run() is "
-                "left or the next epoch starts",
+                "Trainer: such an engine fires no event after a failure, so on_loop and on_epoch "
+                "are left only when run() is left or the next epoch starts",
                 # The warning shows the user's line that called a method of Hooks, for example
                 # `register` or `attach`. All these methods reach this line by the same number of
                 # calls.

@@ -197,7 +197,7 @@ REFUSED = {
         TRAINER,
         ("objects", "also", "noise"),
         {},
-        r"also/noise is a Linear, its state in trainer\.pt is not the state of a module",
+        r"also/noise is a Linear, but its state in trainer\.pt is not the state of a module",
     ),
     "a module's tensors as a list": (
         TRAINER,
@@ -249,7 +249,7 @@ REFUSED = {
         r"source\.generators generator \(torch\.Generator, cpu\) must be a state",
     ),
     "no facts": (RANK, ("data", "facts"), None, r"data\.facts must be a valid dictionary"),
-    "no position": (RANK, ("data", "position"), [1], "must be a pass and a number of batches"),
+    "no position": (RANK, ("data", "position"), [1], "must be two numbers, of complete passes"),
     "a place in the data without its state": (
         RANK,
         ("data", "place"),

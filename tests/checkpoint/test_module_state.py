@@ -436,7 +436,7 @@ class Replacing(Growing):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (Failing, r"does not take the state \(OverflowError: no more of this\)"),
+        (Failing, r"cannot load the state \(OverflowError: no more of this\)"),
         (Replacing, "loading the model replaces layer.weight, layer.bias, which the optimizer"),
         (lambda: torch.nn.Sequential(Failing()), "has 0.layer.bias, the checkpoint has not"),
         (lambda: Renaming("other_"), "the checkpoint has seen, the model has not"),

@@ -328,7 +328,7 @@ MISFITS = {
     "shapes": (another_head, "last.weight had the shape .2, 4., it has .3, 4.", {"strict": False}),
     "complex": (real_wave, "wave had the dtype torch.complex64, it has torch.float32", {}),
     "meta": (on_meta, r"on the meta device: call its to_empty\(\)", {}),
-    "a hook": (with_post_hook, "does not take the state .OverflowError", {}),
+    "a hook": (with_post_hook, "cannot load the state .OverflowError", {}),
     "nothing": (
         lambda: torch.nn.Conv1d(1, 1, 1),
         "no name in common with the module",

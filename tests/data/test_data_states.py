@@ -684,7 +684,7 @@ def test_state_of_another_class_is_reported():
     take(first, 2)
     state = through_file(first.state_dict())
     of_another, _ = DataFeed(Skipping(), None).differences(state)
-    assert of_another.startswith("the state of data (Walk) is not restored, there is data (Skip")
+    assert of_another.startswith("the state of data (Walk) is not restored, because there is data")
     of_none = DataFeed([[1]] * 5, None).differences(state)
     assert any("there is nothing with a state now" in each for each in of_none)
 
