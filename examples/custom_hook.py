@@ -1,9 +1,9 @@
 """Measures where training time is spent, with a scope, an event handler and a context manager.
 
-The scope is a generator on a channel of the loop. It is always exited, so its times are right after
-a failure too. The event handler is Ignite's, and marks a point in time instead of a duration. The
-context manager is torch's own profiler, used directly. (On a GPU the scope measures the time that
-it takes to queue the work.)
+The scope is a generator around a part of the loop, such as the forward pass. Its ``finally`` also
+runs if this part fails, so the measured times are right after a failure too. The event handler is
+Ignite's: it is called at one point in time, here the end of each epoch. The context manager is
+torch's own profiler. (On a GPU the scope measures only how long it takes to queue the work.)
 
     python examples/custom_hook.py
 """
@@ -31,7 +31,7 @@ PARTS = ["on_model_forward", "on_model_backward", "on_optimizer_step"]
 
 
 def stopwatch():
-    """Returns scopes that add up the seconds of each part of an epoch in ``state.metrics``."""
+    """Returns scopes that add up the seconds of each part in an epoch, in ``state.metrics``."""
     hooks = Hooks()
     seconds = Counter()
 
@@ -55,14 +55,14 @@ def stopwatch():
 
 
 def print_seconds(trainer):
-    """Prints the sums of the scopes; an event handler for the end of each epoch."""
+    """Prints the sums that the scopes have measured. A handler for the end of each epoch."""
     state = trainer.state
     parts = "   ".join(f"{part} {state.metrics['seconds'][part]:.3f} s" for part in PARTS)
     print(f"epoch {state.epoch}   loss {state.output:.3f}   {parts}")
 
 
 def spiral(size):
-    """Returns points on two arms of a spiral, labelled by their arm."""
+    """Returns points on two arms of a spiral; the label of a point is its arm."""
     angle = torch.rand(size) * 6
     label = torch.randint(2, (size,))
     direction = angle + label * torch.pi

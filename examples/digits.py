@@ -1,9 +1,9 @@
 """Trains a small convolutional net on the handwritten digits that come with scikit-learn.
 
-In one process, on the GPU if there is one, or in several:
+Runs in one process, on the GPU if there is one, or in several processes:
 
     python examples/digits.py
-    python examples/digits.py --output runs/digits --resume  # continues where that one was stopped
+    python examples/digits.py --output runs/digits --resume  # continues the run in runs/digits
     python examples/digits.py --config examples/run.yaml
     torchrun --nproc_per_node 2 examples/digits.py --cpu
 """
@@ -80,7 +80,7 @@ def settings_in(file):
 
 
 def settings_of(args):
-    """Returns the settings of --config, with those of the command line in place of them."""
+    """Returns the settings of --config; options of the command line override them."""
     settings = args.config
     if args.seed is not None:
         settings = replace(settings, seed=args.seed)
@@ -148,7 +148,7 @@ def main():
     args = parse_args()
     if args.output is not None:
         args.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # threads only slow down so small a net
+    torch.set_num_threads(1)  # so small a net is faster with one thread
     settings = settings_of(args)
     accelerator = settings.set_up(cpu=args.cpu)
     if args.save_config is not None and accelerator.is_main_process:
@@ -163,7 +163,7 @@ def main():
         accelerator.save_model(trainer.model, args.output)
         if accelerator.is_main_process:
             (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    accelerator.free_memory()  # else gloo's threads keep tensors, and torch 2.13 may hang
+    accelerator.free_memory()  # otherwise gloo's threads keep tensors, and torch 2.13 may hang
     accelerator.end_training()
 
 

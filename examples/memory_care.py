@@ -2,7 +2,7 @@
 
 Sequences of many lengths make batches of many sizes, and the longest batch decides whether the job
 fits on its machine. A sample once per second would miss that batch, which takes some tens of
-milliseconds. Here the kernel's own high-water mark is read (on Linux), so each peak is exact. In
+milliseconds. On Linux the kernel records the peak of the memory, so each peak is exact here. In
 addition, garbage is collected at fixed steps only, and the device's cache is cleared when much of
 it is unused.
 
@@ -32,7 +32,11 @@ SEQUENCES, CHANNELS = 8, 16
 
 
 class Sequences:
-    """Batches of random walks of 64 to ``longest`` steps, with the sign of each as its label."""
+    """Batches of random walks. One batch, chosen at random, has walks of ``longest`` steps.
+
+    The walks of all other batches have 64 to ``longest // 4`` steps. The label of a step is whether
+    it goes up in the mean over the channels.
+    """
 
     def __init__(self, number, longest, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -60,7 +64,7 @@ def net():
 
 
 class LargestMinibatch:
-    """Remembers the minibatch of an epoch that needed most memory."""
+    """Remembers the minibatch of an epoch that needed the most memory."""
 
     def attach(self, engine):
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin)
@@ -118,7 +122,7 @@ def main():
     trainer.run(max_epochs=args.epochs)
     metrics = trainer.state.metrics
     print(f"the whole run   peak {metrics['experience_max_ram_mib']:.0f} MiB")
-    if "gc_seconds" in metrics:  # a short run has no collection
+    if "gc_seconds" in metrics:  # a run of fewer than 20 steps has no collection
         print(f"the last garbage collection took {metrics['gc_seconds'] * 1000:.2f} ms")
 
 

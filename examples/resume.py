@@ -1,11 +1,11 @@
-"""Trains to the same weights as one run, however often it is stopped and started again.
+"""Trains to the same weights, however often the script is stopped and started again.
 
 Stop it with Ctrl-C or SIGTERM, and run the same command again:
 
     python examples/resume.py
-    python examples/resume.py   # continues there; does nothing when training is done
+    python examples/resume.py   # continues the run; trains nothing if training is complete
 
-The last line is a hash of all weights, to compare runs with.
+The last line of the output is a hash of all parameters, by which runs can be compared.
 """
 
 import argparse

@@ -33,12 +33,12 @@ DEPARTURES = {
     "leaves them out: it begins the next epoch, or starts from scratch after the last one.",
     "a stop at the last batch completes the epoch": "The epoch has had all its batches, so "
     "EPOCH_COMPLETED fires before TERMINATE. In Ignite it never fires.",
-    "a failed run continues": "The next run() continues at the last step boundary. Ignite's "
-    "returns None and does nothing.",
+    "a failed run continues": "The next run() continues at the last step boundary. In Ignite the "
+    "next run() returns None and does nothing.",
     "a handled failure ends the run": "When the handlers of EXCEPTION_RAISED return, the run ends. "
     "Ignite fires EPOCH_COMPLETED for the failed epoch and trains the next one.",
     "a failure within the step is handled once": "The handlers of EXCEPTION_RAISED are called "
-    "once, even if one of them raises. Ignite calls them again then.",
+    "once, even if one of them raises. In this case Ignite calls them again.",
     "a finished run continues to another kind of limit": "A finished run continues to a limit "
     "of another kind that is not reached yet. In Ignite the first limit must be set to None.",
     # Limits and lengths
@@ -70,11 +70,10 @@ DEPARTURES = {
     "In Ignite a handler that was attached before a metric sees the previous epoch's value.",
     "the step has events of its own": "The events of TrainEvents fire between ITERATION_STARTED "
     "and the next GET_BATCH_STARTED, and appear in last_event_name.",
-    "no second GET_BATCH_STARTED after interrupt()": "Ignite fires it twice for the same batch if "
-    "it was interrupted at DATALOADER_STOP_ITERATION.",
-    "a handler added while its event fires, after another was removed in the same firing": "It is "
-    "called last in the same firing. Ignite does not call it if another handler was removed "
-    "earlier in that firing.",
+    "no second GET_BATCH_STARTED after interrupt()": "Ignite fires GET_BATCH_STARTED twice for the "
+    "same batch if the run was interrupted at DATALOADER_STOP_ITERATION.",
+    "a handler added while its event fires, after another was removed in the same firing": "The "
+    "new handler is called last in the same firing. Ignite does not call it in this firing.",
     "outputs are tensors": "state.output is loss.detach(): item() would synchronize with the "
     "device.",
     "gradients are zeroed within the iteration": "They are zeroed after the handlers of "
