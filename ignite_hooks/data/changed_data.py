@@ -82,11 +82,12 @@ class ChangedData:
     def reasons(self) -> list[str]:
         """Returns sentences, each of which names a change and the effect on the present run."""
         found = []
-        what = next((each for each in _POSITION_FACTS if self._differs(each)), None)
         # In the middle of a pass, a change of any of `_POSITION_FACTS` is reported. Before the
         # first batch of a pass, only a change of the order or of the batch size is reported,
         # because such a change alters all batches that follow.
-        if what in ("order", "samples a batch") or (what is not None and self.batches):
+        facts = _POSITION_FACTS if self.batches else ("order", "samples a batch")
+        what = next((each for each in facts if self._differs(each)), None)
+        if what is not None:
             found.append(f"{self._describe_change(what)}: {self._describe_consequence()}")
         elif self.drops_pass:
             found.append(f"replay=False: {self._describe_consequence()}")

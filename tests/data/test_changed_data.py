@@ -282,6 +282,16 @@ def test_changed_data_at_an_epoch_start_resumes_exactly(tmp_path):
     assert sizes(trainer.seen) == {2: [4] * 8}
 
 
+def test_changed_batch_size_is_reported_beside_changed_data(tmp_path):
+    trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
+    trainer = trainer_of(DataLoader(numbers(32), 8), resume_from=tmp_path)
+    part = trainer.resume_report.parts["data"]
+    assert part.level == "changed"
+    assert part.reason == (
+        "4 samples a batch then, 8 now: a pass has 4 batches (4 steps), and had 6 batches (6 steps)"
+    )
+
+
 def test_fixed_epoch_continues_with_the_next_pass_of_changed_data(tmp_path):
     trainer = trainer_of(DataLoader(numbers(), 4), checkpoint=SaveCheckpoint(tmp_path))
     trainer.run(max_steps=4, epoch_length=5)
