@@ -385,7 +385,8 @@ class Snapshots:
         self._needs_set_epoch = False
         # The states of the data's generators before `set_epoch`, which may seed the generators.
         self._generators_before: dict[str, Any] | None = None
-        self._is_resumed = False  # whether the snapshot to continue from came from a checkpoint
+        # Whether the resume report has named the caveats of the snapshot to continue from.
+        self._are_caveats_reported = False
         # The `Snapshots` of other feeds whose keepers wrap the same object. The feed that is
         # iterated first restores the object, for all of these feeds.
         self._sharing: list[Snapshots] = []
@@ -436,11 +437,10 @@ class Snapshots:
             position: the position of the feed.
         """
         assert source.keeper is not None
-        # After a resume from a checkpoint, the resume report has already named the caveats.
-        if not self._is_resumed:
+        if not self._are_caveats_reported:
             for caveat in source.keeper.caveats:
                 warnings.warn(caveat, stacklevel=2)
-        self._is_resumed = False
+        self._are_caveats_reported = False
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
@@ -629,7 +629,8 @@ class Snapshots:
             self._snapshots[position] = Snapshot.from_state_dict(state_dict)
             self._fetched = position._replace(batches=position.batches + state_dict["ahead"])
             self._has_ended = not state_dict["is_cut"]
-            self._is_resumed = True
+            assert source.keeper is not None
+            self._are_caveats_reported = _has_caveats(source.keeper, position)
 
     @staticmethod
     def can_restore(source: Source, state_dict: Mapping[str, Any] | None) -> bool:
@@ -661,8 +662,7 @@ class Snapshots:
                 f"the previous pass was left before its end: {keeper.name} begins the next pass "
                 "from its restored state, and may first give the rest of the previous pass"
             ]
-        has_caveats = position.batches > 0 or keeper.workers > 0
-        return [*keeper.caveats] if has_caveats else []
+        return [*keeper.caveats] if _has_caveats(keeper, position) else []
 
     def doubts(self, source: Source) -> list[str]:
         """Returns the reason why the keeper's state is not saved; an empty list if it is saved."""
@@ -680,6 +680,14 @@ class Snapshots:
                 "and is not saved: a resume iterates earlier batches again"
             ]
         return []
+
+
+def _has_caveats(keeper: PositionKeeper, position: FeedPosition) -> bool:
+    """Returns whether the caveats of the keeper hold for a resume at ``position``.
+
+    At the start of a pass without workers, a resume gives the same batches as the saved run.
+    """
+    return position.batches > 0 or keeper.workers > 0
 
 
 def _take_snapshot(
