@@ -96,7 +96,7 @@ def _check_progress(value: list[Any]) -> list[Any]:
 def _check_position(value: list[int]) -> list[int]:
     """Checks a position in the data: complete passes, and batches of the present pass."""
     if len(value) != 2:
-        raise ValueError("must be two numbers, of complete passes and of batches in the present pass")
+        raise ValueError("must be two numbers: of complete passes, and of batches in this pass")
     return value
 
 

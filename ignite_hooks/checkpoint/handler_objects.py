@@ -65,10 +65,9 @@ __all__ = [
 ]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# To enter an object is to search the objects that it holds. The search enters all objects whose
-# class the user has defined. If a library has defined the class of an object, the search enters the
-# object only if the library is one of these. Such objects are, for example, containers, callables
-# and Ignite's handlers.
+# To enter an object is to search the objects that it holds. The search enters all objects of the
+# user's classes. Of the objects of libraries, it enters only those whose class is defined in one of
+# the following libraries, for example containers, callables and Ignite's handlers.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -175,13 +174,16 @@ class _Search:
                     _add_unique(self._attached, type(root).__name__, root)
         self._attached_ids = {id(each) for each in self._attached.values()}
         # If a handler is a method of a container, such as `losses.append`, the root is the
-        # container. The search below skips a container of numbers, so the container is added here.
+        # container. The search does not yield containers that hold nothing but numbers, so these
+        # roots are put on the list of stateless objects here.
         stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
         found: Found = []
         self._search = ObjectSearch(self._roots, MAX_OBJECTS, excluded, _search_parts)
         for path, each in self._search:
             is_of_trainer = self._is_trainer_module(each, trainer_tensors)
-            if id(each) in self._attached_ids:  # listed as an owner of other objects
+            if id(each) in self._attached_ids:
+                # Attached handlers are saved already. They are here because `collect` looks in `found`
+                # for the owner whose state contains that of another object.
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
@@ -268,9 +270,9 @@ def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> di
 
     An object that a handler holds is named as follows. If the handler has no state and holds only
     one object with a state, this object gets the name of the handler. Otherwise the name of the
-    object is the name of the handler and the path to the object, for example "MyHandler.ema". A
-    path of several parts is replaced by the class of the object if the handler holds no other
-    object of this class.
+    object is the name of the handler and the path to the object, for example "MyHandler.ema". If
+    this path has several parts, as in "MyHandler.averages.ema", and the handler holds no other
+    object of the class ``EMA``, the name is "MyHandler.EMA".
 
     An object that a function holds is named after its class. If there are several objects of the
     class, the name of the variable is added.
@@ -522,7 +524,8 @@ def _name_objects(
     Args:
         found: the objects to name.
         roots: the objects at which the search began, by name.
-        attached_objects: the attached handlers with a state. Their names are taken.
+        attached_objects: the attached handlers with a state, by name. No other object gets one of
+            these names.
     """
     names = dict(attached_objects)
     count_by_root = Counter(_root_name(path) for path, _ in found)

@@ -9,9 +9,9 @@ branch. A branch begins in three cases:
 
 - The user gave the checkpoint by its own name, for example ``runs/step_00000010``, and not by its
   directory. Several branches may begin at the same checkpoint.
-- The trainer does not save to the directory that it has resumed from. There is one exception: the
-  run continues if the checkpoint is also the newest of the run in the directory that the trainer
-  saves to. In this case one directory is a copy of the other.
+- The trainer saves to another directory than the one it has resumed from. There is one exception:
+  if one directory is a copy of the other, the run continues. This is the case if the newest
+  checkpoint of the run is the same in both directories.
 - Another trainer has saved a checkpoint of the run to the same directory since the resume.
 """
 
@@ -117,9 +117,10 @@ class Lineage:
                 m.number <= self.known_numbers.get(each, m.number) for each, m in newest.items()
             )
         # The trainer has resumed from a checkpoint by its name, or from a directory that it does
-        # not save to. In the second case it continues the run if this checkpoint is also the run's
-        # newest checkpoint in the directories that it saves to. Manifests are compared as text,
-        # because NaN as the value of a metric would make equal manifests unequal.
+        # not save to. If it was a directory, the run continues if the resumed checkpoint is also
+        # the newest checkpoint of the run in each directory that the trainer saves to. Manifests
+        # are compared as text, because NaN as the value of a metric would make equal manifests
+        # unequal.
         texts = {manifest.dumps() for manifest in newest.values()}
         return not self.is_named and texts == {self.resumed.dumps()}
 

@@ -4,9 +4,9 @@
 due      ``triggers.CheckpointTriggers``    a schedule, the clock, a signal or the end of the
                                             run asks for a save; the save waits until all
                                             other handlers of the event have returned
-capture  ``state.TrainingState``            the whole state is turned into the contents of
-                                            files, tensors and plain data; with
-                                            ``background`` the contents are copied
+capture  ``state.TrainingState``            the whole state is turned into tensors and plain
+                                            data, which are the contents of the files; with
+                                            ``background`` they are copied
 write    ``contents.Content``,              the files are written to a new folder, synced to
          ``durable``                        the disk and hashed
 commit   ``store.CheckpointStore``          the manifest, which lists all other files, gets
@@ -113,9 +113,9 @@ class CheckpointWriter:
 
         Args:
             trainer: the trainer.
-            uncertain: the parts of the state that a failure of the run may have changed after the
-                step that is saved. Maps the name of a part in the ``ResumeReport``, for example
-                "handlers", to the reason.
+            uncertain: the parts of the state that are not certainly those of the saved step,
+                because handlers have run between this step and a failure of the run. Maps the name
+                of a part in the ``ResumeReport``, for example "handlers", to the reason.
 
         Raises:
             OSError: the checkpoint could not be written; all older ones are still there.
@@ -207,13 +207,11 @@ class CheckpointWriter:
     def _draft_manifest(self, trainer: TrainingEngine, files: Mapping[str, Content]) -> Manifest:
         """Returns the manifest, except its number and its list of files, which the commit sets."""
         feed = trainer.feed
-        # There is a feed, the source of the batches: the capture has read its state before.
-        assert feed is not None
+        assert feed is not None  # the capture, which comes before, has read the state of the feed
         position = feed.position
         if not is_running(trainer):
-            # Since this trainer has last trained, another trainer may have continued the same run
-            # of training. In this case the checkpoint begins a branch, a new run with its own
-            # identifier.
+            # Another trainer may have continued the same run of training after this trainer's last
+            # run. In this case the checkpoint begins a branch, a new run with its own identifier.
             self._lineage.decide_run(trainer)
         return Manifest(
             number=1,
@@ -286,9 +284,9 @@ class CheckpointWriter:
         self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
         if self.ranks.size == 1:
             # The checkpoint is complete, so the save must not be repeated if anything below fails.
-            # With several ranks this code runs on rank 0 alone. If only rank 0 counted the save as
-            # made, it would not take part in the next save of the other ranks. So _save() and
-            # _write_and_commit() set these attributes later, on all ranks.
+            # With several ranks this code runs on rank 0 alone, and must not set the attributes: if
+            # a failure follows, the other ranks repeat the save, and rank 0 must repeat it too.
+            # There, _save() and _write_and_commit() set the attributes later, on all ranks.
             self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
         try:
@@ -364,7 +362,7 @@ class CheckpointWriter:
             warnings.warn(
                 f"{directory} has {len(found)} checkpoints of other runs, the newest of step "
                 f"{found[0].step}: they stay, and a resume from the directory loads the newest "
-                "checkpoint of all runs; continue the run of the newest one with "
+                "checkpoint of all runs; continue the run of this checkpoint with "
                 f"resume_from=ResumeCheckpoint({directory!r}), or give this run its own directory",
                 stacklevel=2,
             )

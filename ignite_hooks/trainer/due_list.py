@@ -98,8 +98,9 @@ class DueList:
     def remove_returned(self) -> None:
         """Removes the entry of the callback that was called last, if this callback has returned.
 
-        If the callback raised an exception instead, the entry stays on the list. A second entry,
-        which the callback may have added before the exception, is removed.
+        If the callback raised an exception instead, the entry stays on the list. Before the
+        exception, the callback may have added itself to the list again: this second entry is
+        removed.
         """
         current = self._current
         if self._results:

@@ -249,7 +249,7 @@ REFUSED = {
         r"source\.generators generator \(torch\.Generator, cpu\) must be a state",
     ),
     "no facts": (RANK, ("data", "facts"), None, r"data\.facts must be a valid dictionary"),
-    "no position": (RANK, ("data", "position"), [1], "must be two numbers, of complete passes"),
+    "no position": (RANK, ("data", "position"), [1], "must be two numbers: of complete"),
     "a place in the data without its state": (
         RANK,
         ("data", "place"),
