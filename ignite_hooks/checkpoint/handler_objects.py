@@ -182,8 +182,8 @@ class _Search:
         for path, each in self._search:
             is_of_trainer = self._is_trainer_module(each, trainer_tensors)
             if id(each) in self._attached_ids:
-                # Attached handlers are saved already. They are here because `collect` looks in `found`
-                # for the owner whose state contains that of another object.
+                # Attached handlers are saved already. They are in `found` because `collect` looks
+                # there for the owner whose state contains that of another object.
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))

@@ -106,8 +106,9 @@ def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
     # nothing is frozen here.
     if _are_objects_frozen():
         warn_once(
-            "`freeze_after` needs a process without frozen objects, but other code has frozen some: "
-            "the handler freezes nothing, as the end of the run would unfreeze those objects too; "
+            "`freeze_after` needs a process without frozen objects, but other code has frozen "
+            "some: the handler freezes nothing, because the end of the run would unfreeze those "
+            "objects too; "
             "leave `freeze_after` out, or call gc.unfreeze() before the run"
         )
         return _do_nothing, _do_nothing
