@@ -73,9 +73,10 @@ class ObjectStates:
 
     @contextmanager
     def around_set_epoch(self, objects: Objects) -> Iterator[None]:
-        """Excludes from the report the values that change in the body, which calls ``set_epoch``.
+        """Notes which values ``set_epoch`` changes, so that the report does not name them.
 
-        A resumed run calls ``set_epoch`` again, which restores these values.
+        The body calls ``set_epoch``. A resumed run calls ``set_epoch`` again, which restores these
+        values.
         """
         self.begin(objects)
         present = _present(objects)
@@ -165,14 +166,15 @@ def _stateful(present: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the values to compare in the objects whose state is not saved.
+    """Returns the values of the objects whose state is not saved, in a form that can be compared.
 
     The result maps the path of an attribute to its value, and the path of an object itself to
     ``_PRESENT``.
     """
     stateful = {id(each) for _, each in _stateful(present)}
-    # `_changed` compares a value only if the earlier dict also has its path without the last part.
-    # For a path of one part, such as "dataset", this shorter path is "".
+    # `_changed` ignores the attributes of new objects: it compares a value only if the earlier dict
+    # has the path of the object around the value. For a path of one part, such as "dataset", this
+    # outer path is "", which must always be in the dict.
     found: dict[str, Any] = {"": _PRESENT}
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):

@@ -164,9 +164,11 @@ class PositionKeeper:
 class _StatefulLoaderKeeper(PositionKeeper):
     """The keeper for a ``StatefulDataLoader``; between two passes it saves the data set's state.
 
-    Between two passes the state of the loader is avoided, for two reasons: before the first
-    iteration, ``state_dict`` of the loader begins an iteration, and a loader that resumes from the
-    state of a finished iteration begins two iterations.
+    Between two passes the keeper does not use the state of the loader itself, for two reasons:
+
+    - Before the first iteration, a call of the loader's ``state_dict`` begins an iteration.
+    - After a pass, the state is that of a finished iteration. A loader that resumes from such a
+      state begins two iterations.
 
     What is saved between two passes depends on the workers:
 
@@ -385,7 +387,8 @@ class Snapshots:
         self._needs_set_epoch = False
         # The states of the data's generators before `set_epoch`, which may seed the generators.
         self._generators_before: dict[str, Any] | None = None
-        # Whether the resume report has named the caveats of the snapshot to continue from.
+        # True if the resume report has named the caveats of the keeper. When the loaded snapshot is
+        # restored, the caveats are then not repeated as warnings.
         self._are_caveats_reported = False
         # The `Snapshots` of other feeds whose keepers wrap the same object. The feed that is
         # iterated first restores the object, for all of these feeds.
@@ -410,7 +413,8 @@ class Snapshots:
             self._record(position, _take_snapshot(source))
         kept = (each for each in self._snapshots if each.data_pass == position.data_pass)
         start = max((each for each in kept if each <= position), default=None)
-        # A state that does not change with the batches cannot contain the position.
+        # Without a snapshot, earlier batches are loaded again. The same is done if the state does
+        # not change with the batches, because such a state cannot contain the position.
         if start is None or not self._changes_with_batches(start):
             if not position.batches:
                 self._record(position, _take_snapshot(source, is_at_start=True))
@@ -426,10 +430,10 @@ class Snapshots:
     ) -> Generator[Any, None, None]:
         """Yields the batches after ``position``, after restoring the snapshot at ``start``.
 
-        Some batches after ``position`` may have been fetched before. These batches are fetched
-        again at once, with the global random generators in the same states as at the first fetch.
-        Afterwards the global generators get their present states back: their draws for these
-        batches were made at the first fetch.
+        Some batches after ``position`` may have been fetched already. This method fetches these
+        batches again before it yields the first one, with the global random generators in the same
+        states as at the first fetch. Then it restores the states that the global generators had at
+        the call. These states include the draws of the first fetch.
 
         Args:
             source: the source of the data.
@@ -444,9 +448,10 @@ class Snapshots:
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
-            # The generators that belong to the keeper's state are left out: restoring the keeper
-            # and fetching batches again, below, gives them the right states. Their noted states may
-            # be wrong, for example from the middle of a batch whose request was interrupted.
+            # In these two cases the noted states of the generators in the keeper's state may be
+            # wrong. For example, an interrupted request may have left a generator in the middle of
+            # a batch. So these generators are left out here. They get the right states when the
+            # keeper is restored and the batches are fetched again.
             states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
@@ -482,7 +487,7 @@ class Snapshots:
         yield from chain_first(first, batches)
 
     def restore_keeper_once(self, others: Iterable["Snapshots"]) -> None:
-        """Makes only one of several feeds restore the object that the keepers of all feeds wrap.
+        """Lets only one of several feeds restore the object that all their keepers wrap.
 
         The snapshots of these feeds are at the start of a pass, and were taken at the same time.
         The feed that is iterated first restores the object. If a second feed restored the object
@@ -548,7 +553,8 @@ class Snapshots:
             self._fetched, self._needs_set_epoch = position, False
         self._snapshots[position] = snapshot
         # The feed may have fetched one window of batches ahead, and the run may roll back by one
-        # window. For each of the two windows, the snapshot of one additional batch is kept.
+        # window. These two windows have 2 * window_size + 1 positions, each with a snapshot.
+        # `_changes_with_batches` also needs the snapshot one batch before the first position.
         former = position._replace(batches=position.batches - 2 * (self.window_size + 1))
         if former.batches > 0:
             self._snapshots.pop(former, None)
