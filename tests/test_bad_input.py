@@ -512,7 +512,7 @@ BEFORE_THE_FIRST_BATCH = {
     "callable with data": (
         lambda data: validate(data, no_metrics, batches(), every_epochs=1),
         ValueError,
-        ("`data`", "must be left out with a callable", "evaluate on the data within it"),
+        ("`data`", "must be left out with a callable", "read the data inside the callable"),
     ),
     "model instead of an evaluator": (
         lambda data: validate(data, make_model(), batches(), every_epochs=1),

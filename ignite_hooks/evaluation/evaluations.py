@@ -69,7 +69,7 @@ class Evaluations:
         elif self._data != {"": None}:
             raise ValueError(
                 "`data` must be left out with a callable, which takes no argument or the model: "
-                "evaluate on the data within it"
+                "read the data inside the callable"
             )
         elif self._max_batches is not None:
             raise ValueError(
@@ -206,9 +206,9 @@ def _check_data(
             )
         if number_of_evaluators > 1 and isinstance(each, Iterator):
             raise ValueError(
-                f"{where} must be an iterable that can begin again with several evaluators, got a "
-                f"{type(each).__name__}, which would give each evaluator different batches: pass a "
-                "DataLoader or a list of batches"
+                f"{where} must be an iterable from which several evaluators get the same batches, "
+                f"got a {type(each).__name__}, which gives each batch only once: pass a DataLoader "
+                "or a list of batches"
             )
         length = PlainIterable(each).promised_length
         if length == 0:

@@ -62,7 +62,7 @@ def test_several_evaluators_on_one_loader():
         (
             {name: Engine(lambda engine, batch: None) for name in "ab"},
             iter([1]),
-            "`data` must be an iterable that can begin again with several evaluators, got a list_",
+            "`data` must be an iterable from which several evaluators get the same batches, got",
         ),
     ],
 )
