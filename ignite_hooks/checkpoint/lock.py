@@ -1,8 +1,8 @@
 """The lock of a directory of checkpoints, which allows one run at a time to write there.
 
 The lock is a file in the directory, ``.ignite_hooks.lock``. The file is never removed. The process
-that holds the lock is called its owner. If the process has several trainers, the owner is the
-trainer that took the lock. Two mechanisms decide which process is the owner:
+that holds the lock is called its owner. The trainer that took the lock is called the owner too,
+because one process can have several trainers. Two mechanisms decide which process is the owner:
 
 - Among the processes of one machine, ``flock`` on the file decides. The kernel releases the
   ``flock`` of a process when the process ends, also after a crash.
@@ -370,7 +370,7 @@ class _Availability(Enum):
 
 
 class _LockFile:
-    """The lock file, as one trainer uses it from its first attempt to take the lock to the release.
+    """The lock file, as one trainer uses it: it tries to take the lock, holds it, and releases it.
 
     Attributes:
         path: the path of the file.
@@ -387,8 +387,9 @@ class _LockFile:
         # True if this process has the flock, False if it does not have the flock (yet), None if the
         # file system has no flock.
         self._has_flock: bool | None = False
-        # For an owner whose process this process cannot see: the owner's latest record, and the
-        # time at which this process first read that record. Both serve to watch the heartbeat.
+        # The latest record of another owner, and the time at which this process first read that
+        # record. They show whether the owner's heartbeat goes on. They are used only if this
+        # process cannot see the owner's process, for example on another machine.
         self._watched_content: bytes | None = None
         self._watched_since = 0.0
         self._stop = threading.Event()

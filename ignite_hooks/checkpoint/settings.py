@@ -150,7 +150,8 @@ class SettingsRecord:
     Attributes:
         given: the settings when the first ``SaveCheckpoint`` or ``ResumeCheckpoint`` was attached,
             before anything was trained. In a resumed run these are the settings in the checkpoint.
-            If a setting is overridden, the record has the script's value of this setting.
+            If the resumed run uses the script's value of a setting instead, for example because of
+            ``ResumeCheckpoint(override=…)``, this value is in the record.
         started: the settings after the handlers of STARTED; None if they were not recorded.
         writes: shows what handlers of STARTED and EPOCH_STARTED have written to the optimizer's
             groups. Maps the name of the event to a list of two: the settings of the groups before

@@ -93,13 +93,14 @@ class CheckpointTriggers:
             is_single_process and options.every_seconds is None and not options.background
         )
         self.save = save
-        # Each run enters these two scopes, and leaves the second one first. The second scope waits
-        # for the writer, so the first scope releases the lock after the last file was written.
+        # Each run enters a _LockScope, and within it the scope `_waiting_for_writer`. At the end of
+        # the run, the inner scope waits until the last file is written. Then the _LockScope
+        # releases the lock.
         enter_at_each_run(trainer, lambda trainer: _LockScope(self, trainer))
         enter_at_each_run(trainer, self._waiting_for_writer)
 
     def defer(self, trainer: TrainingEngine) -> None:
-        """Makes the trainer save after the validation and all handlers of the present event."""
+        """Defers a save until the present event's handlers and a due validation have returned."""
         trainer.defer(self.save, Turn.CHECKPOINT)
 
     def schedule(self, trainer: TrainingEngine) -> None:
@@ -127,7 +128,8 @@ class CheckpointTriggers:
             # The trainer has set its deferred callbacks aside for the next run, which repeats the
             # validation first. A save that a schedule has requested stays among these callbacks,
             # because it is to be made with the metrics of the validation. Any other save is
-            # cancelled: _handle_requests() defers a save for the signal, which takes its place.
+            # cancelled, because _handle_requests() defers a new one, which is made before the run
+            # ends.
             if not is_due():
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
@@ -137,8 +139,8 @@ class CheckpointTriggers:
             None if ranks.size == 1 else ranks.any_of,
             save_and_stop,
         )
-        # A checkpoint lists the due entries, which are work still to be done. With the entry below,
-        # a resumed run makes the scheduled save after the validation.
+        # A checkpoint lists the work that a resumed run still has to do. The entry below adds the
+        # scheduled save to this list, so the resumed run repeats the validation and then saves.
         undo = [add_due_entry(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
             undo.append(add_stop_monitor(trainer, monitor))
@@ -276,8 +278,8 @@ class CheckpointTriggers:
     def _note_start(self, trainer: TrainingEngine) -> None:
         """Notes that there is nothing to save at the present position.
 
-        If the run before has failed, its last steps may not be saved. In this case the position
-        does not count as saved.
+        If the previous run has failed, its last steps are perhaps in no checkpoint, so nothing is
+        noted.
         """
         if not self._is_after_failure:
             self._writer.note_start(trainer)
@@ -371,12 +373,12 @@ class CheckpointTriggers:
 
         Args:
             trainer: the trainer, whose run has failed.
-            error: the exception that has ended the run, which gets the note. None if a handler of
-                EXCEPTION_RAISED has handled the exception. In this case a warning replaces the
-                note.
+            error: the exception that has ended the run. The note is added to this exception. None
+                if a handler of EXCEPTION_RAISED has handled the exception. In this case a warning
+                replaces the note.
         """
         name = self._signals.received
-        # GeneratorExit is no failure: an interrupted run is closed, and will not continue.
+        # GeneratorExit is no failure: it closes an interrupted run that will not continue.
         if name is None or isinstance(error, GeneratorExit) or is_interrupted(trainer):
             return
         if self._writer.has_saved(trainer) or not self._writer.lock.is_held:

@@ -33,7 +33,7 @@ __all__ = ["record_initial_attributes", "unsaved_attributes"]
 
 # The path of an object that a handler holds begins with this prefix.
 _HANDLER_PREFIX = "handler "
-# The remedies are the ends of the messages about changed attributes.
+# What the user can do about changed attributes of a module. The text ends the message about them.
 _MODULE_REMEDY = (
     "register tensors as buffers, and return other values from get_extra_state(); an attribute "
     "that each forward() sets before reading it need not be saved"
@@ -53,9 +53,9 @@ Values = dict[str, dict[str, Any]]
 def record_initial_attributes(trainer: TrainingEngine) -> None:
     """Records the present values of the unsaved attributes as their initial values.
 
-    An object that has a record in this process already keeps it.
+    If the initial values of an object were recorded earlier in this process, they are kept.
     """
-    # Reading this property searches the objects of the run. _holders() uses the result.
+    # Reading `generators` searches the objects of the run. _holders() uses the objects found.
     _ = trainer.generators
     initial = _initial_values(trainer)
     for path, values in _current_values(trainer):
@@ -66,7 +66,7 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
     """Returns messages about unsaved attributes that have changed since they were recorded.
 
     The result maps the name of a part of the ``ResumeReport`` to the message. The objects are not
-    searched here: each save reads ``trainer.generators`` before, which searches them.
+    searched here. A save searches them earlier, when it looks for random generators.
     """
     initial = _initial_values(trainer)
     changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}
@@ -175,8 +175,8 @@ def _path_and_parents(path: str) -> Iterator[str]:
 def _unsaved_values(obj: Any) -> dict[str, Any]:
     """Returns the attributes of an object that its ``state_dict`` does not have, by name.
 
-    Of a module of a library, only the non-persistent buffers are returned. Of an optimizer of a
-    library, nothing is returned.
+    If the object is a module of a library, the result has only its non-persistent buffers. If it is
+    an optimizer of a library, the result is empty.
     """
     cls = type(obj)
     if issubclass(cls, torch.nn.Module):

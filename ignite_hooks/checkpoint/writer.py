@@ -113,9 +113,9 @@ class CheckpointWriter:
 
         Args:
             trainer: the trainer.
-            uncertain: the parts of the state that are not certainly those of the saved step,
-                because handlers have run between this step and a failure of the run. Maps the name
-                of a part in the ``ResumeReport``, for example "handlers", to the reason.
+            uncertain: the parts of the state that may have changed between the saved step and a
+                failure of the run. Maps the name of a part in the ``ResumeReport``, for example
+                "handlers", to the reason.
 
         Raises:
             OSError: the checkpoint could not be written; all older ones are still there.
@@ -147,8 +147,8 @@ class CheckpointWriter:
         draft = self.ranks.call_on_rank_0(lambda: self._draft_manifest(trainer, files))
         folder = None
         if state.is_sharded:
-            # Accelerate itself writes a model that is split over processes. Its functions cannot
-            # run in the background, so the folder is created and the model is written here.
+            # A model that is split over processes is written by functions of Accelerate, which
+            # cannot run in the background. So the folder is created and the model is written here.
             folder = self._begin(draft, self.ranks)
             state.write_sharded(folder)
         if is_background:
@@ -191,10 +191,11 @@ class CheckpointWriter:
             return (digest, {}, unknown) if rank else (digest, digests_of(objects), {})
 
         # With several ranks, inspect() returns three values on each rank:
-        # - the digest of its parameters;
-        # - the digests of its states, on rank 0 only, because the others compare with rank 0;
-        # - the parts of its state that may be unsaved, with the reasons, on the other ranks only,
-        #   because rank 0 collects its own in state.files().
+        # - the digest of the parameters;
+        # - on rank 0, the digests of its states, with which the other ranks compare their states;
+        #   on the other ranks, an empty dict;
+        # - on the other ranks, the parts of the state that may be unsaved, with the reasons; on
+        #   rank 0, an empty dict, because state.files() computes the parts of rank 0.
         findings = self.ranks.call_on_all_ranks(inspect)
         if not is_single_process:
             state.trainer.compare_parameters([digest for digest, _, _ in findings])
@@ -284,9 +285,9 @@ class CheckpointWriter:
         self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
         if self.ranks.size == 1:
             # The checkpoint is complete, so the save must not be repeated if anything below fails.
-            # With several ranks this code runs on rank 0 alone, and must not set the attributes: if
-            # a failure follows, the other ranks repeat the save, and rank 0 must repeat it too.
-            # There, _save() and _write_and_commit() set the attributes later, on all ranks.
+            # With several ranks, these two attributes must not be set here, on rank 0 alone: if a
+            # failure follows, the other ranks repeat the save, and rank 0 must repeat it too. So
+            # _write_and_commit() and _save() set the attributes later, on all ranks.
             self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
         try:
@@ -388,10 +389,11 @@ class CheckpointWriter:
 
         def check() -> None:
             directory, lineage = self._store.directory, self._lineage
-            # The trainer must start at the newest checkpoint if it has waited for another run, or
-            # has resumed from this directory and not trained since. Any other trainer may start at
-            # an older checkpoint or from scratch: its run is a new one. For example, the user may
-            # have given the older checkpoint by its name.
+            # The trainer must start at the newest checkpoint in two cases: it has waited for
+            # another run, or it has resumed from this directory and has not trained after the
+            # resume. In all other cases it may start at an older checkpoint or from scratch,
+            # because its run is a new one. For example, the user may have given the older
+            # checkpoint by its name.
             must_be_newest = self.lock.has_waited or lineage.has_resumed_from(self._real_directory)
             known = self._newest_known
             is_newest = known is None or self._newest_number() <= known
@@ -469,7 +471,7 @@ class BackgroundWriter:
         """Waits for the call in progress, and raises its exception.
 
         Returns:
-            True if there was a call to wait for, in progress or complete.
+            True if a call was started after the last ``wait``, even if the call has ended already.
         """
         if not self._has_call:
             return False
@@ -495,8 +497,8 @@ def _position(trainer: TrainingEngine) -> tuple[Progress, int, bool]:
 
     - the counters, which a new run resets;
     - the number of batches taken in this process, which is never reset;
-    - True while a validation that was broken off is still to be made. When the validation is made,
-      its results are new, although no counter has changed.
+    - True if a validation was broken off and has not been repeated yet. When it is repeated, there
+      are new results to save, although no counter has changed.
     """
     return trainer.place.progress, trainer.place.taken, trainer.is_broken_off
 

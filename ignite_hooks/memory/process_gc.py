@@ -136,8 +136,8 @@ _frozen = _SharedChange(_prepare_freezing)
 def frozen() -> AbstractContextManager[None]:
     """Returns a context manager in which garbage collections skip all objects that exist already.
 
-    These objects are frozen, after a full collection. If other code has frozen objects already, the
-    context manager warns and does nothing.
+    At its start, the context manager makes a full collection and then freezes all objects that
+    remain. If other code has frozen objects already, the context manager warns and does nothing.
     """
     return _frozen.held()
 
