@@ -65,9 +65,9 @@ __all__ = [
 ]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# To enter an object is to search the objects that it holds. The search enters all objects of the
-# user's classes. Of the objects of libraries, it enters only those whose class is defined in one of
-# the following libraries, for example containers, callables and Ignite's handlers.
+# The libraries whose objects the search enters, for example containers, callables and Ignite's
+# handlers. To enter an object is to search the objects that it holds. Of other libraries, the
+# search enters only objects of `_SEARCHED_CLASSES`. It enters all objects of the user's classes.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -105,9 +105,9 @@ class HandlerObjects:
         held: maps names to the other objects that have a state.
         stateless: pairs of a path and an object without a state. A run may change the object, and
             no checkpoint saves the change.
-        unnamed: the paths to objects that have a state, but are not saved. These objects are in
-            sets, and each has the same class as another one of them. The order of a set may differ
-            in another process, so a resume could not tell these objects apart.
+        unnamed: the paths to objects that have a state, but are not saved. Each of these objects
+            is in a set, and another object in a set has the same class. The order of a set may
+            differ in another process, so a resume could not tell the two objects apart.
         is_complete: whether the search has reached all objects; False if there are too many.
     """
 
@@ -182,8 +182,9 @@ class _Search:
         for path, each in self._search:
             is_of_trainer = self._is_trainer_module(each, trainer_tensors)
             if id(each) in self._attached_ids:
-                # Attached handlers are saved already. They are in `found` because `collect` looks
-                # there for the owner whose state contains that of another object.
+                # Attached handlers are saved already. They are put into `found`, too, because they
+                # can be owners of other objects. `collect` leaves an object out if the state of an
+                # owner in `found` contains the state of the object.
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
@@ -457,13 +458,13 @@ def can_be_saved(obj: Any) -> bool:
 
 
 def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
-    """Returns whether an owner of an object has the state of the object in its own state.
+    """Returns whether the state of an object is part of the state of one of its owners.
 
-    An owner is an object that the path passes on its way to the object: the object at "MyHandler"
-    is an owner of the object at "MyHandler.ema".
+    The owners of an object are the other objects on its path. For example, the object at
+    "MyHandler" is an owner of the object at "MyHandler.ema".
     """
-    # An EpochOutputStore has no `state_dict`. So the state of a store is in no owner's state, and
-    # owners that are stores are left out below.
+    # An EpochOutputStore has no `state_dict`. So no state of an owner contains that of a store, and
+    # a store has no state that could contain the state of another object.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [

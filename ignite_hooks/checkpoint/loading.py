@@ -157,8 +157,8 @@ class LoadedState:
         saved_settings = self._trainer_content.get("settings")
         self._changed_settings = ChangedSettings(self._trainer, saved_settings, override)
         self._is_scheduler_overridden = "scheduler" in override
-        # `complete` is called after STARTED and after EPOCH_STARTED. Each call takes the last event
-        # from this list: handlers of this event may have changed the learning rates.
+        # The events after which `complete` is called, in reverse order. Each call takes one event
+        # from the end of the list. Handlers of this event may have changed the learning rates.
         self._rate_events = ["EPOCH_STARTED", "STARTED"]
         # `trainer.pt` holds the states of rank 0. The file of another rank holds only those states
         # that differ from the states of rank 0.
@@ -215,9 +215,10 @@ class LoadedState:
     def state_problems(self) -> Iterator[str]:
         """Yields the errors in the saved states of model, optimizer, scheduler and gradient scaler.
 
-        Call this method only after ``differences`` has returned an empty list. The checks rely on
-        equal classes: the optimizer has the same class in the checkpoint and in the trainer, and so
-        has the scheduler, if both have one and ``override`` does not name it.
+        Call this method only after ``differences`` has returned an empty list. Then the saved and
+        the current optimizer have the same class, and the checks rely on this. The saved and the
+        current scheduler have the same class, too, unless one of them is missing or ``override``
+        names the scheduler.
         """
         trainer = self._trainer
         current, saved = self._state.class_names(), self._trainer_content["kinds"]
@@ -279,7 +280,7 @@ class LoadedState:
                 and saved_class != current_class
                 and not is_overridden
             ):
-                # The hint ends the text below. Only a scheduler can be overridden.
+                # Only the scheduler can be overridden, so only its text ends with a hint.
                 hint = '; override=("scheduler",) takes the new one' if part == "scheduler" else ""
                 found.append(f"the {part} was {saved_class}, and is now {current_class}{hint}")
         for name in self._module_states.keys() - self._state.whole_modules.keys():
@@ -292,7 +293,7 @@ class LoadedState:
                 metadata["flags"] = rename_flags(metadata["flags"], fit.renamed)
                 for current_name, saved_name in fit.renamed.items():
                     self._saved_names[f"{name}.{current_name}"] = f"{name}.{saved_name}"
-        if self._saved_names:  # the saved settings list the frozen parameters by their saved names
+        if self._saved_names:  # the saved settings contain saved names of frozen parameters
             self._changed_settings.translate_names(self._saved_names)
         if not self._state.is_sharded:
             found += self._optimizer_differences()
@@ -424,10 +425,11 @@ class LoadedState:
         self._restore_rates()
         for name, module in self._state.whole_modules.items():
             flags = self._trainer_content["modules"][name]["flags"]
-            # The flags say which parameters are frozen and which submodules are in eval mode; the
-            # empty name is the module itself. If the checkpoint was saved between two runs, the
-            # module may still have been in eval mode after an evaluation. In this case the flags
-            # are not set, because the present run must train in train mode.
+            # The flags say which parameters are frozen and which modules are in eval mode. In
+            # `flags["eval"]`, the empty name stands for the module itself. If the checkpoint was
+            # saved between two runs, the module may still have been in eval mode after an
+            # evaluation. In this case the flags are not set, because the present run must train in
+            # train mode.
             is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
             if not is_eval_between_runs:
                 set_flags(module, flags)
@@ -448,8 +450,8 @@ class LoadedState:
         """Returns a report that says for each part of the state how exactly it was restored."""
         self._report_parts["settings"] = self._changed_settings.part()
         known = {name: part for name, part in self._report_parts.items() if part is not None}
-        # Each pair is a level, and a mapping from the name of a part to the reason why the part may
-        # not be exact. Three mappings come from the checkpoint, and the last one comes from the
+        # Each pair has a level, and a mapping from the name of a part to the reason why the part
+        # may not be exact. Three mappings come from the checkpoint, and the last one comes from the
         # present trainer.
         doubts = [
             ("approximate", self._trainer_content.get("uncertain", {})),

@@ -80,9 +80,10 @@ class CheckpointEntry:
         metric: the name of the metric that decides which checkpoint is best; None without a metric.
         metric_value: the value of the metric, measured with the saved weights; None if there is no
             such value.
-        is_best: whether the checkpoint is the best of its run. Only the checkpoints of the source
-            that was listed are compared. A checkpoint whose value is NaN is never the best. Of two
-            checkpoints with equal values, the newer one is better.
+        is_best: whether the checkpoint is the best of its run. The checkpoint is compared
+            only with checkpoints in the ``source`` that the caller has given. A checkpoint whose
+            value is NaN is never the best. Of two checkpoints with equal values, the newer one is
+            better.
         path: the folder of the checkpoint, or its URL if the source is a URL.
         run: the identifier of the run of training that saved the checkpoint. A directory may have
             checkpoints of several runs.
@@ -170,8 +171,9 @@ def load_weights(
         part: the saved object to load. "model" is the model, and "loss_fn" is a loss function with
             a state. "also/NAME" is an object in ``SaveCheckpoint(also=...)``, and "handlers/NAME"
             is an object saved with the handlers. Further names select a state within a state:
-            "also/teacher/ema" is the entry "ema" in the state of "teacher". An averaged model, in
-            whose state all names begin with ``module.``, can be loaded into the plain model too.
+            "also/teacher/ema" is the entry "ema" in the state of "teacher". An averaged model
+            (``AveragedModel``) can be loaded into the plain model too: the prefix ``module.`` is
+            then removed from its names.
         strict: whether the module and the checkpoint must have the same names, as in torch's
             ``load_state_dict``.
         map_location: the device to which the saved tensors are moved before they are loaded, as in
@@ -296,7 +298,7 @@ class FoundPart(NamedTuple):
 
 @checked_dataclass(frozen=True, config=handler_config)
 class _Arguments:
-    """The arguments of ``CheckpointReader``. Their types check and convert the values."""
+    """The arguments of ``CheckpointReader``, which pydantic checks and converts."""
 
     source: SourcePath
     cache_dir: Directory | None = None
@@ -352,7 +354,7 @@ class PreparedWeights:
             )
 
     def load(self) -> ModuleLoadResult:
-        """Loads the weights into the module; warns of loaded values that are not as saved."""
+        """Loads the weights into the module; warns of values that loading changed or left out."""
         restored = load_into_module(self._module, self._state, self._about, strict=self._strict)
         if restored.converted:
             warnings.warn(
@@ -393,7 +395,8 @@ class CheckpointReader:
         self._is_remote = is_url(checked.source)
         self._can_fetch = cache_dir is not None or not self._is_remote
         # For a URL, source_at() requires a folder, even if nothing will be downloaded. Without a
-        # `cache_dir` it gets a path in which nothing can be created, and read() raises an error.
+        # `cache_dir`, source_at() gets os.devnull, a path in which nothing can be created. In this
+        # case read() raises an error.
         self._source: Source = source_at(checked.source, checked.cache_dir or os.devnull)
         self.versions: Mapping[str, str] = {}
         self._reported_problems: set[str] = set()
@@ -615,11 +618,11 @@ def _find_part(
 def _with_module_names(
     module: torch.nn.Module, state: dict[str, Any], *, is_object: bool
 ) -> dict[str, Any]:
-    """Returns a state with the names of a module, without the prefixes that wrappers add to them.
+    """Returns a state without wrappers' prefixes in its names, if the names then fit a module.
 
-    For example, ``torch.compile`` adds the prefix in ``_orig_mod.weight``, and ``AveragedModel``
-    adds the prefix in ``module.weight``. If a state with such prefixes lacks names of the module,
-    the prefixes are removed. If the result lacks names too, the state is returned unchanged.
+    For example, ``torch.compile`` adds the prefix ``_orig_mod.``, and ``AveragedModel`` adds the
+    prefix ``module.``. The state is returned unchanged if it has all names of the module already,
+    or if it would lack some of them even without the prefixes.
 
     Args:
         module: the module.

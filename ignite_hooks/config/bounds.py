@@ -30,7 +30,10 @@ def check_size(size: int) -> None:
 
 
 def check_depth(data: Any) -> None:
-    """Raises a ConfigError if data is nested too deep, as data that contains itself always is."""
+    """Raises a ConfigError if data is nested too deep.
+
+    Data that contains itself is always nested too deep.
+    """
     # The check goes level by level. A recursive check could overflow Python's stack.
     level = [data]
     for _ in range(MAX_DEPTH + 1):

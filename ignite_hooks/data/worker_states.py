@@ -94,8 +94,8 @@ class WorkerStates:
         self._iteration.fill_(self._iteration_count)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
-                # `out_of_order`: a generator that yields the batches of a run may have entered this
-                # scope. When that generator is closed, later scopes may still be open.
+                # `out_of_order=True`, because the body may leave scopes open, for example the scope
+                # of a suspended generator. The end of this scope must not end those scopes.
                 undo = _attribute_setter(loader, name, getattr(loader, name))
                 stack.enter_context(undo_on_exit(undo, out_of_order=True))
                 setattr(loader, name, function)
@@ -210,7 +210,8 @@ def with_random_state(loader: Any) -> Iterator[None]:
     """
     user_init = loader.worker_init_fn
     undo = _attribute_setter(loader, "worker_init_fn", user_init)
-    with undo_on_exit(undo, out_of_order=True):  # for the reason in `WorkerStates.starting`
+    # `out_of_order=True`, because scopes that the body leaves open must stay open.
+    with undo_on_exit(undo, out_of_order=True):
         loader.worker_init_fn = _StreamInit(user_init)
         yield
 

@@ -179,7 +179,8 @@ class _ComputeOnSomeRanks:
 def _replaced_compute(metric: Metric, compute: Callable[[], Any]) -> Iterator[None]:
     """Replaces the metric's ``compute`` in the body, unless it is replaced already."""
     attributes = metric.__dict__
-    if "compute" in attributes:  # replaced in an earlier epoch, or under another name
+    # `compute` was replaced in an earlier epoch, or the metric is attached under two names.
+    if "compute" in attributes:
         yield
         return
     with undo_on_exit(lambda: attributes.pop("compute", None)):

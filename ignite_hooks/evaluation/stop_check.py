@@ -30,7 +30,7 @@ __all__ = ["NEVER_STOPS", "StopCheck"]
 
 
 class StopCheck:
-    """Checks whether a training run is to stop, and if so, breaks the validation of the run off.
+    """Checks whether a training run is to stop, and if so, breaks off the validation of the run.
 
     The run of an evaluator is ended with Ignite's ``terminate(skip_completed=True)``. So the
     evaluator does not fire the events at which handlers expect its results.

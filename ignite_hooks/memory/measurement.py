@@ -91,9 +91,9 @@ def _exclusive(
 ) -> Callable[Concatenate[Self, Params], Result]:
     """Decorates a method of a ``SharedMark``: one thread at a time runs such a method.
 
-    The decorator also closes the mark if the method has ended the last measurement. While one
-    decorated method runs, a finalizer in the same thread may call another one, which ends the last
-    measurement. So the mark is closed only when the outermost call returns.
+    The decorator also closes the mark if the method has ended the last measurement. A finalizer may
+    call a decorated method while another decorated method runs in the same thread. Then the mark is
+    closed only when the outer method returns, because the outer method may still use the mark.
     """
 
     @wraps(method)
@@ -104,8 +104,8 @@ def _exclusive(
                 return method(shared_mark, *args, **kwargs)
             finally:
                 shared_mark._calls -= 1
-                # To save time, `_close_or_sample` is not called where it would do nothing: if
-                # `hold_open` keeps the mark open, and no thread has an interval to adapt.
+                # `_close_or_sample` is needed only if the mark is sampled, or if no `hold_open`
+                # keeps the mark open. Otherwise the call is left out to save time.
                 if shared_mark._is_sampled or not shared_mark._holders:
                     shared_mark._close_or_sample()
 
@@ -230,8 +230,10 @@ class SharedMark(Generic[Reading]):
 
     def _call_unless_locked(self, method: Callable[[], None]) -> None:
         # The sampling thread must not wait for the lock. The thread that holds the lock may be
-        # waiting for the sampling thread to end, and both threads would wait forever. If the lock
-        # is taken, the method need not be called: the thread that holds the lock updates the peaks.
+        # waiting for the sampling thread to end, and both threads would wait forever. A finalizer
+        # may run in the sampling thread, so it must not wait either. If the lock is taken, the call
+        # is left out: the sampling thread reads the mark again after its interval, and abandoned
+        # measurements are removed at the next use of the mark.
         if self._lock.acquire(blocking=False):
             try:
                 self._call_exclusively(method)
@@ -294,8 +296,9 @@ class SharedMark(Generic[Reading]):
         """
         every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
         if self._sampling is None or self._sampling.every != every:
-            # The new Sampling is stored before it is started. If a finalizer or a signal handler
-            # replaces it in between, that code also stops it, and the `start()` below does nothing.
+            # The new Sampling is stored before it is started. So if a finalizer or a signal handler
+            # runs before `start()` and ends the sampling, it finds the new Sampling and stops it.
+            # Then `start()` does nothing.
             sampling = Sampling(self._update_unless_locked, every)
             former, self._sampling = self._sampling, sampling
             if former is not None:

@@ -24,11 +24,12 @@ class Span:
     One of the ``measure_…`` methods sets the part to measure. A span is measured only within a run
     of the engine: if the event at the end of the span is not fired, the span ends with the run.
 
-    If a failure or ``terminate()`` ends the run within a span, or the attachment is removed, the
-    span is reported too, because the peak before memory ran out is the most interesting peak. If
-    the run goes on without the event at the end of the span, the span is dropped when the next one
-    begins. If ``interrupt()`` pauses the run within a span, the span continues when the run
-    continues, and the time in between is not measured.
+    If a failure or ``terminate()`` ends the run within a span, the span is reported too. After an
+    out-of-memory error, for example, the peak before the error is the most interesting peak. The
+    span is also reported if the attachment is removed within the span. If the run goes on without
+    the event at the end of the span, the span is dropped when the next one begins. If
+    ``interrupt()`` pauses the run within a span, the span continues when the run continues, and the
+    time in between is not measured.
 
     Args:
         attachment: the attachment of the metric to the engine.

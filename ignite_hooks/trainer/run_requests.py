@@ -42,10 +42,13 @@ AT_LIMIT = "limit"
 A handler may still write a higher limit to the state. The run then goes on.
 """
 
-# Texts in ``StopRequest.caller``:
-_FLAG_CALLER = "a handler that set `should_terminate`"  # if it did not call ``terminate()``
-_FUNCTION_PREFIX = "terminate() in "  # before the name of a function that called ``terminate()``
-_RANK_SEPARATOR = " on rank "  # before the number of the rank that made the request
+# The ``caller`` of a StopRequest if the flag was set without a call of ``terminate()``.
+_FLAG_CALLER = "a handler that set `should_terminate`"
+# The beginning of ``caller`` if a function called ``terminate()``. The function's name follows.
+_FUNCTION_PREFIX = "terminate() in "
+# The part of ``caller`` before the number of the rank that made the request. If all ranks made the
+# request, ``caller`` has neither this part nor the number.
+_RANK_SEPARATOR = " on rank "
 
 
 class RunTerminated(Exception):
@@ -171,8 +174,8 @@ class RunRequests:
                 reason.
         """
         if self.terminate_flag in (False, AT_LIMIT):
-            # No request of a handler is active now. So all requests in `active_stops` were
-            # withdrawn.
+            # No request of a handler is active now. If `active_stops` has requests, they were
+            # withdrawn, for example because a handler has set `should_terminate` to False.
             self.active_stops.clear()
             self.set_flag(TERMINATE_RUN, True)
         self.active_stops.append(stop)
@@ -189,8 +192,9 @@ class RunRequests:
             A pair. The first part maps the names of flags to their values. The second part is the
             request to end the run, which has default values if only other flags were set.
         """
-        # All ranks reach a limit together, so the value ``AT_LIMIT`` need not be shared. While
-        # ``AT_LIMIT`` is active, a request with another value is still unknown to the other ranks.
+        # All ranks reach a limit together, so the value ``AT_LIMIT`` need not be shared. Another
+        # value is unknown to the other ranks as long as the flag is not active, or is active only
+        # with the value ``AT_LIMIT``.
         flags = {
             flag: value
             for flag, value in self.requested_flags.items()
