@@ -198,10 +198,10 @@ class RunSettings:
         for name in settings:
             if name in options:
                 raise ValueError(
-                    f"`{name}` must not be given, it is a setting, {settings[name]!r}: use "
-                    f"replace(settings, {name}={options[name]!r})"
+                    f"`{name}` must not be given, because it is a setting (its value is "
+                    f"{settings[name]!r}): use replace(settings, {name}={options[name]!r})"
                 )
-        # All accelerators of a process share one state, whose precision the first of them sets.
+        # The first accelerator of a process sets the mixed precision of all accelerators.
         before = shared_mixed_precision()
         if self.mixed_precision is not None and before not in (None, self.mixed_precision):
             raise ValueError(
@@ -311,7 +311,7 @@ class RunSettings:
             setting, actual = getattr(self, name), getattr(accelerator, name, None)
             if setting is not None and setting != actual:
                 raise ValueError(
-                    f"`accelerator` must have the settings' {name}, {setting!r}, it has "
+                    f"`accelerator` must have {name}={setting!r}, as in the settings, got "
                     f"{actual!r}: make it with settings.set_up()"
                 )
 
@@ -319,5 +319,6 @@ class RunSettings:
         for name in functions:
             if hasattr(self, name):
                 raise ValueError(
-                    f"`{name}` must not be given, it is a setting: use replace(settings, {name}=…)"
+                    f"`{name}` must not be given, because it is a setting: use "
+                    f"replace(settings, {name}=…)"
                 )

@@ -113,8 +113,8 @@ class ChangedData:
         if self.drops_pass:
             return (
                 f"the current pass is dropped after {_quantity(self.batches, 'batch', 'batches')} "
-                "and the next pass starts; an epoch without a fixed length starts again with that "
-                "pass; iterations and steps keep counting"
+                "and the next pass starts; an epoch without a fixed length begins again at the "
+                "start of the next pass; the counts of iterations and steps continue"
             )
         if not self.batches and self._differs("order"):
             return "the samples come in another order"
@@ -150,6 +150,6 @@ def _quantity(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
-# A position that counts batches is valid only if these facts are unchanged. If several have
-# changed, the first one is reported.
+# The facts that must be unchanged so that a position that counts batches is valid. If several of
+# the facts have changed, `reasons` reports the first one.
 _POSITION_FACTS = ("order", "samples a pass", "samples a batch", "batches a pass")

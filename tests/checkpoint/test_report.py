@@ -162,7 +162,7 @@ DIFFERENCES = {
         lambda: loader(size=12),
         {},
         r"data: changed \(8 samples a pass then, 12 now: the current pass is dropped after 2 "
-        r"batches and the next pass starts; an epoch without a fixed length starts again with that",
+        r"batches and the next pass starts; an epoch without a fixed length begins again at the",
     ),
     "a list of another length": (
         lambda: batches_of(4),

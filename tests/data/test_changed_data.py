@@ -259,8 +259,8 @@ def test_epoch_starts_again_if_the_position_is_invalid(name, tmp_path):
     assert part.level == "changed"
     assert part.reason == (
         f"{message}: the current pass is dropped after 2 batches and the next pass starts; an "
-        "epoch without a fixed length starts again with that pass; iterations and steps keep "
-        "counting"
+        "epoch without a fixed length begins again at the start of the next pass; the counts of "
+        "iterations and steps continue"
     )
     with pytest.warns(UserWarning, match=message):
         trainer.run(max_epochs=3)
