@@ -271,7 +271,7 @@ class PlainIterable:
 
     @property
     def is_entered_exactly(self) -> bool:
-        """Returns whether entering a pass in its middle draws no random number a second time.
+        """Returns whether a pass can be entered in its middle without repeating random draws.
 
         True for a sequence, which contains finished batches.
         """
@@ -323,9 +323,9 @@ class PlainIterable:
     def set_pass(self, data_pass: int) -> None:
         """Announces the next pass: calls ``set_epoch`` of the loader, its samplers and data set.
 
-        If an object has a ``set_epoch``, the objects inside it are not called: the object is
-        expected to forward the call to them. Objects may be nested at any depth, for example in an
-        iterable of the user that contains several loaders.
+        If an object has a ``set_epoch``, this method does not call ``set_epoch`` of the objects
+        inside it: the object is expected to forward the call to them. Objects may be nested at any
+        depth, for example in an iterable of the user that contains several loaders.
 
         Args:
             data_pass: the number of the pass, from 0.
@@ -557,10 +557,11 @@ class PlainIterable:
         """
 
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the state of the recorded sampler at a position; None if it is not known.
+        """Returns the state of the sampler at a position; None if the state is not known.
 
-        If workers prefetch, their sampler is ahead of the position. So a subclass records what a
-        sampler with a state yields (see ``recorded_order.py``). Here no sampler is recorded.
+        If workers prefetch, the sampler is ahead of the position. So a subclass records the
+        elements that the sampler yields, if the sampler has a state (see ``recorded_order.py``).
+        Such a sampler is called the *recorded sampler*. Here no sampler is recorded.
         """
         return None
 
@@ -594,7 +595,7 @@ class PlainIterable:
         now = "there is nothing with a state now"
         if (keeper := self.keeper) is not None:
             now = f"{keeper.name} does not draw ahead for workers now"
-        return [f"the state of {state_dict['of']} is not restored, {now}"]
+        return [f"the state of {state_dict['of']} is not restored, because {now}"]
 
     def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
         """Returns whether the saved state of a recorded sampler includes the generator ``name``."""
@@ -604,8 +605,9 @@ class PlainIterable:
         """Returns the reasons why the saved state of the data may be incomplete."""
         found = self.found_generators
         persistent = [
-            f"{path} has persistent workers: a process that resumes starts new workers, and draws "
-            "one more random number to seed them; leave out persistent_workers to resume exactly"
+            f"{path} has persistent workers: a resume in a new process starts new workers, and "
+            "draws one more random number to seed them; leave out persistent_workers to resume "
+            "exactly"
             for path, loader in self._inner_loaders().items()
             if loader.persistent_workers and getattr(loader, "_iterator", None) is not None
         ]
@@ -652,7 +654,7 @@ class PlainIterable:
 
 
 class AdaptedLoader(PlainIterable):
-    """The source for a prepared loader whose data rank 0 reads for all ranks.
+    """The source for a prepared loader that reads data on rank 0 and sends batches to all ranks.
 
     Only Accelerate's own iteration sends the batches of rank 0 to the other ranks. So this source
     iterates the prepared loader. ``TorchLoader`` iterates the torch loader inside a prepared loader
@@ -718,9 +720,9 @@ class TorchLoader(PlainIterable):
     """The source for a torch ``DataLoader``, prepared or not.
 
     The loader is iterated without Accelerate's look-ahead. Accelerate fetches one batch ahead to
-    find the end of the data. With this look-ahead, the data set draws the random numbers of the
-    next batch before the model draws its own (for dropout, say) for the present batch. A plain
-    PyTorch loop draws them in the other order.
+    find the end of the data. With this look-ahead, the data set first draws the random numbers
+    for the next batch, and then the model draws random numbers for the present batch (for dropout,
+    say). A plain PyTorch loop draws them in the other order.
 
     This class itself is for streams (iterable data sets). The subclass ``IndexedLoader`` is for
     loaders with a sampler.
@@ -847,7 +849,7 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Calls ``set_epoch``, and makes a prepared loader Accelerate's active loader for the body.
+        """Calls ``set_epoch``. In the body, a prepared loader is the active loader of Accelerate.
 
         Accelerate reads from its active loader whether the present batch is the last.
         """
@@ -931,7 +933,7 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def _matching_seed_draws(self, *, is_continued: bool = False) -> Iterator[None]:
-        """Corrects the draw of the seed for workers in the body, so that it matches the saved run.
+        """Makes the body draw as many seeds for workers from the generator as the saved run drew.
 
         When an iteration begins, torch draws a seed for its workers from the loader's generator. If
         persistent workers are running already, torch draws no seed. So the present process may
@@ -1020,7 +1022,7 @@ class CustomLoader(TorchLoader):
         """Returns None: the user's loader is not replaced, because its own iteration is used."""
 
     def _epoch_targets(self) -> list[Any]:
-        """Returns only the loader if it has a ``set_epoch``.
+        """Returns the loader alone if the loader has a ``set_epoch``.
 
         This ``set_epoch`` may call the ``set_epoch`` of the loader's parts, with a number that the
         loader chooses. So the parts are left out here.
@@ -1061,7 +1063,8 @@ def _remaining_batches(iterator: Iterator[Any]) -> Iterator[Any]:
 def _with_copied_generators(loaders: Iterable[Any]) -> Iterator[None]:
     """Makes loaders draw the seeds of workers from copies of their generators, during the body.
 
-    The generators themselves stay unchanged, although an iteration begins a second time.
+    The body begins a new iteration to continue a pass. The seed of this pass was drawn from
+    the generators when the pass began, so the generators must not change now.
     """
     found = [(each, each.generator) for each in loaders]
     for loader, generator in found:
@@ -1080,7 +1083,7 @@ def _start_on_first_batch(
     with_workers: Iterable[Any],
     beginning: AbstractContextManager[None] | None = None,
 ) -> Iterator[Any]:
-    """Yields the batches of a loader that may start its workers as late as with its first batch.
+    """Yields the batches of a loader whose workers may start only when a batch is requested.
 
     Args:
         loader: the loader.

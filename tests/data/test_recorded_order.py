@@ -748,7 +748,7 @@ def test_state_of_another_sampler_class_is_named():
         (sampler_loader(lambda: None), "there is nothing with a state now"),
     ):
         differences = DataFeed(make()).differences(places[2][0])
-        prefix = "the state of batch_sampler.sampler (ContinuingSampler) is not restored, "
+        prefix = "the state of batch_sampler.sampler (ContinuingSampler) is not restored, because "
         assert prefix + now in differences
 
 
