@@ -376,7 +376,7 @@ def _check_function(name: str, function: Any, arguments: tuple[str, str]) -> Non
 
 
 def _modules_of_functions(model: torch.nn.Module, **functions: Any) -> dict[str, torch.nn.Module]:
-    """Returns the modules that the functions belong to, by the name of the function's argument.
+    """Returns the modules that the functions belong to, under the same names as ``functions``.
 
     A function belongs to a module if the function is the module itself, or a method of the module.
     A module is left out if it has parameters or buffers and the model has all of them too, for
@@ -467,7 +467,7 @@ def _check_not_sharded(model: torch.nn.Module, accelerator: Accelerator) -> None
             "`model` must be whole on every process, got parameters that are split over the "
             "processes (DTensor, of fully_shard or parallelize_module): pass the whole model; "
             "Accelerate wraps it in DDP, or splits it if the Accelerator has an fsdp_plugin. "
-            "Training and saving models that the user has split is planned"
+            "It is planned to support models that the user has split"
         )
 
 

@@ -101,13 +101,13 @@ class Handler:
 class Attachment:
     """The attachment of one handler to one engine.
 
-    The attachment is also a context manager, which is removed at the end of the ``with``.
+    The attachment is also a context manager: it is removed at the end of the ``with``.
     """
 
     def __init__(self, handler: Handler, engine: Engine) -> None:
         self.handler = handler
-        # A weak reference: if somebody keeps the attachment, to remove it later, this must not keep
-        # the engine alive.
+        # A weak reference: a user may keep the attachment to remove it later, and the attachment
+        # must not keep the engine alive meanwhile.
         self._engine = ref(engine)
         self._removal_callbacks: list[Callable[[], None]] = []
 
@@ -136,8 +136,8 @@ class Attachment:
         Args:
             event: the event, with or without a filter.
             callback: is called with the engine.
-            first: whether ``callback`` is called before the handlers that are attached already; on
-                a trainer, before those of the same turn.
+            first: whether ``callback`` is called before the handlers that are attached already. On
+                a trainer, ``callback`` still comes after the handlers of earlier turns.
             turn: the turn of ``callback``, by which a trainer sorts the handlers of the event. A
                 plain Ignite engine ignores it.
         """

@@ -101,8 +101,8 @@ class EventChannels(Channels):
         """Opens a channel; closes it first if a failure has left it open."""
         self.close(channel)
         scope = getattr(self, channel)
-        # `_is_in_run` is False in a run without `run_scope` around it. The channel does not open,
-        # because nothing would close it after a failure.
+        # `_is_in_run` is False in a run without `run_scope` around it. In such a run the channel
+        # does not open, because nothing would close it after a failure.
         if scope is not NULL_CONTEXT and self._is_in_run:
             self._depths[channel] = len(self.scopes.open)
             scope.__enter__()
@@ -165,8 +165,8 @@ class HookChannels(Handler):
 
         opens("on_loop", Events.STARTED)
         opens("on_epoch", Events.EPOCH_STARTED)
-        # A `first` handler is put before all present handlers. So on_step, which is attached last,
-        # opens before on_batch.
+        # `opens` puts each handler before the handlers that are attached already. So on_step, which
+        # is attached after on_batch, opens before on_batch.
         opens("on_batch", Events.ITERATION_STARTED)
         opens("on_step", Events.ITERATION_STARTED)
         opens("on_model_forward", TrainEvents.MODEL_FORWARD_STARTED)

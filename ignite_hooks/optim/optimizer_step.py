@@ -129,7 +129,8 @@ class OptimizerStep(Handler):
         # step, and is empty once the call has begun.
         self._step_call: list[Callable[[], Any]] | None = None
         self._step_result: list[Any] = []  # the result of that call, until the step is counted
-        # ``step`` of the scheduler, while a committed step is still to move the scheduler.
+        # Has ``lr_scheduler.step`` from the commit of an optimizer step until that call has begun;
+        # otherwise empty.
         self._scheduler_call: list[Callable[[], Any]] = []
         # The number of the last step in which the optimizer or the scheduler raised an exception.
         self._failed_step = 0
@@ -145,8 +146,8 @@ class OptimizerStep(Handler):
         # Whether the losses of a short window are divided by its own size. Otherwise they are
         # divided by the size of a full window, and the gradient is scaled up before the step.
         self._divides_by_own_size = False
-        # ``create_supervised_trainer`` sets this attribute with several processes, if parameters
-        # outside of the model are trained.
+        # ``create_supervised_trainer`` sets this attribute if a module besides the model, such as
+        # ``loss_fn``, has parameters, and training is data-parallel over several processes.
         self.averaged_gradients: AveragedGradients | None = None
         self._timetable = Timetable()
         self.is_stepping = False  # True within ``close_window``, and after a failure in it
@@ -358,7 +359,7 @@ class OptimizerStep(Handler):
             self.signals.release()
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that a validation has ended, so that ``scheduler`` moves if it moves by validation.
+        """Notes that the scheduler must move after a validation, if ``scheduler_at`` says so.
 
         A validation before the first step does not move the scheduler.
 
@@ -466,9 +467,9 @@ class OptimizerStep(Handler):
 class _PlainEngineStepping:
     """Opens, closes and drops windows at the events of a plain Ignite engine.
 
-    A plain engine does not tell when the last handler of ITERATION_COMPLETED, which may read the
-    gradients, has returned. So gradients stay until the next iteration starts, or until the epoch
-    or the run ends.
+    Handlers of ITERATION_COMPLETED may read the gradients, and a plain engine does not tell when
+    the last of these handlers has returned. So gradients stay until the next iteration starts, or
+    until the epoch or the run ends.
     """
 
     def __init__(self, step: OptimizerStep) -> None:
@@ -504,8 +505,8 @@ class _PlainEngineStepping:
             try:
                 yield
             except BaseException:
-                # The run may still be paused by interrupt() here: run() was called to continue it,
-                # and has raised an error because of its arguments. The window then stays open.
+                # If run() was called to continue an interrupted run, and raised an error because of
+                # its arguments, the run is still interrupted. Its window then stays open.
                 if not is_interrupted(engine):
                     self._step.drop_window()
                 raise
@@ -535,9 +536,10 @@ class _PlainEngineStepping:
             self._close(engine)
 
     def _close_at_data_end(self, engine: Engine) -> None:
-        """Makes the step of the window that is open when the data end, if there is one.
+        """Makes the step of a window that is still open after the last batch of the data.
 
-        The window is open because the data did not mark their last batch as the last.
+        Such a window is open because the data did not mark their last batch as the last. Does
+        nothing if no window is open.
 
         Raises:
             RuntimeError: there are several processes. They should have exchanged gradients at the
@@ -548,9 +550,9 @@ class _PlainEngineStepping:
             return
         if step.accelerator.use_distributed:
             raise RuntimeError(
-                "`data` must mark its last batch with several processes, which exchange gradients "
-                f"at that batch; {type(engine.state.dataloader).__name__} does not mark it: run "
-                "the engine on DataFeed(data, accelerator)"
+                "`data` must mark its last batch if there are several processes, which exchange "
+                f"gradients at that batch; {type(engine.state.dataloader).__name__} does not mark "
+                "it: run the engine on DataFeed(data, accelerator)"
             )
         self._close(engine)
 

@@ -24,9 +24,9 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
     """Warns if ``handler`` logs gradients, but no gradients exist at ``event``."""
     if not isinstance(handler, BaseWeightsHandler):
         return
-    # The classes are recognized by their names. Each logger of Ignite (TensorBoard, MLflow, …) has
-    # a GradsScalarHandler and a GradsHistHandler of its own, and all their base classes have other
-    # subclasses, too.
+    # Several loggers of Ignite (TensorBoard, ClearML, …) have a GradsScalarHandler of their own.
+    # Some of them also have a GradsHistHandler. These classes are recognized by their names,
+    # because all their base classes also have subclasses that log no gradients.
     if not any(base.__name__.startswith("Grads") for base in type(handler).__mro__):
         return
     events = event if isinstance(event, EventsList) else [event]
@@ -37,7 +37,8 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
         warnings.warn(
             f"{type(handler).__name__} at {gradientless[0]} finds no gradients and logs nothing: a "
             "trainer zeroes the gradients when the handlers of ITERATION_COMPLETED have returned; "
-            "attach the handler to TrainEvents.OPTIMIZER_STEP_COMPLETED, where gradients are whole",
+            "attach the handler to TrainEvents.OPTIMIZER_STEP_COMPLETED, where the gradients of a "
+            "whole window exist",
             stacklevel=4,
         )
 
