@@ -85,9 +85,9 @@ def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
     """Gives files the access mode of ``model``, a file that was created with the usual ``open``.
 
     safetensors creates files that only their owner may read. The mode is copied from ``model``,
-    because the usual mode cannot be computed from the umask. To read the umask, a process has to
-    change the umask for all its threads for a moment, and the default ACL of a folder overrides the
-    umask.
+    because computing the usual mode from the umask has two problems. To read the umask, a process
+    has to change the umask for all its threads for a moment. And if the folder has a default ACL,
+    the ACL overrides the umask.
     """
     mode = stat.S_IMODE(os.stat(model).st_mode)
     for path in paths:

@@ -78,4 +78,7 @@ class SaveOptions(Protocol):
 
     @property
     def grace_seconds(self) -> float:
-        """The seconds after a signal in which further signals belong to the same stop request."""
+        """The grace period after the first signal, in seconds.
+
+        Further signals in this period are part of the same request to stop.
+        """

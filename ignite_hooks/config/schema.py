@@ -24,7 +24,7 @@ def json_schema(cls: type) -> dict[str, Any]:
     """Returns the JSON Schema (draft 2020-12) of a document that describes a ``cls`` instance."""
     schema = TypeAdapter(cls).json_schema(schema_generator=_Generator)
     # `_Generator` does not require the tag of `cls`, because a field that accepts only one class
-    # needs no tag. A whole document needs it: nothing else tells its class.
+    # needs no tag. A whole document needs the tag, because nothing else names its class.
     required = [*schema.get("required", []), TAG]
     return {"$schema": _Generator.schema_dialect, **schema, "required": required}
 

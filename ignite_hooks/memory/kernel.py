@@ -47,15 +47,15 @@ class KernelMark(ByteMark):
     before its last ``exec``. The floor is not known, so ``read`` checks each value that
     ``getrusage`` reports:
 
-    1. If the value is above the lowest value ever reported, it is above the floor. So it is the
-       mark.
+    1. No reported value is below the floor. So a value above the lowest value ever reported is
+       above the floor, and is the mark.
     2. Otherwise, if at least as much memory is resident now, the resident memory is the mark. (The
        mark is never above the reported value, and never below the resident memory.)
     3. Otherwise the mark is read from ``status``.
 
     To make the first case frequent, ``open`` updates the lowest reported value, and then allocates
-    a block of memory (the ballast), which keeps later values above the lowest one. If ``read`` had
-    to read ``status``, the next ``reset`` updates the lowest reported value too.
+    a block of memory (the ballast), which keeps later values above the lowest one. After
+    ``read`` has used ``status``, the next ``reset`` updates the lowest reported value too.
     """
 
     # An attribute of the class, because the floor is the same for all objects in the process.

@@ -76,7 +76,8 @@ class RAMMetric(PeakMetric):
 _latest: WeakKeyDictionary[RAMMetric, MaxRAM] = WeakKeyDictionary()
 """Maps each handler to its last measurement.
 
-The measurement is not stored in an attribute of the handler, so a copy of a handler has none.
+The measurement is not stored in an attribute of the handler, so a copy of a handler has no
+measurement.
 """
 
 
@@ -101,7 +102,8 @@ class MinibatchMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name; ``backend`` is "kernel", which cannot be used in this process.
+            this name; ``backend`` is "kernel" and the high-water mark cannot be reset in this
+            process.
     """
 
     name: MetricName = "minibatch_max_ram_mib"
@@ -116,10 +118,10 @@ class MinibatchMaxRAM(RAMMetric):
 class EpochMaxRAM(RAMMetric):
     """The peak of resident memory in an epoch, including the fetching of batches.
 
-    The epoch is measured from EPOCH_STARTED to EPOCH_COMPLETED. On a trainer the measurement ends
-    after Ignite's metrics, before the validation and all other handlers of EPOCH_COMPLETED. On any
-    other engine the measurement includes those handlers of EPOCH_COMPLETED that were attached
-    before this metric.
+    The epoch is measured from EPOCH_STARTED to EPOCH_COMPLETED. On a trainer the measurement
+    includes the computation of Ignite's metrics that were attached before this metric, and ends
+    before the validation and all other handlers of EPOCH_COMPLETED. On any other engine the
+    measurement includes those handlers of EPOCH_COMPLETED that were attached before this metric.
 
     ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
@@ -132,7 +134,8 @@ class EpochMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name; ``backend`` is "kernel", which cannot be used in this process.
+            this name; ``backend`` is "kernel" and the high-water mark cannot be reset in this
+            process.
     """
 
     name: MetricName = "epoch_max_ram_mib"
@@ -159,7 +162,8 @@ class ExperienceMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name; ``backend`` is "kernel", which cannot be used in this process.
+            this name; ``backend`` is "kernel" and the high-water mark cannot be reset in this
+            process.
     """
 
     name: MetricName = "experience_max_ram_mib"
@@ -189,8 +193,8 @@ class StreamMaxRAM(RAMMetric):
 
     Raises:
         ValueError: an argument is out of its range. When attached: another metric of the engine has
-            this name. When attached or started: ``backend`` is "kernel", which cannot be used in
-            this process.
+            this name. When attached or started: ``backend`` is "kernel" and the high-water mark
+            cannot be reset in this process.
     """
 
     name: MetricName = "stream_max_ram_mib"
@@ -215,7 +219,10 @@ class StreamMaxRAM(RAMMetric):
         _started_by_user[self].start()
 
     def stop(self) -> None:
-        """Stops the measurement that ``start`` began and keeps its result, if one is running."""
+        """Stops the measurement that ``start`` has begun, and keeps the result.
+
+        Does nothing if this measurement is not running.
+        """
         if self in _started_by_user:
             _started_by_user[self].stop()
 

@@ -31,8 +31,8 @@ _LIBRARY_PATHS = (
     "<frozen",  # modules that are built into the interpreter, for example the import system
     *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")},
 )
-# A collective may raise a plain RuntimeError, which is recognized by one of these words. For
-# example, the text of an error of gloo begins with the path of a source file of gloo.
+# A collective may raise a plain RuntimeError. It is recognized by one of these words in its text.
+# For example, an error of gloo begins with the path of one of gloo's source files.
 _COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 
 
@@ -47,8 +47,8 @@ class RankFailure(NamedTuple):
         message: the text of the exception.
         place: the place of the rank in its run.
         line: the last line of the user's code in the traceback.
-        run_number: the number of runs that the rank had begun. A run that a handler of another run
-            has started is not counted.
+        run_number: the number of runs that the rank had begun. A run that is started within
+            another run is not counted.
         is_own: whether the rank failed by itself, and not because of a failure of another rank.
         shared: if all ranks raise the error together (see ``mark_shared``), the text that is equal
             on all ranks; otherwise an empty text.
