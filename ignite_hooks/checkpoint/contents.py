@@ -84,7 +84,10 @@ class Tensors(Content):
 
 @dataclass(frozen=True)
 class Objects(Content):
-    """Numbers, strings, tensors, and lists, tuples and dicts of these, written by ``torch.save``.
+    """Plain data, written by ``torch.save``.
+
+    Plain data are tensors, numbers, strings and None, and lists, tuples and dicts that contain
+    plain data.
 
     Args:
         content: the data.

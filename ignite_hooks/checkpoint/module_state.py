@@ -81,8 +81,8 @@ class ModuleLoadResult(NamedTuple):
 
     Attributes:
         converted: the names of the tensors whose saved dtype differs from the module's dtype.
-        unlike: the names of the tensors, except those in ``converted``, that the module's own
-            loading code has changed or left out.
+        unlike: the names of further tensors that are not as they were saved, because the module's
+            own loading code has changed them or left them out.
         unmatched: two tuples of names that were not loaded: the names that only the module has, and
             the names that only the state has. Both tuples are empty if loading is strict.
     """
@@ -209,9 +209,9 @@ def check_module_fit(
             "metadata" is used.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether loading must keep the objects of the trainable parameters. If so,
-            a trainable parameter that loading replaces by a new object counts as a difference: an
-            optimizer would continue to update the old object.
+        keeps_parameters: whether every trainable parameter must still be the same Python object
+            after loading. If so, a parameter that loading replaces by a new object counts as a
+            difference, because an optimizer would continue to update the old object.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
@@ -401,7 +401,7 @@ def set_flags(module: torch.nn.Module, flags: Mapping[str, Any]) -> None:
 def rename_flags(
     flags: Mapping[str, list[str]], renamed: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Returns the flags of a checkpoint with the names that the module has now.
+    """Returns saved flags, with the saved names replaced by the current names of the module.
 
     Args:
         flags: the flags in the checkpoint.
@@ -641,7 +641,7 @@ def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _without_shared_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the tensors, with a copy of each one that shares its storage with an earlier tensor.
+    """Returns the tensors. A tensor that shares its storage with an earlier tensor is copied.
 
     safetensors refuses tensors that share a storage, even if they do not overlap in it.
     """

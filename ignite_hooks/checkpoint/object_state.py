@@ -1,4 +1,4 @@
-"""Captures and restores the state of one object in a checkpoint, such as a handler.
+"""Captures and restores the state of a single object, such as a handler, for a checkpoint.
 
 For most objects ``state_dict`` and ``load_state_dict`` are called. Four types need more:
 
@@ -254,5 +254,5 @@ def _forget_missing_files(handler: Checkpoint, state: Any) -> tuple[Any, str]:
         return state, ""
     return {**state, "_saved": existing}, (
         f"{missing_count} of {len(state['_saved'])} files are not in {folder}, "
-        "and are not counted any more"
+        "so they no longer count for `n_saved`"
     )

@@ -91,10 +91,10 @@ class PlainNames:
         Args:
             state: the state, with plain names.
             own_names: the names in the module's own ``state_dict``. Each name in ``state`` is
-                replaced by the name in ``own_names`` with the same plain name. A name may have no
-                such counterpart, for example because only an older version of the module had it. In
-                this case the name is translated with ``actual``: the module may rename it while
-                loading, or refuse it.
+                replaced by the name in ``own_names`` with the same plain name. If ``own_names`` has
+                no such name, for example because the module has renamed a parameter, the name in
+                ``state`` is translated with ``actual``. The module's loading code may then rename
+                the entry, or refuse it.
         """
         if not self._has_wrappers:
             return dict(state)

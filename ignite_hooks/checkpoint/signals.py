@@ -30,10 +30,10 @@ _LOADER_MODULE = "torch.utils.data.dataloader"
 class StopSignals(AbstractContextManager["StopSignals", None]):
     """A scope in which the first signal that arrives is noted and does not end the process.
 
-    A job scheduler signals every process, and a launcher passes its own signal on, so that a
-    process may get several signals for one request to stop. Signals within ``grace_seconds`` of the
-    first signal are part of the same request. A later signal, or any signal after
-    ``mark_complete()``, calls the signal handler that was set before the scope.
+    A process may get several signals for one request to stop: a job scheduler signals every
+    process, and a launcher such as ``torchrun`` forwards the signal that it has received. Signals
+    within ``grace_seconds`` of the first signal are part of the same request. A later signal, or
+    any signal after ``mark_complete()``, calls the signal handler that was set before the scope.
 
     Signals are noted only if the scope is entered in the main thread, because Python sets and calls
     signal handlers in the main thread only. A handler that was set by C code cannot be restored
@@ -129,8 +129,8 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
             if hasattr(signal, "SIGCHLD"):
                 self._silence_torch(signal.SIGCHLD)
             if isinstance(getattr(previous, "__self__", None), StopSignals):
-                # The previous handler belongs to another trainer, within whose run this run was
-                # started. That run has to end too, so its handler is called.
+                # This run was started within the run of another trainer, which has set the previous
+                # handler. The outer run has to end too, so the previous handler is called.
                 previous(number, frame)
         elif self._clock() >= self._grace_ends_at:
             if callable(previous):

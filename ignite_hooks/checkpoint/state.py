@@ -216,9 +216,10 @@ class TrainingState:
             objects: the result of ``objects()`` on this process.
             rank0_digests: the result of ``digests_of`` for the objects of rank 0. Only the other
                 ranks use it.
-            unknown: for each rank, in the order of the ranks, the parts that may have unsaved
-                state, with the reasons, as ``unknown_parts`` returns them. Only rank 0 uses this
-                argument, and ignores its own entry, because this method computes it.
+            unknown: has a dict for each rank, in the order of the ranks. The dict maps the parts
+                of the rank that may have unsaved state to the reasons, as ``unknown_parts`` does.
+                Only rank 0 uses this argument. It ignores the first dict, because this method
+                itself computes the parts of rank 0.
         """
         rank_content = self.trainer.position_state_dict()
         rank_content["evaluations"] = self.data_of_validations.state_dict()

@@ -53,7 +53,7 @@ def dumps(data: Any) -> str:
     """
     if not isinstance(data, Mapping):
         raise config_error(
-            "TOML must have a mapping at its top, got a list: give the handlers names, or use YAML"
+            "TOML must have a mapping at its top, got a list: give each handler a name, or use YAML"
         )
     _check_no_none(data, "")
     return tomli_w.dumps(data)

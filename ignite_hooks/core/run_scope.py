@@ -29,7 +29,8 @@ def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Cal
 
     The method ``run`` of a trainer enters the scopes itself. For a plain Ignite engine, the first
     call of this function replaces the method ``run`` with a wrapper, which enters the scopes. If
-    this first call comes within a run, the scope is first entered in the next run.
+    this first call comes within a run, that run does not use the wrapper. So the scope is not
+    entered before the next run.
 
     Returns:
         A function that removes the scope. If the scope is open, the function leaves it at once.

@@ -8,7 +8,7 @@ Callback = Callable[[], None]
 
 
 class Timetable:
-    """A table of callbacks. Each callback has an interval in steps, and is called at its multiples.
+    """A table of callbacks, each of which is called at the multiples of its interval in steps.
 
     Callbacks that are due at the same step are called in the order in which they were added.
 
@@ -47,8 +47,9 @@ class Timetable:
 
     def drop(self, callback: Callback) -> None:
         """Removes ``callback``, if it is there."""
-        # Compared by identity. Two entries may have equal callbacks, such as the same bound method
-        # taken twice, and only one of these entries is to be removed.
+        # Compared by identity, because callbacks of two entries can be equal: each access to a
+        # bound method makes a new object, and these objects are equal. Entries that are only equal
+        # to `callback` stay.
         self._entries = [entry for entry in self._entries if entry[1] is not callback]
         self._update_next_due()
 

@@ -50,10 +50,11 @@ class DataFeed:
     A feed does two things that Ignite does not do. It lets a resumed run continue in the middle of
     a pass. And it ends each pass as Accelerate requires: it asks the loader for another batch after
     the last one, so that the code at the end of Accelerate's ``__iter__`` runs. An engine of Ignite
-    that knows the number of batches does not ask for it. If the code does not run, the loader's
-    epoch (the argument of ``set_epoch``) does not advance, and the finished loader remains
-    Accelerate's active loader, the one that counts as being iterated. While the active loader is at
-    its end, Accelerate does not accumulate gradients, even if another iterable gives the batches.
+    does not ask for this extra batch if it knows the number of batches. If the code does not run,
+    two things go wrong. The loader's epoch (the argument of ``set_epoch``) does not advance. And
+    the finished loader remains Accelerate's active loader (the loader that counts as being
+    iterated). While the active loader is at its end, Accelerate does not accumulate gradients, even
+    if another iterable gives the batches.
 
     ``iter(feed)`` begins at ``position``. If a stop or a failure closes the iterator in the middle
     of a pass, the next ``iter`` continues the pass. If the iterator is still open, the next
@@ -67,8 +68,8 @@ class DataFeed:
 
     With several processes, all ranks end a pass together: after as many batches as the rank with
     the fewest batches has. The ranks exchange their numbers of batches at the start of each pass.
-    If the number of a rank is not certain, the ranks instead exchange how many batches they have
-    fetched, once per ``gradient_accumulation_steps`` batches.
+    If a rank's number of batches is not certain, the ranks instead exchange how many batches they
+    have fetched, once per ``gradient_accumulation_steps`` batches.
 
     Attributes:
         holds_iterator: whether the feed keeps a reference to its iterator, so that only ``close``
@@ -229,8 +230,9 @@ class DataFeed:
         a sampler draws its number of samples.
 
         At the start of a pass, this method calls ``set_epoch`` of the data, because the number of
-        batches may depend on the epoch. ``set_epoch`` may draw random numbers, and is called again
-        when the pass begins. So this method restores the random generators after its own call.
+        batches may depend on the epoch. ``set_epoch`` may draw random numbers. When the pass
+        begins, ``set_epoch`` is called again, and must draw the same numbers. So this method
+        restores the random generators before it returns.
 
         The ranks compare their numbers of batches when the pass begins. Until then ``length`` is
         the number of this rank alone.
@@ -244,11 +246,13 @@ class DataFeed:
     def seek(self, position: FeedPosition) -> None:
         """Moves to ``position``, so that the next ``iter`` begins there.
 
-        Data that cannot be repeated (see ``can_repeat``) is not moved. If the feed has begun the
-        pass of ``position`` before, the samples of the pass keep their order. The only exception is
-        a sampler that draws from a global generator while it is iterated. A loader with a sampler
-        does not load the batches before ``position`` again. There are two exceptions: a loader
-        whose batches rank 0 sends to all ranks, and a loader whose class overrides the iteration.
+        Data that cannot be repeated (see ``can_repeat``) is not moved. If the feed has already
+        begun the pass that contains ``position``, the samples of this pass keep their order. The
+        only exception is a sampler that draws from a global generator while it is iterated.
+
+        A loader with a sampler does not load the batches before ``position`` again. There are two
+        exceptions: a loader whose batches rank 0 sends to all ranks, and a loader whose class
+        overrides the iteration.
         """
         if self.can_repeat:
             self._pass_end.ahead.clear()
@@ -312,9 +316,10 @@ class DataFeed:
     def deactivate(self) -> None:
         """Removes the loader from the active loaders.
 
-        ``close`` also does this. But when an interruption of a run ends, ``deactivated`` (in
-        ``active_loader.py``) makes the loader active again, even if the feed is closed already. So
-        the trainer calls this method afterwards if the feed is not used any more.
+        ``close`` also does this. But while ``interrupt()`` suspends a run, ``deactivated`` (in
+        ``active_loader.py``) keeps the loader off the list. When the interruption ends,
+        ``deactivated`` makes the loader active again, even if the feed was closed in the meantime.
+        Then the trainer calls this method if the feed is not used any more.
         """
         if hasattr(self.loader, "end"):
             self.loader.end()
@@ -331,7 +336,7 @@ class DataFeed:
             A dict with these keys:
 
             - ``position``: the position, as a list of two numbers.
-            - ``samples``: the number of samples of the pass before the position; None if not
+            - ``samples``: how many samples of the pass come before the position; None if not
               certain.
             - ``workers``: the states of the loader workers at the position; None if not known.
             - ``order``: the state of a recorded sampler (see ``recorded_order.py``), or None.
@@ -367,9 +372,10 @@ class DataFeed:
         return self.can_repeat and self._compare_data(state_dict).drops_pass
 
     def ends_pass(self, state_dict: Mapping[str, Any]) -> bool:
-        """Returns whether a resume ends the saved pass, because the samples left make no batch.
+        """Returns whether a resume ends the saved pass and begins the next pass.
 
-        This can happen if the data or the batch size have changed.
+        True if the data or the batch size have changed, and the remaining samples of the pass make
+        no batch.
         """
         return self.can_repeat and self._compare_data(state_dict).ends_pass
 
@@ -439,8 +445,8 @@ class DataFeed:
         order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
         # A generator that exists in only one of the two runs is reported, because it is not
-        # restored. The exception is a generator that the state of a sampler or of an iterable data
-        # set includes: it is restored with that state.
+        # restored. But if the generator is a part of the state of a sampler or of an iterable data
+        # set, the generator is restored with this state and not reported.
         for name in sorted(generators ^ self._source.generators.keys()):
             is_included = snapshots.restores(self._source, snapshot, name)
             if not is_included and not self._source.order_state_includes(name, order):
@@ -579,7 +585,7 @@ class DataFeed:
 
     @property
     def _draws_order_on_each_rank(self) -> bool:
-        """Returns whether a pass begins whose order each rank draws from its own generators.
+        """Returns whether a pass begins, and each rank draws the order of the pass by itself.
 
         If so, the ranks compare the states of their global generators, because ranks with different
         states would draw different orders.
@@ -587,8 +593,8 @@ class DataFeed:
         accelerator = self._accelerator
         if accelerator is None or accelerator.num_processes == 1 or not self.at_start:
             return False
-        # Accelerate divides only a DataLoader between the ranks. Any other iterable gives each rank
-        # the batches that its author intended for the rank, so the orders may differ.
+        # Accelerate divides only a DataLoader between the ranks. Any other iterable may give each
+        # rank different batches on purpose, so different orders are not an error.
         return isinstance(self.loader, DataLoader) and rank_dependent_part(self.loader) is not None
 
     def _advance_to_next_pass(self) -> None:

@@ -69,7 +69,8 @@ def rank_dependent_part(data: Any) -> str | None:
 def global_generators_digest() -> int:
     """Returns a hash of the states of the global random generators, as a positive integer."""
     states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().numpy())
-    # The hash has 7 bytes, so that the hash and its negative fit into an int64: the ranks compare
-    # the minimum of each. 1 is added because 0 means that there is no hash.
+    # The hash has 7 bytes, so that both the hash and its negative fit into an int64. The ranks
+    # compare both numbers, to find the minimum and the maximum of their hashes. 1 is added because
+    # 0 means that there is no hash.
     digest = hashlib.blake2b(pickle.dumps(states), digest_size=7).digest()
     return 1 + int.from_bytes(digest, "big")

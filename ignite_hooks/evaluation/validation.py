@@ -68,8 +68,8 @@ class ValidationSchedule:
         at_start: whether to validate before the first epoch. A resumed run does not repeat this
             validation.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: the largest number of batches to evaluate of each set of data, in each process;
-            None for all.
+        max_batches: the largest number of batches that each process evaluates, for each set of
+            data; None for all.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -103,18 +103,19 @@ class Validation(ValidationSchedule, Scheduled):
     ``state.metrics`` together. The results replace the metrics of earlier validations, which are
     stale, because they were measured with other weights.
 
-    On a trainer a validation that is due by step runs after STEP_COMPLETED. A validation that is
-    due by epoch, or by the last step of an epoch, runs at EPOCH_COMPLETED, after Ignite's metrics
-    and before all other handlers. A Validation that is attached to an event with
-    ``attach(engine, event)`` runs separately, in order of attachment among the handlers of the
-    event.
+    On a trainer, a validation that is due by step runs at STEP_COMPLETED, after the other handlers
+    and before the save of a checkpoint. A validation that is due by epoch, or by the last step of
+    an epoch, runs at EPOCH_COMPLETED, after Ignite's metrics and before all other handlers.
+
+    A Validation that is attached to an event with ``attach(engine, event)`` runs separately, in
+    order of attachment among the handlers of the event.
 
     A signal that asks a trainer to stop (``SaveCheckpoint(on_signals=…)``) breaks an evaluator off
     between two batches. The results are dropped, and neither VALIDATION_COMPLETED nor the
     evaluator's COMPLETED is fired. Context managers that a user has registered on the channel
     ``on_validation`` are left as usual, without an exception.
 
-    The checkpoint that is saved at the stop notes that the validation is still due. The resumed run
+    When the run stops, it saves a checkpoint that records the validation as due. The resumed run
     begins with this validation. If the validation was due at the end of an epoch, the resumed run
     begins with the end of this epoch. The handlers of VALIDATION_STARTED and of the evaluators are
     called again.
@@ -122,7 +123,8 @@ class Validation(ValidationSchedule, Scheduled):
     In these cases the stop is delayed, because the evaluation cannot be broken off or could not be
     repeated later:
 
-    - A callable is running. An evaluator that would run after the callable is not begun.
+    - A callable is running. If an evaluator is to run after the callable, the validation is broken
+      off before this evaluator.
     - The Validation is attached to an event, or a handler runs the evaluator.
     - A handler of VALIDATION_STARTED or of an evaluator has swapped other weights in. To avoid the
       delay, swap the weights in a context on ``on_validation`` instead.
@@ -143,8 +145,8 @@ class Validation(ValidationSchedule, Scheduled):
         at_start: whether to validate before the first epoch. A resumed run does not repeat this
             validation.
         prefix: the beginning of the names in ``state.metrics``.
-        max_batches: the largest number of batches to evaluate of each set of data, in each process;
-            None for all. It must be given for data of unknown length, which may be endless.
+        max_batches: the largest number of batches that each process evaluates, for each set of
+            data; None for all. It must be given for data of unknown length, which may be endless.
 
     Raises:
         TypeError: ``evaluate`` is not an engine and not such a callable.
@@ -208,8 +210,8 @@ class Validation(ValidationSchedule, Scheduled):
         # Each method of `scheduled` acts for all Validations of the engine. But each Validation
         # attaches the methods once more, so that they stay attached as long as any Validation is
         # attached. At an event, the first call of a method does all the work, and further calls do
-        # nothing. A turn is the place of a handler among the handlers that a trainer calls at an
-        # event.
+        # nothing. The argument `turn` sets the place of a handler among the handlers that a trainer
+        # calls at an event.
         attachment.during_run(scheduled.run_scope)
         attachment.on(Events.STARTED, scheduled.validate_at_start, turn=Turn.LATE_VALIDATION)
         self.on_steps(attachment, scheduled.after_step, is_note=True)
@@ -257,7 +259,8 @@ class _ScheduledValidations:
 
     def validate_at_start(self, engine: Engine) -> None:
         """Validates before the first epoch. On a trainer this is the last handler of STARTED."""
-        # If a validation was broken off, the trainer's loop repeats it when all state is restored.
+        # If a stop broke off a validation of the previous run, the trainer's loop repeats this
+        # validation later: a resumed run has to restore its random generators first.
         if is_trainer(engine) and engine.is_broken_off:
             return
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
@@ -416,7 +419,8 @@ def _validate(
     before, due = state.validation, [*validations] if due is None else due
 
     def restore_count() -> None:
-        # A completed validation has emptied `due`. Any other validation does not count.
+        # `due` is not empty if an exception has ended the validation, because it failed or was
+        # broken off. Such a validation is not counted.
         if due:
             state.validation = before
 

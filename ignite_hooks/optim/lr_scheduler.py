@@ -38,8 +38,8 @@ class SchedulerDriver:
         lr_scheduler: a torch scheduler, a callable that makes one from the optimizer, or None.
         optimizer: the optimizer as Accelerate prepared it.
         at: when the scheduler moves: after each "step", "epoch" or "validation".
-        metric: the name in ``state.metrics`` of the value that a ReduceLROnPlateau is given at each
-            move; None for any other scheduler.
+        metric: the name of a metric in ``state.metrics``. A ReduceLROnPlateau is given the value of
+            this metric at each move. None for any other scheduler.
         signals: holds back signal handlers while the scheduler moves.
 
     Attributes:
@@ -113,9 +113,8 @@ class SchedulerDriver:
                     f"`lr_scheduler` must last as long as the run, got a {type(schedule).__name__} "
                     f"with total_steps={total} that can be moved {left} more times, and this run "
                     f"({limits}) moves it {moves} times, after each {self.at}: give it "
-                    f"total_steps={total - left + moves}, with "
-                    'ResumeCheckpoint(override=("scheduler",)) if a run is resumed, or end the run '
-                    "earlier"
+                    f"total_steps={total - left + moves}, and if a run is resumed, pass "
+                    'ResumeCheckpoint(override=("scheduler",)); or end the run earlier'
                 )
 
     def check_not_moved_elsewhere(self) -> None:
@@ -237,8 +236,9 @@ class SchedulerDriver:
         self._signals.is_holding = True
         try:
             with warnings.catch_warnings():
-                # Torch warns if a scheduler moves before the first optimizer step in the process. A
-                # run that resumes a checkpoint may begin with this move, which is correct then.
+                # Torch warns if a scheduler moves before the first optimizer step in the process.
+                # In a resumed run such a move can be correct: the saved run has made the steps that
+                # come before the move.
                 message = r"Detected call of `lr_scheduler\.step\(\)` before"
                 warnings.filterwarnings("ignore", message)
                 due.pop(), step(*arguments)

@@ -24,8 +24,8 @@ Differences due to rounding are much smaller.
 """
 
 # Maps the size of an element in bytes to the dtype of the words that are summed. Larger elements
-# are summed as words of 4 bytes, and not as words of 8 bytes: a changed sign would change the sum
-# by 2**63, and two changed signs would change it by 2**64, which an int64 cannot show.
+# are summed as words of 4 bytes. With words of 8 bytes, a changed sign would change the sum by
+# 2**63, and two changed signs would change it by 2**64, which an int64 cannot show.
 _WORD_DTYPES = {1: torch.uint8, 2: torch.int16}
 _MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 
@@ -77,7 +77,8 @@ class SameParameters:
         if min(counts) != max(counts):
             raise RuntimeError(
                 f"every rank must train the same model, got {counts} parameters on the ranks: "
-                "make the model and the functions alike on every rank"
+                "build the model, and modules in functions such as `loss_fn`, in the same way on "
+                "every rank"
             )
         largest = 0.0
         for name, parameter in _differing(parameters):

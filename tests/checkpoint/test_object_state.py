@@ -173,7 +173,7 @@ def test_missing_files_of_ignites_checkpoint_are_forgotten(is_new_node, tmp_path
     if is_new_node:
         assert part.level == "missing"
         assert part.reason == (
-            f"Checkpoint: 2 of 2 files are not in {folder}, and are not counted any more"
+            f"Checkpoint: 2 of 2 files are not in {folder}, so they no longer count for `n_saved`"
         )
         with pytest.warns(UserWarning, match="2 of 2 files are not in"):
             second.run(max_steps=6)

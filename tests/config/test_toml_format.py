@@ -70,7 +70,7 @@ def test_none_within_a_value_is_an_error_with_its_path(data, path):
 
 def test_list_at_the_top_is_refused():
     with pytest.raises(
-        ConfigError, match="a mapping at its top, got a list: give the handlers names"
+        ConfigError, match="a mapping at its top, got a list: give each handler a name"
     ):
         dumps([{"a": 1}])
 
