@@ -60,8 +60,8 @@ def uncertain_parts(trainer: TrainingEngine, error: BaseException | None) -> dic
     (optimizer_step,) = attached_handlers(trainer, OptimizerStep)
     if not optimizer_step.has_completed_step:
         parts["counters"] = (
-            f"{cause} ended the run before the handlers of STEP_COMPLETED, the validations and the "
-            f"saves that are due after step {optimizer_step.steps} were all called: the resumed "
-            "run skips the remaining ones"
+            f"{cause} ended the run before the work that is due after step {optimizer_step.steps} "
+            "was complete (handlers of STEP_COMPLETED, validations, saves): the resumed run skips "
+            "the rest of this work"
         )
     return parts

@@ -14,8 +14,8 @@ __all__ = ["PeakMetric"]
 class PeakMetric(Handler):
     """A handler that writes peaks of memory, in MiB, to ``engine.state.metrics``.
 
-    A subclass defines the two events between which it measures, so the handler cannot be attached
-    to an event.
+    A subclass defines the two events between which it measures. So call ``attach(engine)`` without
+    an event.
     """
 
     def names(self) -> Sequence[str]:
@@ -26,8 +26,9 @@ class PeakMetric(Handler):
         """Checks that no event is given, and that no other PeakMetric writes the same keys."""
         if event is not None:
             raise ValueError(
-                f"`event` must be left out, got {event}: {type(self).__name__} measures from one "
-                "event to another; MaxRAM measures from any start() to any stop()"
+                f"`event` must be left out, got {event}: {type(self).__name__} measures between "
+                "fixed events; to measure the RAM of another part of the run, call start() and "
+                "stop() of a MaxRAM"
             )
         taken = {name for other in attached_handlers(engine, PeakMetric) for name in other.names()}
         for name in self.names():
