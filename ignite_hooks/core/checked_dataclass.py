@@ -86,9 +86,9 @@ def checked_dataclass(cls: Any = None, /, *, kw_only: bool = True) -> Any:
                 raise _readable_error(error, type(self).__name__, signature, args) from None
 
         # Pydantic sets `__signature__` on the class, where `inspect` finds it for instances too.
-        # Ignite inspects the signature of a handler, an instance, to decide how to call it. With
-        # this attribute, Ignite would take the arguments of the constructor for those of
-        # `__call__`. So the signature is moved from the class to the constructor.
+        # Ignite inspects the signature of a handler to decide how to call it, and a handler is an
+        # instance. With this attribute, Ignite would take the arguments of the constructor for
+        # those of `__call__`. So the signature is moved from the class to the constructor.
         del made.__signature__
         self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         parameters = [self_parameter, *signature.parameters.values()]
@@ -175,15 +175,16 @@ def _call_problems(
         extra = args[len(by_position)]
         by_keyword = [p.name for p in parameters.values() if p not in by_position]
         takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
-        # "got also", because the extra argument comes after arguments that may be positional.
+        # If some arguments may be positional, the message says "got also", because the extra
+        # argument follows them.
         more = "also " if by_position else ""
         remedy = f"write {by_keyword[0]}={short_repr(extra)}" if by_keyword else "remove it"
         yield f"`{name}` takes {takes} by position, got {more}{short_repr(extra)}: {remedy}"
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):
-            # The problem is not one of the call: it lies inside a value. Or it is an extra
-            # positional argument, which the lines above have reported.
+            # Two kinds of problems are skipped: a problem inside a value is not a problem of the
+            # call, and an extra positional argument was reported by the lines above.
             continue
         if each["type"] == "unexpected_keyword_argument":
             yield f"`{name}` has no argument `{argument}`: {did_you_mean(argument, parameters)}"

@@ -343,15 +343,15 @@ class QuickEngine(EventCheckingEngine):
             self._callbacks[name] = _clearing_when_called(due, self._callbacks[name])
 
     def list_cleared_at(self, event: Any) -> list[Any]:
-        """Returns a list that the engine clears when it begins to call the handlers of ``event``.
+        """Returns a list that the engine clears when it calls the first handler of ``event``.
 
-        The caller puts an entry into the list when ``event`` has to be fired. If an exception ends
-        the run, the list tells whether the calls had begun. If not, the entry is still in the list,
-        and the next run fires ``event``. One line of code clears the list and calls the first
-        handler, so that an exception is unlikely to come between the two.
+        The caller puts an entry into the list when ``event`` has to be fired. If the entry is still
+        in the list after an exception has ended the run, the first handler was not called, and the
+        next run fires ``event``. One line of code clears the list and calls the first handler, so
+        that an exception is unlikely to come between the two.
 
-        Only handlers with ``Turn.NOTE`` are called before the list is cleared, and may therefore be
-        called twice. Such a handler only notes that work is due.
+        Handlers with ``Turn.NOTE`` do not count as the first handler: the engine calls them before
+        it clears the list. So they may be called twice. Such a handler only notes that work is due.
         """
         due: list[Any] = []
         self._due_lists[_key_of(event)] = due

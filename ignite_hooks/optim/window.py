@@ -52,8 +52,8 @@ class RemainingData:
     """Counts the batches until the data, the epoch or the run of a plain Ignite engine ends.
 
     A plain engine is one that is not a trainer. The batches of an epoch are counted from
-    EPOCH_STARTED. They are not ``iteration % epoch_length``, because ``terminate_epoch()`` may have
-    ended an earlier epoch before its full length.
+    EPOCH_STARTED. The count may differ from ``iteration % epoch_length``, because
+    ``terminate_epoch()`` may have ended an earlier epoch before its full length.
 
     Attributes:
         epoch_began_after: the number of iterations before the present epoch.

@@ -67,8 +67,8 @@ class TrainingLoop(QuickEngine):
     ``_roll_back_to_boundary`` drops the open window, deactivates the loader in Accelerate, and sets
     counters and data back to the last step boundary. The next run continues from this boundary.
 
-    An epoch is *full* if it gets no further batch. If an epoch is full when the run is to end,
-    EPOCH_COMPLETED is fired first.
+    An epoch is *full* if it gets no further batch. If an epoch is full when the run is to end, the
+    loop fires EPOCH_COMPLETED before it ends the run.
 
     The loop handles requests (``terminate()``, ``terminate_epoch()``, ``interrupt()``) after the
     same events as Ignite. To end the run, the loop leaves the scopes that are open within on_loop,
@@ -76,8 +76,9 @@ class TrainingLoop(QuickEngine):
     leaves the scopes within on_epoch, and then raises ``EpochTerminated``. A *stop* is a request to
     end the run, such as a signal, that can also break off a validation.
 
-    A subclass must not replace the three flags (``should_terminate`` and so on). The descriptors
-    below write the flags into a dictionary, and the loop reads this dictionary, not the flags.
+    A subclass must not replace the three flags (``should_terminate`` and so on). The flags are
+    descriptors that keep their values in ``RunRequests``. The loop reads the values from there, so
+    it would not notice a flag that is kept elsewhere.
 
     With several processes all ranks obey a request of one rank at the same step boundary
     (``Decisions``). This boundary is at most ``agree_every`` + 1 windows after the request, or at
@@ -227,7 +228,8 @@ class TrainingLoop(QuickEngine):
         self._finish_previous_step()
         if self.is_leaving_epoch and not self._requests.terminate_flag:
             self._end_terminated_epoch()
-        elif not position.place.progress.is_full:  # a full epoch is completed below
+        elif not position.place.progress.is_full:
+            # If the epoch is full, it completes below before the loop obeys any request.
             yield from self._handle_requests()
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
         self._call_deferred_on_resume()
@@ -243,7 +245,8 @@ class TrainingLoop(QuickEngine):
                     self._switch_data()
                     self._check_limits()
                     self._note_frozen_modules()
-                    if not position.place.progress.is_full:  # a full epoch completes first
+                    # If the epoch is full, it completes before the loop obeys any request.
+                    if not position.place.progress.is_full:
                         # A handler of EPOCH_STARTED may have lowered a limit. The epoch then gets
                         # no batch.
                         if position.limit_reached is not None:
@@ -473,7 +476,8 @@ class TrainingLoop(QuickEngine):
         except ValidationStopped:
             self._position.reopen_epoch(before)
         restore_metrics()
-        # The flag is not needed any more: ``epoch_termination`` of the position keeps the request.
+        # If ``terminate_epoch()`` has ended this epoch, ``reopen_epoch`` has restored this request
+        # in ``epoch_termination``. So the flag is cleared here.
         self._requests.withdraw_flag(TERMINATE_EPOCH)
         self._stop_broken_off()
         self.hook_channels.scopes.leave(self._loop_depth)
@@ -554,8 +558,8 @@ class TrainingLoop(QuickEngine):
         position, state = self._position, self.state
         shown = ShownLimits(**vars(position.limits), epoch_length=position.length_of_epoch)
         # One statement writes to the state and to ``shown``. With two statements, Ctrl-C could come
-        # between them. The state and ``shown`` would then differ, and the next run would take a
-        # value on the state for a limit that a user has written.
+        # between them. The state and ``shown`` would then differ, and the next run would treat the
+        # difference as a limit that a user has written to the state.
         state.max_epochs, state.max_iters, state.max_steps, state.epoch_length = position.shown = (
             shown
         )
@@ -597,8 +601,8 @@ class TrainingLoop(QuickEngine):
     def _stop_at_limit(self, limit: str) -> None:
         """Requests the end of the run because ``limit`` is reached.
 
-        If the end of the run has been requested before, that request keeps its reason and its
-        value, which may be "skip_completed".
+        If a request to end the run is active already, that request gives the ``stop_reason``, and
+        ``should_terminate`` keeps its value, which may be "skip_completed".
         """
         if self._decisions is not None and not self._requests.terminate_flag:
             # No step boundary follows, so this is the last chance to obey a request of another
@@ -639,8 +643,9 @@ class TrainingLoop(QuickEngine):
                 with deactivated(feed.loader, out_of_order=True):
                     yield self.state
             except GeneratorExit:
-                # The run will not continue. The end of ``deactivated`` has made the loader active
-                # again, even if the feed is closed already.
+                # The interrupted run is closed, and will not continue. When ``deactivated`` ended,
+                # it made the loader active again, even if the feed was closed before. So the loader
+                # is removed from the active loaders here.
                 feed.deactivate()
                 raise
             if feed is not self._position.feed:  # set_data() was called during the interruption
@@ -861,12 +866,12 @@ class TrainingLoop(QuickEngine):
 
         Args:
             skip_completed: whether COMPLETED is left out, as in Ignite.
-            resumable: whether a process that resumes from a checkpoint continues the run, as it
-                should after a time limit or a budget. If False, the run is finished.
+            resumable: whether a process that resumes from a checkpoint continues the run. Pass True
+                if, for example, a limit of time or cost is reached. If False, the run is finished.
         """
         if self.should_terminate in (False, AT_LIMIT):
-            # No request of a handler is set now. So the entries of the list belong to requests that
-            # were withdrawn.
+            # No request of a handler is set now. So all entries of ``requested_stops`` belong to
+            # requests that were withdrawn.
             self._requests.requested_stops.clear()
         # Ignite's handlers pass no reason, so the calling handler is found by its frame.
         self._requests.requested_stops.append(
@@ -974,9 +979,10 @@ class TrainingLoop(QuickEngine):
         """Registers ``callback``, to be called at the end of each run.
 
         The callback is called at the last step boundary, after the deferred callbacks and before
-        TERMINATE and COMPLETED. So a checkpoint that the callback saves is the same as that of a
-        longer run, which does not fire these events at this boundary. A run that fails, or that
-        ends between two step boundaries, does not call the callback.
+        TERMINATE and COMPLETED. So the handlers of these two events cannot change the state that
+        the callback saves. The checkpoint is the same as in a longer run, which saves at this
+        boundary without firing these events. A run that fails, or that ends between two step
+        boundaries, does not call the callback.
 
         Returns:
             A function that removes the callback again.
@@ -1058,7 +1064,7 @@ class TrainingLoop(QuickEngine):
         return state
 
     def _move_to_state(self) -> None:
-        """Makes the next run continue at the counters of the state, within its limits."""
+        """Makes the next run continue from the counters and limits that the state has."""
         state, position = self.state, self._position
         epochs, length = state.epoch, state.epoch_length or 0
         if state.iteration < epochs * length:
