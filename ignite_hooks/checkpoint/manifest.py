@@ -40,7 +40,8 @@ _model_config = ConfigDict(
 def _check_within_folder(name: str) -> str:
     """Checks that the path of a file in a manifest stays within the folder of the checkpoint.
 
-    The files that a manifest names are read and removed. A wrong path must not reach other files.
+    The paths in a manifest decide which files a load reads, and which files the removal of a
+    checkpoint deletes. A wrong path must not reach other files.
 
     Raises:
         ValueError: the path is empty or invalid, or may lead out of the folder.
@@ -74,8 +75,8 @@ class Manifest(BaseModel):
             saves were completed. The newest checkpoint has the largest number, but not always the
             largest step: another run may have started from step 0 in the same directory.
         training: the identifier of the run of training, which includes all its resumes. A trainer
-            that resumes keeps the identifier of the checkpoint, or gets a new identifier if it
-            begins a branch, a new run from the state of the checkpoint (``lineage.py``).
+            that resumes keeps the identifier of the checkpoint, unless it begins a branch. A branch
+            is a new run from the state of the checkpoint, with a new identifier (``lineage.py``).
         saved_at: the time of the save, with its time zone.
         step: the number of committed optimizer steps: those that the gradient scaler did not skip.
         epoch: the number of complete epochs.
@@ -153,8 +154,9 @@ def is_unrelated_json(text: bytes) -> bool:
     """Returns whether a ``manifest.json`` was written by another program.
 
     Returns False for the manifest of a checkpoint, damaged or not. A file counts as such a manifest
-    if it has the name of at least one of two fields: damage may have changed the other name. A file
-    that is not JSON counts as a damaged manifest, too.
+    if it contains "manifest_checksum" or "data_pass" as the name of a field. One of the two is
+    enough, because damage may have changed the other. A file that is not JSON counts as a damaged
+    manifest, too.
 
     Args:
         text: the content of the file.

@@ -38,8 +38,8 @@ class ScriptSchedule:
     which keeps the checkpoint's schedule but starts it from the script's learning rates. Then call
     ``write_group`` to write the resulting values to each group of the optimizer.
 
-    Create a ``ScriptSchedule`` before anything is loaded into the trainer. The trainer's scheduler
-    stays unchanged: ``state_after`` moves it, copies its state, and then restores the scheduler.
+    Create a ``ScriptSchedule`` before anything is loaded into the trainer. ``state_after`` moves
+    the trainer's scheduler and copies its state. Before it returns, it restores the scheduler.
 
     Args:
         trainer: the trainer, with or without a scheduler.
@@ -195,7 +195,7 @@ class ScriptSchedule:
     def _scheduled_values(
         self, group: Mapping[str, Any], script: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns the values of a group that belong to the schedule, or that moves have changed.
+        """Returns the values of a group that the schedule may set, or that the moves have changed.
 
         Args:
             group: the present settings of the group, after the moves.
@@ -258,7 +258,7 @@ def _move_count(state: Any) -> int | None:
     """Returns how many times the scheduler of a state was moved; None if the state has no count."""
     if isinstance(state, Mapping) and isinstance(state.get("last_epoch"), int):
         return int(state["last_epoch"])
-    # A ChainedScheduler has no count, but moves all of its schedulers together: the first one
-    # counts for all.
+    # A ChainedScheduler has no count of its own. It moves all of its schedulers together, so the
+    # count of the first one is returned.
     within = child_states(state)
     return _move_count(within[0]) if within else None

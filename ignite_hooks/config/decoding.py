@@ -34,7 +34,7 @@ from ignite_hooks.core.rules import short_repr
 __all__ = ["decode"]
 
 MAX_BITS = 2**13
-"""The largest size of an integer, in bits: 2,467 digits.
+"""The largest number of bits in an integer. Such an integer has up to 2,467 decimal digits.
 
 Messages print integers, and by default Python refuses to print more than 4,300 digits.
 """
@@ -61,7 +61,8 @@ class _Decoder:
     """Decodes data and collects the problems.
 
     The methods return the decoded value. For invalid data they add a problem to ``problems``, and
-    return ``_INVALID`` or the data as it is.
+    return either ``_INVALID`` or the unchanged data. So only ``problems`` shows whether the data is
+    valid.
     """
 
     def __init__(self) -> None:
@@ -253,8 +254,8 @@ def _construct(
     """
     general: list[Problem] = []
     try:
-        # The validator is called and not the constructor, because its error has the path of each
-        # problem. The error of the constructor has only a text.
+        # The validator is called instead of the constructor, because the validator's error has the
+        # path of each problem. The constructor's error has only a text.
         validator: Any = cls.__pydantic_validator__  # type: ignore[attr-defined]
         return validator.validate_python(ArgsKwargs((), values)), general
     except ValidationError as error:

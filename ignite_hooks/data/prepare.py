@@ -1,4 +1,6 @@
-"""Prepares a loader with Accelerate, if no part of the loader is lost, and wraps it in a source.
+"""Wraps the data of a run in a source. A ``DataLoader`` is first prepared with Accelerate.
+
+A loader stays unprepared if Accelerate would lose a part of it, such as an overridden method.
 
 A source is an object from which a feed, the iterator of a run over its data, takes batches. Each
 type of data has its own class of sources (see ``sources.py``).
@@ -31,8 +33,8 @@ from ignite_hooks.processes.host_group import broadcast_from_rank_0
 
 __all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "prepare_source"]
 
-# If the class of a loader is from one of these libraries, Accelerate can make a new loader from the
-# loader without losing any part.
+# The libraries whose loader classes Accelerate can prepare without losing a method. A method that a
+# subclass from other code overrides would be lost.
 _LOADER_LIBRARIES = {"torch", "torchdata"}
 # A loader that overrides one of these members iterates in its own way.
 _ITERATION_MEMBERS = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}

@@ -12,9 +12,9 @@ an iteration from the start of the pass. Indices that a sampler draws 32 at a ti
 a few large calls. This is possible because ``torch.randint`` gives the same numbers in one call as
 in many. ``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
 
-Only orders of exactly these sampler classes are entered in this way, not orders of subclasses.
-Lists, tuples and ranges are entered by moving the index of their iterator. Any other order is
-iterated up to the position.
+The module makes these draws only if the class of the sampler is exactly a class of torch or
+Accelerate, because a subclass may draw differently. Lists, tuples and ranges are entered by moving
+the index of their iterator. Any other order is iterated up to the position.
 """
 
 import copy
@@ -61,8 +61,8 @@ _BLOCK_SIZE = 32  # the number of indices that a RandomSampler with replacement 
 # The largest number of indices that this module draws in one call. It bounds the memory, and must
 # be a multiple of the block size.
 _MAX_REDRAWN_AT_ONCE = 10**6
-# The iterators of these orders are iterators of a list, a tuple or a range. Such an iterator can be
-# moved to any index.
+# Classes of orders whose ``__iter__`` returns an iterator of a list, a tuple or a range. Such an
+# iterator can be moved to any index.
 _DIRECT_ACCESS_TYPES = (SequentialSampler, DistributedSampler, list, tuple, range)
 _INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), range(0)))
 
@@ -107,7 +107,7 @@ def samples_per_batch(order: Any) -> int | None:
 
 
 def elements_per_batch(order: Any) -> int:
-    """Returns the number of elements of a recorded order that make one index batch of this process.
+    """Returns how many recorded elements all processes together take for one index batch each.
 
     Args:
         order: a recorded order (``RecordedOrder``), or a batch sampler of torch or Accelerate that
@@ -119,7 +119,7 @@ def elements_per_batch(order: Any) -> int:
 
 
 def with_recorded_sampler(order: Any, recorded: RecordedOrder) -> Any:
-    """Returns a copy of an order, in which ``recorded`` replaces the sampler that it records.
+    """Returns a copy of ``order`` in which ``recorded`` replaces the sampler ``recorded.holder``.
 
     If the order is this sampler itself, ``recorded`` is returned.
     """
@@ -187,8 +187,8 @@ def _enter_with_head(
     A shard pads the last batches of a pass with the first samples that it has seen. These must be
     the first samples of the pass, not the first ones after the position. So the result begins with
     the first batch of each process, followed by the elements after the position. Later
-    ``_take_share`` skips the first batch of its process. If nothing is padded, or if the position
-    lies within the first batches, the result begins at the position.
+    ``_take_share`` skips the first batch of its process. If the shard pads nothing, or if these
+    first batches extend beyond the position, the result begins at the position.
 
     Args:
         shard: a ``BatchSamplerShard`` of Accelerate, which iterates over the batches of all
