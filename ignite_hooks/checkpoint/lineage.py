@@ -10,8 +10,8 @@ branch. A branch begins in three cases:
 - The user gave the checkpoint by its own name, for example ``runs/step_00000010``, and not by its
   directory. Several branches may begin at the same checkpoint.
 - The trainer saves to another directory than the one it has resumed from. There is one exception:
-  if one directory is a copy of the other, the run continues. This is the case if the newest
-  checkpoint of the run is the same in both directories.
+  the run continues if the newest checkpoint of the run in the trainer's directory is the checkpoint
+  that the trainer has resumed from. One directory is then a copy of the other.
 - Another trainer has saved a checkpoint of the run to the same directory since the resume.
 """
 
@@ -110,17 +110,17 @@ class Lineage:
                 the run is left out.
         """
         if self.resumed is None or self.known_numbers.keys() & self.directories:
-            # The trainer saves to the directory that it has resumed from, or has not resumed since
-            # the last decision. A larger number than the known one shows that another trainer has
-            # saved a checkpoint in the directory.
+            # Either the trainer has not resumed since the last decision, or it saves to the
+            # directory that it has resumed from. In both cases, a larger number than the known one
+            # shows that another trainer has saved a checkpoint in the directory.
             return all(
                 m.number <= self.known_numbers.get(each, m.number) for each, m in newest.items()
             )
         # The trainer has resumed from a checkpoint by its name, or from a directory that it does
-        # not save to. If it was a directory, the run continues if the resumed checkpoint is also
-        # the newest checkpoint of the run in each directory that the trainer saves to. Manifests
-        # are compared as text, because NaN as the value of a metric would make equal manifests
-        # unequal.
+        # not save to. A resume by name always begins a branch. After a resume from a directory, the
+        # run continues only if the resumed checkpoint is also the newest checkpoint of the run in
+        # the directories that the trainer saves to. Manifests are compared as text, because NaN as
+        # the value of a metric would make equal manifests unequal.
         texts = {manifest.dumps() for manifest in newest.values()}
         return not self.is_named and texts == {self.resumed.dumps()}
 

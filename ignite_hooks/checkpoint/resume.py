@@ -95,21 +95,23 @@ class ResumeCheckpoint(Handler):
             from the checkpoint.
         after_terminate: what to do with a run that a handler, for example ``EarlyStopping``, ended
             before its limit. "finish" trains nothing more, so that a job which is restarted does
-            not train another epoch each time. "continue" trains until the limit. A run that a
-            signal, ``TimeLimit`` or ``trainer.terminate(resumable=True)`` ended always continues.
+            not train another epoch each time. "continue" trains until the limit. A run always
+            continues if it was ended by a signal, by ``TimeLimit`` or by
+            ``trainer.terminate(resumable=True)``.
         replay: what to do with data that cannot report or restore their position, such as an
             iterable without ``state_dict``. If True, the pass through such data is iterated from
             its beginning up to the position of the checkpoint. If False, the run skips the rest of
-            this pass and continues with the next pass; an epoch that is one pass begins again. Data
-            that have a state, or can be read from any batch on, always continue at the position of
-            the checkpoint.
+            this pass and continues with the next pass. If an epoch is one pass over the data, the
+            present epoch then begins again. Data that have a state, or can be read from any batch
+            on, always continue at the position of the checkpoint.
         override: the names of settings that the script may change. If the script and the checkpoint
             differ in a named setting, the value of the script is used. The possible names are the
             settings of the optimizer's groups ("lr", "weight_decay", "betas", "momentum", …),
             "scheduler", and "requires_grad" for the choice of frozen parameters. "lr" is the rate
-            that the schedule starts from; the rate that the schedule has reached is scaled in
-            proportion. For "scheduler", the schedule of the script is moved from its beginning to
-            the step of the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
+            that the schedule starts from. The rate that the schedule has reached changes by the
+            same factor as "lr": if the script changes "lr" from 0.1 to 0.02, a reached rate of 0.01
+            becomes 0.002. For "scheduler", the schedule of the script is moved from its beginning
+            to the step of the checkpoint; a ``ReduceLROnPlateau`` begins with no history.
 
     Raises:
         FileNotFoundError: when attached: there is no checkpoint, and ``on_missing`` is "error"; or
@@ -326,8 +328,8 @@ def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
     if manifest.world_size != ranks.size:
         raise ValueError(
             f"{candidate.name} was saved by {manifest.world_size} processes, and this run has "
-            f"{ranks.size}: start {manifest.world_size}, because the checkpoint has a position in "
-            "the data and random generators for each process"
+            f"{ranks.size}: start {manifest.world_size} processes, because the checkpoint has a "
+            "position in the data and random generators for each process"
         )
 
 

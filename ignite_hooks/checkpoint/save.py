@@ -140,8 +140,8 @@ class SaveCheckpoint(Scheduled):
     Raises:
         ValueError: an argument is out of its range. When attached: the engine is not a trainer; or
             the directory cannot be written to; or objects are registered with the accelerator, and
-            ``trust_pickle`` is False. When the first checkpoint is saved: all validations have been
-            run, and none has given ``metric``.
+            ``trust_pickle`` is False. When the first checkpoint is saved: ``state.metrics`` has no
+            ``metric``, although all validations have been run.
         RuntimeError: when a run begins: another run writes to the directory.
         TypeError: an object in ``also`` has no state.
     """
@@ -234,9 +234,9 @@ class SaveCheckpoint(Scheduled):
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
         triggers = _triggers_of(self, engine)
-        # With on_busy="wait", another run may be saving to the directory now. This handler waits
-        # for the end of that run here, because a trainer attaches a ResumeCheckpoint after this
-        # handler: the resume then finds the last checkpoint of the other run.
+        # Another run may be saving to the directory now. If on_busy is "wait", this handler waits
+        # here for the end of that run. A trainer attaches a ResumeCheckpoint after this handler, so
+        # the resume then finds the last checkpoint of that run.
         triggers.wait_for_others()
         attachment.on_removal(triggers.release)
         attachment.on_removal(lambda: trainer.cancel(triggers.save))

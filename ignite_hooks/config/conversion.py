@@ -21,7 +21,7 @@ def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = F
     """Returns a handler as plain data: ``{"type": "gradient_clipping", "max_norm": 1.0, …}``.
 
     A list of handlers becomes a list, a mapping of handlers by name becomes a dict. Keys are in the
-    order of the fields. ``to_dict`` checks that ``from_dict`` makes an equal handler of the data.
+    order of the fields. ``to_dict`` checks that ``from_dict`` makes an equal handler from the data.
     So a handler whose values have become invalid since its construction is refused.
 
     Args:

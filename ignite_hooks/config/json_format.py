@@ -77,5 +77,5 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(
-        f'JSON must have no {name}, which only some readers take: write "inf", "-inf" or "nan"'
+        f'JSON must have no {name}, which only some readers accept: write "inf", "-inf" or "nan"'
     )

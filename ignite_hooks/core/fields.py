@@ -1,4 +1,4 @@
-"""Types for the fields of handlers. A type checks each value that is given to a field of the type.
+"""Types for the fields of handlers. The type of a field checks each value given to the field.
 
 The error about a wrong value names the field, the rule, the value and the remedy. A field that may
 be left out is written as ``every_steps: Every | None = None``. True and False do not count as
@@ -309,8 +309,8 @@ SIGKILL and SIGSTOP are refused, as they cannot be handled.
 """
 
 
-# A setting is an entry of an optimizer's parameter groups, such as "lr". These parameters of
-# optimizer constructors are not settings.
+# The names of parameters of optimizer constructors that are not settings. A setting is an entry of
+# an optimizer's parameter groups, such as "lr".
 _NOT_SETTINGS = {
     "defaults",
     "module",
@@ -319,8 +319,8 @@ _NOT_SETTINGS = {
     "params",
     "process_group",
 }
-# A class whose constructor has one of these parameters wraps another optimizer, and has no settings
-# itself.
+# The names of constructor parameters that take another optimizer. A class with such a parameter
+# wraps that optimizer, and has no settings itself.
 _WRAPPED_OPTIMIZER = {"optim", "optimizer", "optimizer_class"}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -386,7 +386,8 @@ def _make_absolute(
     """
     try:
         found = absolute(value)
-    except ValueError as error:  # its message begins with "got", and completes the one below
+    except ValueError as error:
+        # The message of `error` begins with "got", so it can end the new message.
         raise ValueError(f"`{field}` must be a path that can be made absolute, {error}") from error
     return str(found) if isinstance(value, str) else found
 

@@ -61,7 +61,8 @@ _STATE_HOOKS = (
     "_state_dict_pre_hooks",
 )
 
-# The names are read from real objects, so that they fit the installed version of torch.
+# The names of torch's own attributes. They are read from real objects, so that they fit the
+# installed version of torch.
 _MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
 _OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
     *("step", "_opt_called", "_step_count"),  # set by schedulers, which wrap the method `step`
@@ -84,8 +85,8 @@ def check_model(model: Any, remedy: str) -> None:
 def wrapped_child(module: torch.nn.Module) -> str | None:
     """Returns the name of the child that ``module`` wraps; None if it is not a wrapper.
 
-    Wrappers are the modules that ``torch.compile`` returns, ``DistributedDataParallel``,
-    ``DataParallel``, and those of activation checkpointing. A user's module with a child called
+    Wrappers are ``DistributedDataParallel``, ``DataParallel``, the modules that ``torch.compile``
+    returns, and the wrappers for activation checkpointing. A user's module with a child called
     ``module`` is not a wrapper.
     """
     if isinstance(module, _WRAPPERS):
@@ -144,7 +145,10 @@ def has_custom_loading(module: torch.nn.Module, *, is_root: bool = False) -> boo
 
 @cache
 def _overrides(kind: type, methods: tuple[str, ...]) -> bool:
-    """Returns whether a class overrides at least one of ``methods`` of torch's own modules."""
+    """Returns whether a class overrides at least one of ``methods``.
+
+    A method that ``torch.nn.modules`` defines does not count as an override.
+    """
     found = (getattr(kind, method) for method in methods)
     return not all(method.__module__.startswith("torch.nn.modules.") for method in found)
 
