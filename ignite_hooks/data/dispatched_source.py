@@ -90,8 +90,8 @@ class DispatchedStream(AdaptedLoader):
 
         An accumulation window is the batches that make one optimizer step. A run may roll back by
         this many batches. For the same window, rank 0 reads more batches from ``base_dataloader``:
-        those of the other ranks, and those that Accelerate reads ahead. So the source of
-        ``base_dataloader`` gets a larger number.
+        those of the other ranks, and those that Accelerate reads ahead. This larger number is the
+        window size of the source that reads ``base_dataloader``.
         """
         # A round is one batch for each rank. Accelerate reads one round ahead to find the end of
         # the data, and reads the batches that a ``SkipDataLoader`` skips.
@@ -149,9 +149,9 @@ class DispatchedStream(AdaptedLoader):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Ends the iteration of the loader after the body, and announces the pass by ``set_epoch``.
+        """Announces a pass by ``set_epoch``, and ends the iteration of the loader after the body.
 
-        ``set_epoch`` is called on the data set and on the objects nested in it.
+        ``set_epoch`` is called before the body, on the data set and on the objects nested in it.
         """
         with activated(self.loader):
             self.loader.iteration = data_pass
@@ -162,8 +162,8 @@ class DispatchedStream(AdaptedLoader):
         """Yields the batches of a pass without the first ``skip``, which rank 0 does not send."""
         reads = self._reader.batches(*self._reader_position(FeedPosition(data_pass, skip)))
         if not self._is_reader:
-            # On this rank, the generator begins the pass and gives no batch. It is run here,
-            # because Accelerate fetches batches only on rank 0, and would not run it.
+            # On this rank, `reads` is a generator that begins the pass and yields no batch. It is
+            # run here, because Accelerate fetches batches only on rank 0.
             deque(reads, maxlen=0)
         batches = self._dispatch(reads)
         yield from batches if self.even_batches else self._without_padding(batches)

@@ -68,17 +68,16 @@ class IndexedLoader(TorchLoader):
 
     A pass can be entered at any position without loading earlier batches. With torch's
     ``BatchSampler`` a position is counted in samples of all processes. So a resumed run may
-    continue a pass with another batch size. Samples that are repeated to make the last batches even
-    are not counted.
+    continue a pass with another batch size. The samples that Accelerate repeats to fill the last
+    batches are not counted.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
         super().__init__(loader, even_batches)
         self._search_data, self._search_order = GeneratorSearch(), GeneratorSearch()
         self._data_pass = 0  # the argument of the last call of `set_pass`
-        # A position in a pass whose batch size has changed, and the number of samples before this
-        # position. None if the batch size has not changed, because then this number follows from
-        # the batch size.
+        # If the batch size has changed in the middle of a pass, this is the position of the change
+        # and the number of samples before this position. Otherwise None.
         self._known_samples: tuple[FeedPosition, int] | None = None
         self._worker_states = WorkerStates()
         # A weak reference to the iterator whose persistent workers this object has started. A call
@@ -146,8 +145,9 @@ class IndexedLoader(TorchLoader):
         order = self._order
         if type(order) is not BatchSamplerShard or samples_per_pass(order) is None:
             return False
-        # With split batches, each rank gets a part of every full batch. A single batch may have
-        # fewer samples than there are ranks. If there are two batches, the first one is full.
+        # With split batches, each rank gets a part of every full batch. If there are two batches,
+        # the first one is full, so two are enough. If there is only one batch, it may have fewer
+        # samples than there are ranks.
         needed = 2 if order.split_batches else order.num_processes
         return len(order.batch_sampler) >= needed
 
@@ -155,9 +155,10 @@ class IndexedLoader(TorchLoader):
     def is_entered_exactly(self) -> bool:
         """Returns whether entering a pass in its middle draws no random number a second time.
 
-        Earlier batches are never loaded again. But if the length is not certain, the feed has
-        fetched one batch ahead to find the end. A resumed run loads this batch a second time, and
-        draws its random numbers a second time.
+        The batches before the position are never loaded again. But if the length is not certain,
+        the saved run had already fetched the first batch after the position, to find the end of the
+        pass. A resumed run loads this batch a second time, and draws its random numbers a second
+        time.
         """
         return self.length is not None
 
@@ -191,7 +192,7 @@ class IndexedLoader(TorchLoader):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Prepares the loader for one pass. Batches are padded only if they must be even."""
+        """Prepares the loader for one pass, with padding only if ``even_batches`` is True."""
         with self._even_batches_applied(), super().active(data_pass):
             yield
 
@@ -272,9 +273,9 @@ class IndexedLoader(TorchLoader):
     def end_pass(self, data_pass: int, given: int) -> None:
         """Iterates the samplers to the end of the pass, if they have not reached it.
 
-        Some samplers draw random numbers at their end. If there are workers, a recorded sampler has
-        already reached its end: workers prefetch, so its last element is drawn before the last
-        batch arrives.
+        This is needed because some samplers draw random numbers after their last element. With
+        workers, a recorded sampler has already reached its end when the last batch arrives, because
+        index batches are drawn ahead for workers.
         """
         is_drawn = self._is_recorded_after(data_pass, given)
         if not is_drawn and self._started_pass is not None and self._started_pass[0] == data_pass:
@@ -286,9 +287,9 @@ class IndexedLoader(TorchLoader):
         """Returns the states from which new workers continue the pass at a position.
 
         Returns:
-            A dict with two keys. ``first`` is the number of the batch that worker 0 loads first.
-            ``states`` has, for each worker, its state before it loads its first batch. None if
-            there are no workers, or if the states are not known.
+            None if there are no workers, or if the states are not known. Otherwise a dict with two
+            keys. ``first`` is the number of the batch that worker 0 loads first. ``states`` has the
+            state of each worker before the worker loads its first batch.
         """
         if not self._can_track_workers or not (position.batches or self._has_persistent_workers):
             return None
@@ -605,10 +606,11 @@ class IndexedLoader(TorchLoader):
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
         """Returns how many index batches to draw at once when a pass is entered at a position.
 
-        When the pass was interrupted, some index batches after the position had already been drawn:
-        those of the batches that the run had been given before it moved back to the position, and
-        those that were drawn ahead for workers. The same number is drawn at once now. So all later
-        index batches are drawn at the same points of the run as without the interruption.
+        When the pass was interrupted, some index batches after the position had already been drawn.
+        For some of them, the run had already been given the batches before it moved back to the
+        position. The others were drawn ahead, for workers or to find the end of the pass. The same
+        number is drawn at once now. So all later index batches are drawn at the same points of the
+        run as without the interruption.
         """
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
@@ -651,8 +653,9 @@ class IndexedLoader(TorchLoader):
             # there are several workers, some may have no state yet, and begin from their seeds.
             return []
         return [
-            f"{recorded.keeper.name} draws from the global random generators when it is asked for "
-            "its iterator, before workers are seeded from them: draw with the first element instead"
+            f"{recorded.keeper.name} draws from the global random generators when its __iter__ is "
+            "called, before workers are seeded from these generators: change the sampler to draw "
+            "when its first element is requested"
         ]
 
     @contextmanager
@@ -670,7 +673,7 @@ class IndexedLoader(TorchLoader):
             yield
 
     def _order_generators(self) -> list[RandomGenerator]:
-        """Returns the generators from which only the order is drawn, and nothing in a sample."""
+        """Returns the order's generators, except those that the data set or ``collate_fn`` uses."""
         data_generators = self._search_data(data_parts(self.base)).named.values()
         order_generators = self._search_order(order_parts(self.base)).named.values()
         return [

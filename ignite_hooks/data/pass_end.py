@@ -57,11 +57,12 @@ class PassEnd:
         The number may differ from pass to pass.
 
         Args:
-            digest: a hash of the states of the global random generators, which is compared between
-                the ranks. If the hashes differ, a warning is given. 0 if no comparison is needed,
-                because the order of the samples is not drawn from these generators.
+            digest: a hash of the states of the global random generators. If the ranks have
+                different hashes, a warning is given. Every rank passes 0 if no comparison is
+                needed, because the order of the samples is not drawn from these generators.
         """
-        # The number of batches on this rank alone, unlike `length`.
+        # `_local_length` keeps the number of this rank alone. `length` becomes the smallest number
+        # of all ranks.
         length = self._local_length = self._source.length
         if self._accelerator is not None:
             # The minimum of -digest is the negative of the maximum of digest. So one collective
@@ -164,9 +165,9 @@ class PassEnd:
         loader = self._source.loader
         warnings.warn(
             f"the global random generators differ between ranks, and {rank_dependent_part(loader)} "
-            "may draw the order of `data` from them: then each rank takes its share of another "
-            "order, so that some samples are trained on twice and others never. Give that object "
-            "its own `generator`, or seed all ranks alike",
+            "may draw the order of `data` from them: then each rank takes its share from a "
+            "different order, so that some samples are trained on twice and others never. Give "
+            "that object its own `generator`, or seed all ranks alike",
             stacklevel=2,
         )
 

@@ -100,9 +100,9 @@ class RecordedOrder(ExcludedFromSearch):
         # another length than `size`.
         self._is_over, self._is_irregular = True, False
         # The states of the global generators before the sampler drew the order of the whole pass
-        # from them. From these states the sampler draws the same order again. The sampler may draw
-        # the order in iter() (the first attribute) or with the first element (the second). An
-        # attribute is None if there was no such draw.
+        # from them. From these states the sampler draws the same order again. `_before_iterator`
+        # is for a sampler that draws the order in iter(), and `_before_first` for a sampler that
+        # draws the order with the first element. An attribute is None if there was no such draw.
         self._before_iterator: RandomState | None = None
         self._before_first: RandomState | None = None
 
@@ -145,9 +145,10 @@ class RecordedOrder(ExcludedFromSearch):
         # An iteration outside of the body of ``beginning`` is the user's own iteration of a loader
         # with persistent workers. Such a pass has no number.
         self._reset(self._data_pass if self.is_beginning else None)
-        # The sampler's iter() may draw random numbers. To keep these draws as without this wrapper,
-        # iter() is called here, and not lazily with the first element. If there are workers, torch
-        # calls iter() of the wrapper twice, and so the sampler's iter() is called twice too.
+        # The sampler's iter() may draw random numbers. It is called here, and not lazily with the
+        # first element, so that it draws at the same time as without this wrapper. If there are
+        # workers, torch calls iter() of the wrapper twice, and so the sampler's iter() is called
+        # twice too.
         random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
@@ -196,7 +197,8 @@ class RecordedOrder(ExcludedFromSearch):
 
         The sampler then continues from the state that was loaded into it.
         """
-        # The next elements must not be taken for the first two elements of a pass.
+        # `_drawn_count` is raised, because the next elements are not the first two of a pass, and
+        # must not be checked as such.
         self._continues_pass, self._drawn_count = True, max(self._drawn_count, _CHECKED_ELEMENTS)
 
     def rewind(self, data_pass: int) -> None:
@@ -377,7 +379,8 @@ class RecordedOrder(ExcludedFromSearch):
         if is_within:
             self._check_end()
         if (start or is_begun) and not (is_within and self._state_advances):
-            # In the middle of a pass the state is useless without the elements drawn ahead.
+            # Within a pass, the state can be used only together with the recorded elements, and
+            # only if each element changes the state.
             return None
         is_at_start = self._start_pass == data_pass and not is_begun
         state = self._start_state if is_at_start else self._current_state()

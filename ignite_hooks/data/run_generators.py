@@ -73,7 +73,7 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
     for handler in attached_handlers(engine, Handler):
         if not type(handler).__module__.startswith(_CHECKPOINT_MODULES):
             add(handler)
-        if handler.timetable is not None:  # it has the callbacks that are called by step
+        if handler.timetable is not None:  # a table of the callbacks that are called by step
             for callback in handler.timetable.callbacks:
                 for each in _unwrapped(callback):
                     add(each)
@@ -84,7 +84,7 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
 
 
 def _unwrapped(function: Any) -> Iterator[Any]:
-    """Yields the functions of users within a callback, or the callback itself if it is a user's.
+    """Yields ``function`` if it is a user's; if it is a wrapper, the users' functions within it.
 
     This package and Ignite wrap the functions that a user attaches. The closures of the wrappers
     hold these functions. Methods of this package's handlers are left out, because the handlers
