@@ -89,10 +89,10 @@ class Trainer(TrainingLoop):
             signal for which a ``SaveCheckpoint`` has stopped the run. If only some of several
             processes requested the stop, the rank is added ("EarlyStopping on rank 1").
         ended_by: the name of the handler or function that finished the run before its limit; None
-            if the run was not finished before its limit. By default, a process that resumes
-            such a run trains nothing.
-        resume_report: says which parts of a saved run were restored, and how exactly; None if no
-            run was resumed.
+            if there is none. If a handler or function finished a saved run before its limit, a
+            process that resumes this run trains nothing by default.
+        resume_report: says which parts of a saved run were restored, and whether they are exactly
+            as saved; None if no run was resumed.
         hooks: the contexts of this trainer. Each context is entered before a part of the loop and
             left after this part.
     """
@@ -312,8 +312,8 @@ class Trainer(TrainingLoop):
 
         Raises:
             TypeError: ``data`` is an integer.
-            ValueError: a limit is not a positive integer, or is lower than the number that is done
-                already; or there is no data.
+            ValueError: a limit is not a positive integer, or the run has exceeded it already; or
+                there is no data.
             RuntimeError: the trainer is running; an optimizer step of the previous run broke off
                 half-way; or another rank has failed, in this run or in an earlier one.
         """
@@ -341,14 +341,14 @@ class Trainer(TrainingLoop):
             if not is_interrupted(self):
                 self._finish_unwinding()
             state = run_in_scopes(self, lambda: self._run(data, given, epoch_length))
-        # The statement that returns also notes the outcome. If Ctrl-C comes before this statement,
-        # the run counts as failed, and the next ``run()`` continues the run.
+        # The outcome is noted in the return statement. If Ctrl-C comes before this statement, the
+        # run counts as failed, and the next ``run()`` continues the run.
         return self._note_outcome() or state  # type: ignore[func-returns-value]
 
     def load_best(self) -> "CheckpointEntry":
         """Loads the weights of the best checkpoint of this run, to test the model after the run.
 
-        The weights of the model are loaded, and the weights of a loss function that has weights.
+        This method loads the weights of the model, and those of the loss function if it has any.
         Everything else is left unchanged: counters, optimizer, scheduler, metrics, modes and
         handlers. Weights and counters then belong to different steps, so nothing is saved until
         training continues. If training continues, ``run`` warns, and starts from the loaded
@@ -406,7 +406,7 @@ class Trainer(TrainingLoop):
             raise RuntimeError(_half_done_message(self))
 
     def _note_outcome(self) -> None:
-        """Notes whether the run is unfinished: it has failed, or a validation was broken off.
+        """Notes whether the run has failed or has broken off a validation, and so is unfinished.
 
         ``run`` calls this method in its last statement.
         """
@@ -456,7 +456,7 @@ class Trainer(TrainingLoop):
         return state
 
     def _report_finished(self, given: Limits) -> None:
-        """Sets ``stop_reason`` of a resumed run that is finished; warns if no limit finished it."""
+        """Sets ``stop_reason`` of a resumed run that is finished; warns if a handler ended it."""
         position, ended_by = self._position, self._position.ended_by
         if ended_by is None:
             limits = given | position.limits
@@ -465,7 +465,8 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        # A further ``run()`` continues the run, as it does in the process that ended the run.
+        # The next ``run()`` continues the run. In the process that ended the run, the next
+        # ``run()`` would do the same.
         position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
