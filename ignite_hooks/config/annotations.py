@@ -114,10 +114,12 @@ def admits_none(annotation: Any) -> bool:
 
 
 def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
-    """Returns the container that represents a type in plain data, and the annotations of its items.
+    """Returns ``list`` or ``dict`` for a container type, and the annotations of its items.
+
+    In plain data, for example the content of a YAML file, a value of the type is a list or a dict.
 
     Returns:
-        A container and a list of annotations; None for a type that is not a container. For example,
+        A class and a list of annotations; None for a type that is not a container. For example,
         ``set[int]`` gives ``list`` and ``[int]``, ``tuple[int, str]`` gives ``list`` and
         ``[int, str]``, and ``Mapping[str, float]`` gives ``dict`` and ``[float]``. Items without an
         annotation get ``Any``: ``list`` gives ``list`` and ``[Any]``.
@@ -147,7 +149,7 @@ def is_class(annotation: Any) -> TypeGuard[type]:
 def dataclass_or_none(annotation: Any) -> type | None:
     """Returns the annotation if it is a pydantic dataclass, else None.
 
-    Plain data represents an instance of a dataclass by a mapping.
+    In plain data, an instance of such a dataclass is a mapping of its fields to their values.
     """
     return annotation if is_class(annotation) and is_pydantic_dataclass(annotation) else None
 

@@ -67,10 +67,10 @@ another process.
 
 
 class ExcludedFromSearch:
-    """A base class of objects that hold the results of a search, and that every search skips.
+    """A base class of objects that every search skips.
 
-    The results include functions. Their globals would lead the search to all modules of the
-    process.
+    An example is an object that keeps the results of a search. The results include functions, and
+    the globals of these functions would lead the next search to all modules of the process.
     """
 
     __slots__ = ()
@@ -78,11 +78,13 @@ class ExcludedFromSearch:
 
 _MAX_NESTING = 16  # one check goes down at most this many levels of nested containers
 _MAX_SHORT_LENGTH = 1000  # `has_changed` compares longer containers by a digest
-# If the containers that `_are_plain` checks at once have more elements together than this, it first
-# removes duplicate containers.
+# `_are_plain` checks many containers at once. If the total number of their elements exceeds this
+# limit, `_are_plain` first removes duplicate containers.
 _MAX_UNDEDUPLICATED = 5_000_000
 _MAX_LAYOUTS = 10_000  # the number of classes whose layout is remembered
-_MAX_CHECKED_SINGLY = 64  # more elements are first checked together, which is faster per element
+# The largest number of elements that are checked one by one. More elements are first checked all
+# together, which takes less time per element.
+_MAX_CHECKED_SINGLY = 64
 # Objects of exactly these types are plain data.
 _PLAIN_TYPES = (
     *(bool, int, float, complex, str, bytes, bytearray, memoryview, type(None), type(Ellipsis)),
@@ -91,8 +93,8 @@ _PLAIN_TYPES = (
     *(type(NotImplemented), type(threading.Lock()), type(threading.RLock()), threading.Event),
     *(torch.Tensor, torch.nn.Parameter, torch.dtype, torch.device, torch.Size, torch.layout),
     *(torch.memory_format, np.random.SeedSequence),
-    # Tracebacks and frames are skipped for another reason. If somebody keeps an exception, its
-    # traceback would lead the search to all variables of the program.
+    # Tracebacks and frames hold other objects, but they are skipped too. If an object keeps an
+    # exception, the traceback would lead the search to all variables of the program.
     *(types.TracebackType, types.FrameType),
 )
 # Instances of these classes and of their subclasses are skipped too, whatever they hold.
@@ -137,9 +139,9 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 }
 # Attributes that Python itself adds to each class.
 _CLASS_INTERNALS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
-# The name of an element of a dictionary ends with its key. If the key is a string or of one of
-# these types, its value is shown. For any other key only its class is shown, because its `__repr__`
-# could be code of users.
+# The name of an element of a dictionary ends with the key of the element. A string or a key of one
+# of the types below is shown as text. A tuple is shown element by element. Of any other key only
+# the class is shown, because its `__repr__` could be code of users.
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
 _CODE_TYPES = (types.FunctionType, staticmethod, classmethod, property)
@@ -167,14 +169,15 @@ class ObjectSearch(ExcludedFromSearch):
             of a root.
         max_objects: the largest number of objects to visit.
         excluded: objects that are neither yielded nor searched.
-        parts_of: is called with an object, and selects what is searched of the object. It returns
-            (name, part) for each part to search, or None to search all that the object holds. If it
-            returns an empty tuple, ``has_changed`` does not look at what the object holds either.
+        parts_of: a function that selects the parts of an object to search. It is called with the
+            object. It returns (name, part) for each part to search, or None to search all that the
+            object holds. An empty tuple means that no part is searched, and that ``has_changed``
+            checks only that the object still exists.
 
     Attributes:
         is_complete: whether all objects were yielded; False if ``max_objects`` ended the search.
-        watched: maps the name of each yielded object to a function that returns the object, or None
-            if the object is gone.
+        watched: maps the name of each yielded object to a function. The function returns the
+            object; it returns None if the object is gone.
     """
 
     def __init__(
@@ -189,11 +192,11 @@ class ObjectSearch(ExcludedFromSearch):
         self.max_objects = max_objects
         self._excluded = list(excluded)
         self._layouts: dict[int, _Layout] = {}
-        # The objects that `has_changed` checks. Each object is given as a function that returns the
-        # object, or None if the object is gone. In the first list are the objects whose references
-        # are all compared. In the second list are the objects of which only the parts that
-        # `parts_of` selects are compared. Of the objects in the third list, `has_changed` only
-        # checks that they still exist.
+        # Three lists of the objects that `has_changed` checks. An entry is a function that returns
+        # the object; it returns None if the object is gone. For an object in the first list,
+        # `has_changed` compares all references. For an object in the second list, it compares the
+        # parts that `parts_of` selects. For an object in the third list, it only checks that the
+        # object still exists.
         self._watched_in_full: list[Callable[[], Any]] = []
         self._watched_in_part: list[Callable[[], Any]] = []
         self._watched_existence: list[Callable[[], Any]] = []
@@ -229,17 +232,16 @@ class ObjectSearch(ExcludedFromSearch):
     def release_excluded(self) -> None:
         """Drops the references to the excluded objects (the argument ``excluded``).
 
-        Call this after the search has yielded all other objects. A search that begins later does
-        not skip the excluded objects.
+        Call this after the search has yielded all other objects. If this object is iterated again
+        later, the new search does not skip the excluded objects.
         """
         self._excluded = []
 
     def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that the given objects hold.
 
-        ``has_changed`` compares the identities with those of an earlier snapshot. Instead of the
-        identity of a container, the result has the identities of its elements; for a long
-        container, it has a digest.
+        ``has_changed`` compares the identities with those of an earlier snapshot. A container is
+        represented by the identities of its elements, or by a digest if it is long.
 
         Each save of a checkpoint checks for changes, and a Python loop over all objects that a run
         holds would take too long. So most loops run in C (``map``, ``compress``).
@@ -348,9 +350,9 @@ class ObjectSearch(ExcludedFromSearch):
     def _parts(self, thing: Any, selected: Any) -> Iterator[tuple[str | None, Any]]:
         """Yields (name, object) for all that ``thing`` holds, except plain data.
 
-        The name is that of an attribute, or a key or an index. It is None for the content of a
-        cell or of a weak reference, which gets the name of ``thing`` itself. ``selected`` is the
-        result of ``parts_of`` for ``thing``.
+        The name is that of an attribute, or a key or an index. If ``thing`` is a cell or a weak
+        reference, the name is None, and the caller names the object as it names ``thing``.
+        ``selected`` is the result of ``parts_of`` for ``thing``.
         """
         object_type = type(thing)
         if selected is not None:
@@ -467,7 +469,8 @@ class ObjectSearch(ExcludedFromSearch):
             if other_type_ids := type_ids - _CONTAINER_IDS:
                 classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
                 layouts = {each: self._layout(classes[each]) for each in other_type_ids}
-                # The class alone does not decide, so objects of these classes are checked singly.
+                # For these classes, some objects are plain data and others are not. So each object
+                # is checked by itself.
                 undecided_type_ids = {
                     each
                     for each in other_type_ids
@@ -507,7 +510,8 @@ class ObjectSearch(ExcludedFromSearch):
         return layout
 
 
-_layouts: dict[int, "_Layout"] = {}  # by the identity of the class, which may be gone
+# The keys are the identities of the classes. The class of an entry may have been freed.
+_layouts: dict[int, "_Layout"] = {}
 
 
 class _Layout(NamedTuple):
@@ -584,8 +588,8 @@ class _Layout(NamedTuple):
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
         """Returns (name, value) for each attribute of an instance that has a value."""
         found = [*dict.items(self.dict_of(thing) or {})]
-        # A `threading.local` has a separate dict for each thread. `dict_of` does not return the one
-        # of this thread.
+        # A `threading.local` has a separate dict for each thread. `dict_of` returns none of these
+        # dicts, so the attributes of the present thread are added here.
         if issubclass(type(thing), threading.local):
             found += threading.local.__getattribute__(thing, "__dict__").items()
         for name, index in self.slots.items():
@@ -726,7 +730,7 @@ def _names_in_code(code: types.CodeType) -> tuple[str, ...]:
 
 
 def reference_to(thing: Any) -> Callable[[], Any]:
-    """Returns a function that returns ``thing``, or None once ``thing`` is gone.
+    """Makes a function that returns ``thing``. Once ``thing`` is gone, the function returns None.
 
     If Python cannot make a weak reference to ``thing``, the function keeps ``thing`` alive.
     """

@@ -84,8 +84,8 @@ class Place(NamedTuple):
     Attributes:
         progress: the counters.
         position: the position in the data.
-        taken: the total number of batches for accumulation windows. A batch counts as soon as it is
-            given to the engine. ``Window.taken`` counts the same batches, but counts a batch only
+        taken: the total number of batches of all accumulation windows. This count includes a batch
+            as soon as the batch is given to the engine. ``Window.taken`` includes the batch only
             when it enters its window. While ``Window.taken`` is smaller than ``taken``, the last
             batch has not entered its window yet. So the run is not at a step boundary (a point
             between two optimizer steps), even if no window is open.

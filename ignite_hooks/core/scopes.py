@@ -43,8 +43,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
 
     Attributes:
         open: the scopes on the stack.
-        later_failure: the first exception that closing a scope raised after a failure, that is,
-            while the stack was closing because of another exception; None if there was none.
+        later_failure: the first exception that closing a scope raised while the stack was closing
+            because of another exception. None if no scope raised such an exception.
     """
 
     def __init__(self) -> None:
@@ -57,17 +57,19 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
         scope.__enter__()
 
     def leave(self, depth: int) -> None:
-        """Closes all scopes but the first ``depth``.
+        """Closes the scopes above the given depth, so that ``depth`` scopes stay open.
 
-        If closing one fails, the error is raised at once. The other scopes stay open until the
+        If closing a scope fails, the error is raised at once. The other scopes stay open until the
         caller closes them with ``unwind``.
         """
         while len(self.open) > depth:
             self.open[-1].__exit__(None, None, None)
-            self.open.pop()  # last, so that an interrupted call can be repeated
+            # The scope is removed only after it has closed, so that an interrupted call of `leave`
+            # can be repeated.
+            self.open.pop()
 
     def unwind(self, error: BaseException, depth: int) -> Iterator[bool]:
-        """Closes all scopes but the first ``depth`` after a failure, and yields after each scope.
+        """Closes the scopes above the given depth after a failure, and yields after each scope.
 
         Exceptions that closing a scope raises are added to ``error`` as notes, and the first of
         them becomes ``later_failure``.
@@ -153,9 +155,9 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
 def _append_context(later: BaseException, first: BaseException) -> None:
     """Adds ``first`` to the chain of ``__context__`` exceptions of ``later``.
 
-    The two chains may have a common end. In the new chain ``first`` stands before this end, and
-    after the exceptions that are only in the chain of ``later``. In any other order the chain could
-    get a cycle, and printing the exception would never end.
+    The two chains may end in the same exceptions. The new chain has first the exceptions that are
+    only in the chain of ``later``, then ``first``, and then the whole chain of ``first``. In any
+    other order the chain could get a cycle, and printing the exception would never end.
     """
     contexts_of_first = _context_chain(first)
     only_of_later = [

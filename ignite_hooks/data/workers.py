@@ -18,7 +18,8 @@ Four private attributes of torch are used:
 
 - ``DataLoader._iterator`` is the iterator of a loader with persistent workers.
 - ``_workers`` of this iterator are the worker processes.
-- ``_index_queues`` of the iterator send indices to the workers, and requests to end.
+- ``_index_queues`` of the iterator are the queues through which it sends indices to the workers,
+  and tells them to end.
 - ``_index_sampler`` of the iterator gives the indices that the workers load.
 
 ``tests/data/test_worker_states.py`` covers ``_index_sampler``, and ``tests/data/test_workers.py``
@@ -148,7 +149,8 @@ class _IgnoreSignals:
         self._main_pid = os.getpid()
 
     def __call__(self, worker_id: int) -> None:
-        # In a worker that is a thread of the main process, the signals must not be ignored.
+        # A loader may run its workers as threads of the main process. A thread must not ignore the
+        # signals, because the whole process would then ignore them.
         if os.getpid() != self._main_pid:
             # A forked worker has copies of all objects of the main process. One of the copies may
             # be an unreachable loader with persistent workers. If the garbage collector of this
@@ -253,9 +255,9 @@ def _keep_queues(loader: Any) -> None:
     """Keeps the queues of persistent workers open until the iterator of the workers is freed.
 
     The iterator tells its workers through the queues to end. A loader may be part of a reference
-    cycle, for example with its trainer. When the garbage collector frees such a loader, it would
-    close the queues before it frees the iterator. The iterator would then wait 5 seconds for each
-    worker, and kill the worker.
+    cycle, for example with its trainer. Without this function, the garbage collector would close
+    the queues of such a loader before it frees the iterator. The iterator would then wait 5 seconds
+    for each worker, and kill the worker.
     """
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:

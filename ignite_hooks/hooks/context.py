@@ -190,8 +190,8 @@ class HookScope(AbstractContextManager[None, bool]):
         """True if the open context has code after its ``yield`` that may change other objects.
 
         The bytecode of the generator shows what follows the ``yield``. If the context is a function
-        that returns a context manager, the value is always True, because its ``__exit__`` is called
-        after the ``yield``.
+        that returns a context manager, the generator is that of ``_entered``. Its code after the
+        ``yield`` calls ``__exit__`` of the context manager, so the value is always True.
         """
         if isinstance(self.context, HookContext):
             return self.context.after is not None
@@ -245,7 +245,7 @@ class HookScope(AbstractContextManager[None, bool]):
 
     def _entered(self, manager: Any) -> Generator[None, None, None]:
         """Returns a generator that enters ``manager``, yields once, and leaves ``manager``."""
-        manager_type = type(manager)  # `with` looks the two methods up on the type
+        manager_type = type(manager)  # `with` looks up `__enter__` and `__exit__` on the type
         if not (hasattr(manager_type, "__enter__") and hasattr(manager_type, "__exit__")):
             raise TypeError(
                 f"{self} must be a generator function with one `yield` or return a context "

@@ -80,8 +80,8 @@ class PreparedOptimizer:
         self.is_data_parallel = is_data_parallel(accelerator)
         self.calls_torch_directly = self._can_call_torch_directly()
         self._is_unscaled = False
-        # Autograd counts the in-place changes of a tensor in ``_version``. By this number of the
-        # first parameter, ``OptimizerStep`` tests cheaply whether parameters have changed.
+        # Autograd counts the in-place changes of a tensor in ``_version``. To test cheaply whether
+        # parameters have changed, ``OptimizerStep`` compares the count of this one parameter only.
         self.first_parameter = next(iter(self.parameters), torch.empty(0))
 
     def _can_call_torch_directly(self) -> bool:
