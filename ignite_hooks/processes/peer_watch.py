@@ -72,11 +72,11 @@ class TimeLimits(NamedTuple):
             interrupted. In this time the main thread may fail by itself, in the same way.
         unblocking: the time from the interruption until the main thread must have raised an error.
             After this time the main thread counts as blocked.
-        unwinding: the time from the error in the main thread until the run must have ended. If an
-            optimizer step holds the signal back, also the longest wait for the end of the step.
+        unwinding: the time from the error in the main thread until the run must have ended. The
+            same limit holds for the wait for an optimizer step that holds the signal back.
         acknowledgement: at the end of a run, the longest wait for the other ranks to read the
             failure of this rank, or to end the run too. This rank waits because the store may end
-            with its process.
+            when this process ends.
         other_failures: if a run begins after a failed run, the time to wait for each rank's report
             on the failed run.
         place_check: the time between two checks of the place of the main thread: its position in
@@ -219,8 +219,8 @@ class PeerWatch:
         """Returns whether the store may end with this process.
 
         With ``init_method="env://"`` either rank 0 or the launcher holds the store. torchrun sets
-        ``TORCHELASTIC_USE_AGENT_STORE`` to "True" if the launcher holds the store. After the store
-        has ended, a call of another rank fails, and torch prints a stack trace.
+        ``TORCHELASTIC_USE_AGENT_STORE`` to "True" if the launcher holds the store. If another rank
+        uses the store after the store has ended, the call fails, and torch prints a stack trace.
         """
         return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
@@ -246,8 +246,8 @@ class PeerWatch:
         with suppress(StoreGone), self._lock:
             is_reported = self._own_failure is not None and self._own_run in self.runs
             if not is_reported:
-                # If this rank has failed before, the caller of the failed run caught that error. So
-                # the new failure belongs to a new generation.
+                # An earlier failure of this rank belongs to a run that has ended, and the caller of
+                # that run has caught the error. So the new failure belongs to a new generation.
                 if self._own_failure is not None:
                     self._begin_generation()
                 self._write_failure(error, run)
@@ -280,7 +280,7 @@ class PeerWatch:
                 cause.
         """
         if self._is_raised_by_watcher(error):
-            return  # the text of this error is the failure of the other rank already
+            return  # the text of this error already describes the failure of the other rank
         if peer_failure is None:
             if is_collective_failure(error):
                 add_note(error, _STORE_GONE if self.store.is_gone else _NO_REPORT)
@@ -298,8 +298,8 @@ class PeerWatch:
         Returns None if no other rank has failed, or if the failure is known already.
         """
         with self._lock:
-            # If the failed run of this rank is over, its caller caught the error. Then another rank
-            # may already have failed in the next generation.
+            # If this rank has failed in a run that is over, the caller of the run has caught the
+            # error. Another rank may already have failed in the next generation.
             is_over = self._own_failure is not None and self._own_run not in self.runs
             if is_over and self.store.find(f"{self._generation + 1}/first"):
                 self._begin_generation()
@@ -369,7 +369,7 @@ class PeerWatch:
         return None
 
     def _has_acknowledged(self, rank: int) -> bool:
-        """Returns whether a rank has read the failure of this run, or has ended the run too."""
+        """Returns whether a rank has read the failure of this run, or has ended this run."""
         return bool(self.store.find(f"{self._generation}/heard/{rank}")) or self._has_ended(rank)
 
     def _has_ended(self, rank: int) -> bool:

@@ -73,9 +73,9 @@ class RunningMetrics:
                 updated_at[key] = (update(engine), iteration)[1]
             finally:
                 signals.release()
-                # A second Ctrl-C breaks off the update and sets this flag, which usually means that
-                # an optimizer step is half done. Here no step is in progress. So the flag is reset,
-                # and the run can continue later.
+                # A second Ctrl-C breaks off the update and sets `was_interrupted`. Elsewhere this
+                # flag means that an optimizer step may be half done. But during an update no step
+                # is in progress, so the flag is reset, and the run can continue later.
                 signals.was_interrupted = False
 
         return update_metric
@@ -113,15 +113,15 @@ class RunningMetrics:
 
         Args:
             iteration: the iteration of the last step boundary.
-            drops_window: whether a window is open. This window is dropped, and the next run gets
-                its batches again.
+            drops_window: whether a window is open. If so, this window is dropped, and the next run
+                gets the batches of the window again.
         """
         if self._to_restore is not None:
             return  # this run ended before it restored the copies, so the next run restores them
         opened, kept = self._before_window or (None, [])
         # If metrics were copied before the dropped window, the next run restores the copies.
-        # Otherwise it restores the present metrics. They are right too: a window without copies has
-        # one batch, and if this window is dropped, no metric was updated with the batch.
+        # Otherwise it restores the present metrics. They contain no batch of a dropped window: a
+        # window without copies has one batch, and no metric is updated with it before its step.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
         # One statement sets both attributes. If an exception comes before this statement, the
