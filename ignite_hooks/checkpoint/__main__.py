@@ -63,7 +63,10 @@ _MAX_CELL_LENGTH = 40  # characters of a cell in the table of `list`
 _MAX_NAME_LENGTH = 60  # characters of a name, a value or a note in the other tables
 _MAX_DIFFERENCES = 10  # differences of one part or section; `diff --all` shows all of them
 # `diff` shows each section under its name. These sections have a longer title instead.
-_SECTION_TITLES = {"contents": "contents that one lacks", "files": "files, compared by checksum"}
+_SECTION_TITLES = {
+    "contents": "contents that only one checkpoint has",
+    "files": "files, compared by checksum",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -304,8 +307,8 @@ def _open_source(place: str, cache_dir: Path | None = None) -> tuple[Source, Lis
     Args:
         place: the path or URL of the source.
         cache_dir: the folder to which the files of a remote checkpoint are downloaded; None if the
-            command needs manifests only. If it is None, ``os.devnull`` takes the place of the
-            folder, and nothing is written to it.
+            command needs manifests only. In this case no file is downloaded, and the source gets
+            ``os.devnull`` in place of a folder.
     """
     if not is_url(place) and not os.path.isdir(place):
         # The message does not say that the directory is missing: isdir() is also False if this

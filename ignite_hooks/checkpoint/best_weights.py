@@ -54,12 +54,12 @@ def load_best_weights(trainer: TrainingEngine) -> CheckpointEntry:
     for each in prepared:
         each.load()
     # The counters, the optimizer and the scheduler stay at the trainer's present step, so a
-    # checkpoint would mix two steps. This note makes each save raise an error. The next run warns
-    # and removes the note.
+    # checkpoint would mix two steps. ``note_borrowed_weights`` keeps a note of this in the trainer,
+    # and each save raises an error while the note exists. The next run warns and removes the note.
     if entry.step != trainer.state.optimizer_step:
         note_borrowed_weights(trainer, entry.step)
     else:
-        forget_borrowed_weights(trainer)  # of an earlier call
+        forget_borrowed_weights(trainer)  # removes the note of an earlier call, if there is one
     return entry
 
 
@@ -70,9 +70,9 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
         ValueError: no attached SaveCheckpoint keeps the best checkpoint, or several do.
     """
     handlers = attached_handlers(trainer, SaveCheckpoint)
-    # A SaveCheckpoint that does not keep the best checkpoint may have removed it as too old, and
-    # has only worse checkpoints left. Such a handler is ignored, so that no worse checkpoint is
-    # loaded.
+    # A SaveCheckpoint that does not keep the best checkpoint may have removed the best one because
+    # of its age, and kept only worse ones. Such a handler is ignored, so that the weights do not
+    # come from a worse checkpoint.
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
     if len(keeping_best) == 1:
         return Path(keeping_best[0].directory)

@@ -91,7 +91,8 @@ class _Difference(NamedTuple):
         """The setting as messages name it: "optimizer: lr", "scheduler: T_max", "accumulation"."""
         first, *others = self.path
         if others[:1] == ["groups"] and len(others) > 2:
-            others = others[2:]  # the label has no index of the group: `sentence` adds the groups
+            # "groups" and the index are left out, because `sentence` adds the groups to the label.
+            others = others[2:]
         parts = [f"[{each}]" if isinstance(each, int) else f".{each}" for each in others]
         name = "".join(parts).removeprefix(".")
         first = {"frozen": "frozen parameters"}.get(first, first)
@@ -162,7 +163,7 @@ class ChangedSettings:
         self._script_groups = copied_groups(trainer)
         # The settings that the script of the saved run gave.
         self._saved_given = _dict_or_empty(saved.get("given"))
-        # The settings of the saved run after its handlers of STARTED.
+        # The settings of the saved run after the handlers of STARTED were called.
         self._saved_started = _dict_or_empty(saved.get("started"))
         # The settings that a resume never restores, for example gradient accumulation.
         self._saved_unrestored = _dict_or_empty(saved.get("unrestored"))
@@ -170,7 +171,7 @@ class ChangedSettings:
         # before the handlers of the event were called, and after.
         self._saved_writes = _dict_or_empty(saved.get("writes"))
         self._schedule: ScriptSchedule | None = None
-        # Pairs of a difference, and a bool: whether the script's value is used.
+        # Pairs of a difference and a bool. The bool is True if the script's value is used.
         self._decisions: list[tuple[_Difference, bool]] = []
         # The same pairs for values that handlers have written to the groups of the optimizer. A key
         # is (event, index of the group, name of the setting).
@@ -214,8 +215,9 @@ class ChangedSettings:
         A script may set a value between the creation of the trainer and the start of the run. This
         object is created in between, when ``ResumeCheckpoint`` is attached, so it sees the value
         only if the script has set it already. Therefore the script's value is compared with two
-        values of the saved run: the value when its first checkpoint handler was attached, and the
-        value when the run started. A setting is unchanged if it equals one of these two values.
+        values of the saved run: the value when the saved run's first checkpoint handler was
+        attached, and the value when the saved run started. A setting is unchanged if it equals one
+        of these two values.
         """
         for name in ("optimizer", "scheduler", "frozen"):
             script, path, given = self._script_settings[name], (name,), self._saved_given.get(name)
@@ -258,12 +260,12 @@ class ChangedSettings:
             states: the states that were read from the checkpoint. Maps the name of a file to its
                 content, for the optimizer and the scheduler.
             files: the names of the optimizer's file and of the scheduler's file.
-            modules: maps the name of a module to its entries in ``trainer.pt``. The entries have
-                the names of the frozen parameters, which this method replaces if "requires_grad" is
-                overridden.
-            moves: maps "step", "epoch" and "validation" to the number of such events before the
-                checkpoint. The setting ``scheduler_at`` is one of these three names: the scheduler
-                makes a step at each event of this name.
+            modules: maps the name of a module to its entries in ``trainer.pt``. One entry is a list
+                of the names of the frozen parameters. If "requires_grad" is overridden, this method
+                replaces the list.
+            moves: maps "step", "epoch" and "validation" to the numbers of optimizer steps, epochs
+                and validations before the checkpoint. The setting ``scheduler_at`` is one of these
+                three keys: the scheduler moves once after each step, epoch or validation.
 
         Raises:
             ValueError: the script's schedule cannot be moved to the step of the checkpoint.
@@ -375,7 +377,7 @@ class ChangedSettings:
         for index, (group, now) in enumerate(zip(groups, present, strict=False)):
             for name in sorted(group.keys() & now.keys() - _IMPLEMENTATION_OPTIONS):
                 restored, written = plain(group[name]), plain(now[name])
-                # The values that the saved run had before and after the handlers of this event.
+                # The values in the saved run, before and after this event's handlers were called.
                 before, after = (
                     _value_at(self._saved_writes, (event, n, index, name)) for n in (0, 1)
                 )
@@ -457,8 +459,8 @@ def _differences(saved: Any, given: Any, path: tuple[Any, ...]) -> Iterator[_Dif
     Two dicts are compared key by key, and two lists of dicts of the same length are compared
     element by element. So if only a learning rate differs, the path of the difference is
     ("optimizer", "groups", 0, "lr") and not ("optimizer",). All other values are compared as a
-    whole, also two dicts with different entries "class", such as the settings of a StepLR and of a
-    OneCycleLR.
+    whole. Two dicts are also compared as a whole if their entries "class" differ, for example the
+    settings of a StepLR and of a OneCycleLR.
 
     Args:
         saved: the value of the saved run.
@@ -537,7 +539,8 @@ def _value_at(data: Any, path: tuple[Any, ...]) -> Any:
 def _set_value_at(data: Any, path: tuple[Any, ...], value: Any) -> None:
     """Sets the value at a path of keys in plain data.
 
-    Does nothing if there is no dict or list that holds the value, or if the list is too short.
+    Does nothing if the path without its last key leads to no dict or list, or if the list is too
+    short.
     """
     *parents, last = path
     container = _value_at(data, tuple(parents))
@@ -550,7 +553,7 @@ def _sentences(decided: Iterable[tuple[_Difference, bool]], groups: int) -> list
     """Returns sentences for the report. Groups with the same difference share one sentence.
 
     Args:
-        decided: pairs of a difference, and whether the script's value is used.
+        decided: pairs of a difference and a bool. The bool is True if the script's value is used.
         groups: the number of groups that the optimizer has. A sentence about all groups does not
             list their indices.
     """

@@ -175,8 +175,9 @@ class RemoteSource(Source):
             name: the path of the folder.
 
         Returns:
-            The checkpoint if the manifest is valid; the bytes of the manifest if it is damaged, as
-            far as they could be read; None if the folder has no manifest.
+            The checkpoint, if the manifest is valid. The bytes of the manifest, if it is damaged;
+            no bytes (``b""``) if it is too long or not a regular file. None, if the folder has no
+            manifest.
         """
         text = b""
         try:
@@ -221,7 +222,7 @@ class RemoteSource(Source):
         if size != record.size:
             # If the file is too long, only a part of it was read, so its size is not known.
             has = f"more than {record.size:,}" if size > record.size else f"{size:,}"
-            raise ValueError(f"{name} has {has} bytes and had {record.size:,}")
+            raise ValueError(f"{name} has {has} bytes, but had {record.size:,} when it was saved")
         if checksum.hexdigest() != record.checksum:
             raise ValueError(f"{name} has changed since it was written")
 
@@ -265,8 +266,9 @@ def _is_absent(error: BaseException | None) -> bool:
 
     An error with the HTTP status 404 or 410 shows this. A FileNotFoundError or NotADirectoryError
     shows this if it has no cause. But some protocols, such as HTTP, raise FileNotFoundError for
-    every failure, with the actual failure as the cause. So if there is a cause, the cause decides:
-    it must be a LookupError, such as a missing key, or itself show that the file is absent.
+    every failure, with the actual failure as the cause. So an error of these two classes that has a
+    cause shows the absence only if the cause is a LookupError, such as a missing key, or is itself
+    an error that shows the absence.
     """
     if _http_status(error) in _NOT_FOUND_STATUSES:
         return True

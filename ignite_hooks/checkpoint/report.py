@@ -59,8 +59,8 @@ def merge_reasons(rank_reasons: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Merges the reasons of all ranks into one text for each part.
 
     Args:
-        rank_reasons: one mapping for each rank, in the order of the ranks, from the name of a part
-            to the reason why the part may not be exact on that rank.
+        rank_reasons: one mapping for each rank, in the order of the ranks. Each maps the name
+            of a part to the reason why the part may not be exact on that rank.
 
     Returns:
         A mapping from the name of a part to the merged text. A reason of a rank above 0 is left out
@@ -133,8 +133,8 @@ def report_named_objects(
     Args:
         targets: the objects of this trainer that have a state, by name.
         states: the states in the checkpoint, by name.
-        what: the owner of the objects, for example "the trainer" or "`also`", which completes the
-            message "not in … any more".
+        what: a text that names the owner of the objects, for example "the trainer". The message is
+            "not in … any more", with this text in place of "…".
 
     Returns:
         The report on the part; None if there are no objects and no states.

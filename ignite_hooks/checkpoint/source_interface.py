@@ -118,8 +118,8 @@ def list_until_stable(list_once: Callable[[], Listing]) -> Listing:
     checkpoint. It may also miss all checkpoints, or report a pruned checkpoint as damaged.
 
     A listing can be trusted in two cases: if every folder in it is a complete checkpoint, or if it
-    equals the previous listing. If another process saves very often, neither case may occur. So
-    from the 20th listing on, the first listing that has a checkpoint is returned.
+    equals the previous listing. If another process saves very often, there may be no such listing.
+    So from the 20th listing on, the first listing that has a checkpoint is returned.
     """
     previous: Listing | None = None
     count = 0
