@@ -75,8 +75,8 @@ def best_of_run(
     else:
         reason = f"none of them has a value of {metrics} that can be compared"
     raise ValueError(
-        f"the best checkpoint must have a metric, got {place}, with "
-        f"{len(run_checkpoints)} of the run: "
+        f"the best checkpoint must have a metric, got {place}, which has "
+        f"{len(run_checkpoints)} checkpoint(s) of the run: "
         f'{reason}; give which="last" or a step, or save checkpoints that have a metric, for '
         'example with SaveCheckpoint(metric="val_accuracy", mode="max")'
     )

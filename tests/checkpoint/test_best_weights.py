@@ -148,7 +148,7 @@ def test_run_without_a_best_checkpoint_is_an_error(tmp_path):
     two = [save_best(tmp_path / name) for name in "12"]
     with pytest.raises(ValueError, match=r"got 2 .*/1, .*/2"):
         make_trainer(*two).load_best()
-    with pytest.raises(ValueError, match="with 0 of the run: none was saved"):
+    with pytest.raises(ValueError, match=r"has 0 checkpoint\(s\) of the run: none was saved"):
         make_trainer(checkpoint=save_best(tmp_path / "3")).load_best()
     never = make_trainer(checkpoint=save_best(tmp_path / "4"), scores={1: math.nan})
     never.run()

@@ -79,7 +79,7 @@ def test_best_of_a_single_checkpoint_is_that_checkpoint(place):
     ("entries", "which", "message"),
     [
         ([], "last", "must have a checkpoint, got runs"),
-        ([(2, "a", None)], "best", "with 1 of the run: they were saved without a metric"),
+        ([(2, "a", None)], "best", r"has 1 checkpoint\(s\) of the run: they were saved"),
         ([(2, "a", nan)], "best", "none of them has a value of acc"),
         ([(2, "a", None)], 7, "a step that was saved, got 7; runs has 2: name one"),
         ([(2, "a", None)], "²", "name or path of a checkpoint in `source`, got '²'; runs has step"),
