@@ -66,8 +66,9 @@ MAX_SHOWN_LENGTH = 60
 MAX_REPEATS = 1000
 """The largest allowed count of a milestone in the state of a ``MultiStepLR``.
 
-The scheduler makes a list that has each milestone as often as its count says. With a huge count the
-list would not fit into memory.
+The state maps each milestone to a count: how many times the milestone was given. The scheduler can
+make a list that repeats each milestone this many times. With a huge count the list would not fit
+into memory.
 """
 MAX_BITS = 63
 """The largest number of bits, without the sign, of an integer that torch computes with (int64)."""
@@ -122,9 +123,11 @@ def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_generator_states(states: dict[str, Any]) -> dict[str, Any]:
-    """Checks the states of random generators by name. The name contains the algorithm.
+    """Checks a dict that maps the names of random generators to their states.
 
-    The state of a generator that cannot be created here, for example on a GPU, is not checked.
+    The name of a generator contains its algorithm. Each state is set on a new generator with this
+    algorithm. If such a generator cannot be created here, for example because it is on a GPU, its
+    state is not checked.
     """
     for name, state in states.items():
         generator = new_generator(name)
@@ -167,7 +170,7 @@ _TextByName = dict[str, str]
 
 
 class _BegunPass(_StrictModel):
-    """The number of the pass over the data that has begun, and the random states at its start."""
+    """The pass that began last: its number, and the random states at its start."""
 
     data_pass: NonNegativeInt
     random: _RandomStates
@@ -223,8 +226,8 @@ class _Workers(_StrictModel):
 
     Attributes:
         first: the number of the batch that worker 0 loads first.
-        states: for each worker, its state before its first batch; None for a worker that begins
-            with the random states that torch seeds.
+        states: for each worker, the state to continue from; None if the worker begins with its
+            random generators as torch seeds them.
     """
 
     first: NonNegativeInt
@@ -276,9 +279,10 @@ class _DataOrder(_StrictModel):
 
 
 class _SnapshotFields(_StrictModel):
-    """The position in data that keep their own position (``data/snapshots.py``).
+    """The state of data that save their position in a ``state_dict`` (``data/snapshots.py``).
 
-    The position is in the state of the keeper, for example a data loader with a ``state_dict``.
+    The *keeper* is the object in the data whose ``state_dict`` contains the position, for example a
+    data loader.
 
     Attributes:
         of: the name of the keeper: its path in the data, and its class.
@@ -332,7 +336,8 @@ def _check_user_state(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-# If a checkpoint could set these attributes, it would change the limits or counters of the run.
+# The attributes of `trainer.state` that the engine sets. A checkpoint must not set them, because it
+# would change the limits or the counters of the run.
 _ENGINE_ATTRIBUTES = {
     *vars(State()),
     *State.event_to_attr.values(),
@@ -373,7 +378,8 @@ class _RankFile(_StrictModel):
         passed_length: the number of batches in the last epoch that was one whole pass.
         optimizer_step: the number of optimizer steps that have changed the parameters.
         data: the position in the training data.
-        evaluations: the position in each set of validation data, by its prefix such as "val_".
+        evaluations: the position in each set of validation data. The key is the prefix of the
+            results, such as "val_".
         random: the states of the random generators.
         has_drawn_since: whether the run dropped batches that it had drawn after its last optimizer
             step. In this case the random states are later than the position.
@@ -505,7 +511,10 @@ def trainer_file_problems(content: Any) -> Iterator[str]:
 
 
 def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[str]:
-    """Yields the problems in the file of one process, and its contradictions to the manifest."""
+    """Yields the problems of the file of one process: wrong or missing fields.
+
+    A value that contradicts the manifest is a problem, too.
+    """
     problems = [*_validation_problems(name, _RankFile, content)]
     yield from problems
     if problems:  # the fields that are compared below may be missing
@@ -584,8 +593,9 @@ def optimizer_problems(
         if mismatches:
             yield from mismatches
             continue
-        # `_example_state` calls the constructor of the optimizer, which refuses a negative rate. So
-        # the present rate replaces a saved rate that may be negative.
+        # `_example_state` calls the constructor of the optimizer, which refuses a negative rate. If
+        # code of the user computes the rates, the saved rate may be negative. In this case the
+        # constructor gets the present rate.
         group_to_try = {**group, "lr": current_group["lr"]} if has_free_rates else group
         try:
             expected = _example_state(group_to_try, current_group, type(inner))
@@ -718,15 +728,16 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-# The shape of the parameter in `_example_state`. If an entry of this parameter's state has the same
-# shape, as a momentum has, the entry of a real parameter must have the shape of the real parameter.
+# The shape of the example parameter in `_example_state`. The state of this parameter shows which
+# entries have the shape of their parameter, as a momentum has. In a checkpoint such an entry must
+# have the shape of the real parameter.
 _EXAMPLE_SHAPE = (2, 3)
 
 
 def _example_state(
     group: Mapping[str, Any], current_group: Mapping[str, Any], cls: type
 ) -> dict[str, Any]:
-    """Returns the state that an optimizer of torch with these settings keeps for one parameter.
+    """Returns the state that a torch optimizer with the given settings keeps for one parameter.
 
     The function creates a new optimizer, whose constructor checks the settings. This optimizer
     makes a step with a parameter of the shape ``_EXAMPLE_SHAPE``. The result is empty for an
@@ -830,21 +841,23 @@ def _mismatches(
 def _can_replace(saved: Any, current: Any) -> bool:
     """Returns whether a saved value can replace a current one, as far as the types show."""
     if _type_name(current) == _OTHER_TYPE:
-        # For example, the present value is None. Any value may replace it, except a tensor or a
-        # container.
+        # There is no rule for the type of the present value, which may be None, for example. Any
+        # value may replace the present value, except a tensor or a container.
         return not isinstance(saved, torch.Tensor | Mapping | list)
     if isinstance(current, bool):
         # Options of torch such as `foreach` may be None, too.
         return saved is None or saved in (0, 1) if not isinstance(saved, torch.Tensor) else False
     if isinstance(current, Mapping) and isinstance(saved, Mapping):
-        if not all(isinstance(key, str) for key in current):  # the Counter in a MultiStepLR
+        if not all(isinstance(key, str) for key in current):
+            # A mapping whose keys are not texts is the Counter of milestones in a MultiStepLR.
             are_counts = all(
                 type(each) is int and 0 <= each <= MAX_REPEATS for each in saved.values()
             )
             return are_counts and all(isinstance(key, int | float) for key in saved)
         return all(key in saved and _can_replace(saved[key], current[key]) for key in current)
     if isinstance(current, tuple | list) and isinstance(saved, tuple | list):
-        # A list may have another length than the saved one, and a tuple such as `betas` may not.
+        # If the present value is a list, the saved list may have another length. A tuple such as
+        # `betas` must keep its length.
         has_its_length = len(saved) == len(current)
         return (has_its_length or isinstance(current, list)) and all(
             map(_can_replace, saved, current)

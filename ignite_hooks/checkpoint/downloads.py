@@ -205,9 +205,9 @@ def _lock_file(file: IO[bytes], *, is_blocking: bool = True) -> bool:
 
 
 def _identity(path: Path) -> object:
-    """Returns a value that changes when another folder takes the place of a folder.
+    """Returns a value that identifies the folder at a path; None if there is no folder.
 
-    Returns None if there is no folder at the path.
+    The value changes when another folder is moved to the path.
     """
     try:
         status = os.lstat(path)

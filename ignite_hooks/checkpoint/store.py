@@ -10,8 +10,8 @@ crashed during a save or a removal.
 A user may have moved the folder of a checkpoint, and left a symbolic link in its place. In this
 case a removal deletes only the link: nothing outside the directory is ever changed.
 
-If a run has several processes, only one of them changes the directory through ``CheckpointStore``.
-The others only write their own files into the folder that this process has created.
+If a run has several processes, only rank 0 changes the directory through ``CheckpointStore``. The
+other ranks only write their own files into the folder that rank 0 has created.
 """
 
 import errno
@@ -206,8 +206,7 @@ class CheckpointStore:
                 folder.mkdir()
                 break
         try:
-            # If this save is killed, incomplete.json shows the next save that it may remove the
-            # folder.
+            # If this save is killed, the next save finds incomplete.json, and removes the folder.
             (folder / INCOMPLETE).touch()
             sync(folder)
             sync(self.directory)
@@ -238,9 +237,10 @@ class CheckpointStore:
         """Returns the number for the next checkpoint: one more than the largest so far."""
         numbers = [0]
         for folder in self._checkpoint_folders():
-            # A folder with one of these errors is not a checkpoint, or belongs to another user. Any
-            # other error is raised. If it were ignored, the largest number could be missed, and the
-            # next checkpoint would count as older than an existing one.
+            # A folder without a manifest, or with a damaged one, is not a checkpoint. If permission
+            # is denied, the folder belongs to another user. Any other error is raised. If it were
+            # ignored, the largest number could be missed, and the next checkpoint would count as
+            # older than an existing one.
             with suppress(FileNotFoundError, PermissionError, ValueError):
                 numbers.append(self._manifest_of(folder).number)
         return max(numbers) + 1
@@ -266,9 +266,9 @@ class CheckpointStore:
             return
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
         kept = list(islice(filter(has_all_files, newest_first), keep_last))
-        # A checkpoint with a number below `oldest` is removed, except if it is one of the best. The
-        # best ones are added after `oldest` is computed. Otherwise the best checkpoint, if it is
-        # old, would protect all checkpoints after it.
+        # A checkpoint with a number below `oldest` is removed, except if it is one of the best.
+        # `oldest` is computed before the best checkpoints are added to `kept`. Otherwise an old
+        # best checkpoint would protect all checkpoints after it.
         oldest = min((each.manifest.number for each in kept), default=inf)
         kept += islice(filter(has_all_files, best_first(newest_first, metric, mode)), keep_best)
         failures = []
@@ -345,7 +345,7 @@ class CheckpointStore:
                 )
 
     def _checkpoint_folders(self) -> Iterator[Path]:
-        """Yields the folders with the name of a checkpoint. A link to a folder counts as one.
+        """Yields the folders, and links to folders, that have the name of a checkpoint.
 
         Each folder is yielded only once, even if several links point to it.
         """

@@ -79,7 +79,7 @@ _SCALAR_TYPES = (bool, int, float, complex, str, bytes, type(None), Enum, PurePa
 # Attributes that Ignite's metrics set again at the first batch or in `compute`. So they need not be
 # saved, and are not compared.
 _DERIVED_ATTRIBUTES = {"_is_reduced", "_num_classes", "_result", "_type"}
-# Attributes of `trainer.state` that the trainer itself sets, so that they are not compared.
+# Attributes of `trainer.state` that the trainer itself sets. They are not compared.
 _STATE_ATTRIBUTES = {
     *vars(State()),
     *("loss", "max_steps", "model_outputs", "optimizer_step", "start_epoch", "start_step"),
@@ -150,8 +150,7 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
 
 # The paths in messages begin with this prefix for attributes of `trainer.state`.
 _STATE = "trainer.state."
-# The attributes beside the state of an object are recorded separately from its other values, under
-# the path of the object with this suffix.
+# The attributes beside the state are recorded under the path of their object with this suffix.
 _BESIDE = " beside its state"
 UNKNOWN = "?"
 """The digest of an iterator whose position cannot be read.
@@ -280,8 +279,9 @@ def _is_reset_before_use(trainer: TrainingEngine, obj: Any) -> bool:
 def stored_by_user(holder: Any) -> list[tuple[str, Any]] | None:
     """Returns the names and values that an object stores; None if the object is not compared.
 
-    Functions, classes and objects of the user's code are compared, and objects of a few library
-    classes. A list, dict, set or deque is returned as a single value with an empty name.
+    Functions, classes and objects are compared if they belong to the user's code. Objects of a few
+    library classes are compared, too. A list, dict, set or deque is returned as a single value with
+    an empty name.
     """
     cls = type(holder)
     if cls in (list, dict, set, deque):
@@ -315,12 +315,12 @@ def digest_of_value(value: Any) -> str:
         return UNKNOWN
     if type(digestible) is bytes:
         return xxh3_128_hexdigest(digestible)
-    # A scalar and a class are pairs of texts here, such as ("int", "0x3"). If the pair is short, it
-    # serves as its own digest.
-    is_name = (
+    # `_digestible` returns a pair of texts for a scalar, such as ("int", "0x3"), and for an object
+    # of which only the class is digested. A short pair serves as its own digest.
+    is_pair_of_texts = (
         type(digestible) is tuple and len(digestible) == 2 and {*map(type, digestible)} == {str}
     )
-    if is_name and len(digestible[1]) <= _MAX_TEXT:
+    if is_pair_of_texts and len(digestible[1]) <= _MAX_TEXT:
         return str(digestible)
     return digest_of(digestible)
 
