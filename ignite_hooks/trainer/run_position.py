@@ -39,9 +39,9 @@ class RunPosition:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
-        given_limits: the limits that were passed to ``run``, without the changes by handlers. After
-            a limit was reached, a further ``run`` begins with these limits, so that changes by
-            handlers end with the run.
+        given_limits: the limits that were passed to ``run``, without the changes by handlers. If a
+            run has ended at a limit, the next ``run`` starts from these limits: the changes by
+            handlers hold only until their run has ended.
         shown: the limits and the epoch length that the trainer last wrote to the engine's state or
             adopted from there. If ``max_steps`` is the only limit, ``shown.max_epochs`` is the
             number of epochs for these steps, and ``limits.max_epochs`` is None.
@@ -54,9 +54,9 @@ class RunPosition:
             batch; False if there was no such request.
         length_of_pass: the number of batches in the last epoch that was one whole pass; None if
             there was none.
-        uncompleted_epoch: a list that has one entry while an epoch is counted as complete, but no
-            handler of EPOCH_COMPLETED has been called; otherwise empty. The entry is a pair: the
-            place and ``epoch_termination`` before the epoch was counted.
+        uncompleted_epoch: a list with one pair while an epoch can still be reopened: the place and
+            ``epoch_termination`` from before the epoch was counted as complete. The list becomes
+            empty when the first handler of EPOCH_COMPLETED is called.
         find_generators: a function that returns the random generators of the run, except the global
             ones and those of the data.
         ended_by: the name of the handler or function that ended the run before its limit, so that
@@ -106,8 +106,8 @@ class RunPosition:
         if self.epoch_length is not None or feed is None:
             return self.epoch_length
         if self.epoch_termination:
-            # The length that the epoch would have had. Without ``feed.length``, ``shown`` has only
-            # an estimate of this length.
+            # ``shown`` has the length that the epoch would have had without the request to end it.
+            # If ``feed.length`` is None, the length in ``shown`` is only an estimate.
             return None if feed.length is None else self.shown.epoch_length
         if progress.is_full:
             return progress.batches
@@ -128,10 +128,10 @@ class RunPosition:
         return self._with_rest_of_pass(feed.promised_length)
 
     def _with_rest_of_pass(self, length: int | None) -> int | None:
-        """Returns the length of the present epoch if the epoch ends with the present pass.
+        """Returns the length of the present epoch, which is to end with the present pass.
 
-        The length is the number of batches in the epoch so far plus the rest of the pass. (After
-        ``set_data`` within an epoch, the epoch has had batches that are not in this pass.)
+        The length is the number of batches in the epoch so far plus the rest of the pass. If
+        ``set_data`` was called within the epoch, this is more than the length of the pass.
 
         Args:
             length: the number of batches in the pass; None if not known.
@@ -211,9 +211,9 @@ class RunPosition:
             return
         progress = Progress() if is_new else self.place.progress
         length, window_size = epoch_length or feed.length, step.accumulation.full_size()
-        # If ``terminate_epoch()`` has ended the present epoch, the epoch is full with fewer batches
-        # than its length. The missing batches are counted here, so that they do not count as still
-        # to come.
+        # If ``terminate_epoch()`` has ended the present epoch, the epoch has had fewer batches than
+        # its length, and gets no more. So the number of its batches is set to ``length``, and no
+        # further batch of this epoch counts as still to come.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
@@ -242,9 +242,10 @@ class RunPosition:
 
     @property
     def has_epoch_to_complete(self) -> bool:
-        """True if only the end of the epoch is missing, so that EPOCH_STARTED is not fired.
+        """True if the present epoch is full and only has to be completed, without EPOCH_STARTED.
 
-        The epoch is then full, and the random generators are restored.
+        False as long as a saved random state has not been restored: a run that resumes in a full
+        epoch fires EPOCH_STARTED first.
         """
         return self.place.progress.is_full and self._random_state is None
 
@@ -366,7 +367,7 @@ class RunPosition:
     def limits_to_continue(self, given: Limits, now: ShownLimits) -> Limits | None:
         """Returns the limits with which the run continues; None if a new run is to begin.
 
-        Limits that a handler wrote hold until the run is over.
+        If a handler has changed the limits, its changes are valid until the run is over.
 
         Args:
             given: the limits that were passed to the next ``run``.
@@ -385,9 +386,10 @@ class RunPosition:
         # with the changes by handlers.
         if given == self.given_limits and not is_over:
             given = Limits()
-        # After a finished run, a limit that is reached already begins a new run. So the limits are
-        # checked as if no step were made and the present epoch had no batch. As in Ignite,
-        # ``max_epochs`` and ``max_iters`` must still not be lower than the counters.
+        # After a finished run, a call of ``run`` with a limit that is reached already begins a new
+        # run. So any ``max_steps`` is allowed, and an epoch that has begun does not count for
+        # ``max_epochs``. As in Ignite, ``max_epochs`` must be at least the number of complete
+        # epochs, and ``max_iters`` at least the number of iterations.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
         else:
@@ -424,8 +426,8 @@ class RunPosition:
     def start_new_run(self, feed: DataFeed, limits: Limits, epoch_length: int | None) -> None:
         """Begins a new run at the next pass over ``feed``.
 
-        ``place`` is set last, so that after an exception in this method the next ``run()`` begins a
-        new run too.
+        ``place`` is set last. If this method raises an exception, ``place`` is still that of the
+        previous run, so that the next ``run()`` tries again to begin a new run.
         """
         self.feed = feed
         feed.next_pass()
@@ -586,9 +588,9 @@ class RunPosition:
         """Calls the callbacks of ``call_on_resume``, and restores the generators of a resumed run.
 
         Does nothing if there is no random state to restore. The loop calls this method after
-        STARTED and again after EPOCH_STARTED, because handlers of these events may draw random
-        numbers and reset metrics. If the run resumes in the middle of an epoch, the saved run did
-        not call these handlers at this place.
+        STARTED and, if the run resumes in the middle of an epoch, again after EPOCH_STARTED.
+        Handlers of these events may draw random numbers and reset metrics. The saved run did not
+        call these handlers in the middle of its epoch, so this method undoes their effects.
 
         Args:
             is_last_time: whether this is the last call before the next batch.
