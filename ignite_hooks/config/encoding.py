@@ -125,7 +125,7 @@ def _encode_scalar(value: Any, path: str) -> Any:
 
 
 def _is_unicode(text: str) -> bool:
-    """Returns whether a text can be encoded in UTF-8, because it has no lone surrogates.
+    """Returns whether a text can be encoded in UTF-8. A lone surrogate cannot be encoded.
 
     If the name of a file is not valid UTF-8, Python represents the invalid bytes by surrogates.
     """

@@ -198,14 +198,16 @@ def prepare_for_owner(
             object on the lists may refer to ``owner``: the reference would keep ``owner`` alive,
             and the object would never leave the lists.
         accelerator: the accelerator that has the lists.
-        prepare: ``accelerator.prepare``, or one of its parts.
+        prepare: ``accelerator.prepare``, or a method for one kind of object, such as
+            ``accelerator.prepare_optimizer``.
         things: the arguments of ``prepare``.
     """
     before = _ListsSnapshot(accelerator)
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
     for thing in _listed_objects(accelerator):
-        # If a result was on the lists before and has an owner, `owner` becomes its second owner.
+        # A result that was on the lists before may have an owner already. Then `owner` becomes its
+        # second owner. If the result has no owner, a user has prepared it, and it gets none.
         if id(thing) in results or thing not in before:
             _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared

@@ -83,9 +83,10 @@ class Feed(Protocol):
         """
 
     def replay_notes(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Returns a list with a note if a resume iterates a sampler again up to the saved position.
+        """Returns a list with one note if a resume has to repeat the iteration of a sampler.
 
-        Such an iteration may take long. If a resume needs none, the list is empty.
+        The iteration goes from the start of the pass to the saved position, and may take long. If a
+        resume repeats no iteration, the list is empty.
         """
 
     def data_changes(self, state_dict: Mapping[str, Any]) -> list[str]:
@@ -105,13 +106,13 @@ class TrainingEngine(Protocol):
         state: Ignite's state.
         last_event_name: the event that is being fired.
         stop_reason: why the last run ended; None during a run.
-        resume_report: a report that says of each resumed part how exactly it was restored; None if
-            nothing was resumed.
+        resume_report: a report that gives each part of the state a level, such as "exact",
+            "approximate" or "missing"; None if nothing was resumed.
     """
 
     accelerator: Any  # an Accelerator, whose package has no types
     optimizer: Any  # an AcceleratedOptimizer
-    lr_scheduler: Any  # a torch scheduler, or Accelerate's around one
+    lr_scheduler: Any  # a torch scheduler, with or without Accelerate's wrapper
     state: Any  # handlers of all kinds keep attributes on the state
     last_event_name: Any
     stop_reason: str | None
@@ -184,7 +185,7 @@ class TrainingEngine(Protocol):
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off the work at the present step boundary, such as a validation.
+        """True if a stop broke off work, such as a validation, at the present step boundary.
 
         The next run does this work.
         """

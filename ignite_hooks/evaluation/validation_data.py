@@ -7,8 +7,8 @@ validation to the next, so checkpoints save it:
 - the states of persistent workers
 - the state of the data set
 
-Only the data of evaluators of this package are saved. What other engines and callables evaluate on
-is not known.
+Only the data of evaluators of this package are saved. This module does not know on which data other
+engines and callables evaluate.
 """
 
 from collections.abc import Iterator
@@ -94,8 +94,8 @@ class ValidationData:
         if gone and new:
             found.append(
                 f"{', '.join(new)}: begins at its first pass, because the checkpoint has no data "
-                f"of this name, but has {', '.join(gone)}; with the prefix and names of the saved "
-                "run, a Validation continues from the saved pass"
+                f"of this name, but has {', '.join(gone)}; to continue from the saved pass, give "
+                "the Validation the prefix and the names that it had in the saved run"
             )
         return found
 
@@ -112,7 +112,8 @@ class ValidationData:
     def _feeds_at_save(self) -> dict[str, DataFeed | None]:
         """Maps names of data to their feeds, or to None if no evaluator has run on the data yet.
 
-        The feeds are looked up only once: each save makes a new ``ValidationData``.
+        The feeds are looked up only once. The result stays right, because each save makes a new
+        ``ValidationData``.
         """
         return {
             name: each.known_feed_of(data) for name, (each, data) in self._runs_by_name().items()

@@ -5,8 +5,8 @@ A handler is an object that is attached to an engine, and acts at events. ``Hand
 ``every_epochs``. The method ``attach`` returns an ``Attachment``, which can be removed.
 
 ``checked_dataclass`` makes a class a frozen dataclass, whose constructor checks each argument by
-the type of its field. Most of the other names are such types, for example ``Every``, an integer of
-at least 1::
+the type of its field. Most of the other names are types for fields, for example ``Every``, an
+integer of at least 1::
 
     @checked_dataclass
     class LogLoss(Scheduled):

@@ -136,8 +136,8 @@ class _ValidationChannel(_Channel):
         try:
             super().__enter__()
         except BaseException as error:
-            # `_leave` returns True if a context has ended the failure. The error is raised all the
-            # same, because without it the body of the `with`, the validation, would run.
+            # `_leave` returns True if a context has ended the failure. The error is raised in this
+            # case, too. Otherwise the body of the `with`, which is the validation, would run.
             self._leave(error, depth)
             raise
         self._depths.append(depth)

@@ -1,9 +1,9 @@
-"""Sets of contexts: context managers around parts of the loop, which are left after a failure too.
+"""Sets of contexts: context managers that are entered and left around parts of the loop.
 
-A handler of an event is called at one point in time. A *context* runs code before and after a part
-of the loop: it is a profiler's range, a timer, a temporary setting, a lock or a span of a trace. A
-*channel* is a part of the loop that has a name. The drawing in ``events.py`` shows where each of
-the eight channels opens and closes.
+A handler of an event is called at one point in time. A *context* runs code before a part of the
+loop and after it, even if the part fails. Examples are a profiler's range, a timer, a temporary
+setting, a lock and a span of a trace. A *channel* is a part of the loop that has a name. The
+drawing in ``events.py`` shows where each of the eight channels opens and closes.
 
 =====================  ============================================================================
 ``on_loop``            one run; if ``interrupt()`` pauses the run, the channel stays open until the
@@ -14,11 +14,11 @@ the eight channels opens and closes.
 ``on_batch``           the process function: forward and backward
 ``on_model_forward``   the model and the loss
 ``on_model_backward``  the backward pass
-``on_optimizer_step``  the optimizer step after the last batch whose gradients it uses: clipping,
-                       step, scheduler
-``on_validation``      one validation with its events: a context can put averaged weights into the
-                       model for it; after a failure the channel closes at once, before
-                       EXCEPTION_RAISED
+``on_optimizer_step``  one optimizer step, when the gradients of all its batches are accumulated:
+                       clipping, step, scheduler
+``on_validation``      one validation with its events; for example, a context can put averaged
+                       weights into the model during the validation; after a failure the channel
+                       closes at once, before EXCEPTION_RAISED
 =====================  ============================================================================
 
 A context is called with the engine. If the engine is a trainer, the engine always has these
@@ -131,15 +131,16 @@ class Hooks(Handler):
     On a plain Ignite engine, one that is not a trainer, most channels open and close at events.
     Both ``on_step`` and ``on_batch`` open at ITERATION_STARTED and close at ITERATION_COMPLETED.
     ``on_model_forward`` and ``on_model_backward`` open and close only if the process function fires
-    the events of ``TrainEvents`` whose names begin with MODEL. If it fires no events, it can use
-    ``begin``. ``on_optimizer_step`` opens if the engine has an ``OptimizerStep``, and
-    ``on_validation`` opens if the engine has a ``Validation``.
+    the events of ``TrainEvents`` whose names begin with MODEL. A process function that fires no
+    events can use ``begin``. ``on_optimizer_step`` opens if the engine has an ``OptimizerStep``,
+    and ``on_validation`` opens if the engine has a ``Validation``.
 
-    On a plain engine contexts are entered before all handlers of the event that opens the channel.
+    On a plain engine, contexts are entered before all handlers of the event that opens the channel.
     At the event that closes the channel, the handlers that were attached before the set are called
     first, then the contexts are left. (Contexts on ``on_batch`` are left before all handlers.) So
     attach the set after the OptimizerStep, and after the handlers that belong inside the contexts.
-    If the first set is attached within a run, it takes effect with the next run.
+    If the engine had no set when a run began, a set that is attached within this run takes effect
+    with the next run.
 
     If a failure ends an epoch or the loop, a plain engine does not fire the event that would close
     the channel. So contexts on ``on_loop`` and ``on_epoch`` are left late after a failure: when

@@ -67,8 +67,8 @@ class GradientClipping(Handler):
         if attached_handlers(engine, GradientClipping):
             raise ValueError(
                 "`engine` must have at most one GradientClipping, got a second one: give only one, "
-                "as `grad_clip` or in `handlers`; to replace one, first call remove() of what its "
-                "attach() has returned"
+                "as `grad_clip` or in `handlers`; to replace one, first call remove() on the "
+                "Attachment that its attach() has returned"
             )
 
     def attach_to(self, attachment: Attachment) -> None:
