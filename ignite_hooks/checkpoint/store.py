@@ -377,7 +377,8 @@ def _check_size(path: Path, name: str, expected: FileRecord) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return f"{name} cannot be read (not a regular file)"
     if status.st_size != expected.size:
-        return f"{name} has {status.st_size:,} bytes and had {expected.size:,}"
+        size = f"{status.st_size:,} bytes"
+        return f"{name} has {size}, but had {expected.size:,} when it was saved"
     return None
 
 

@@ -341,9 +341,9 @@ def test_save_and_removal_sync_in_the_documented_order(store, monkeypatch):
     [
         ("deleted", "cannot be read (No such file or directory)"),
         ("a folder", "cannot be read (Is a directory)"),
-        ("emptied", "has 0 bytes and had 7"),
-        ("truncated", "has 6 bytes and had 7"),
-        ("longer", "has 8 bytes and had 7"),
+        ("emptied", "has 0 bytes, but had 7 when it was saved"),
+        ("truncated", "has 6 bytes, but had 7 when it was saved"),
+        ("longer", "has 8 bytes, but had 7 when it was saved"),
         ("a bit flipped", "has changed since it was written"),
     ],
 )
