@@ -145,11 +145,19 @@ def _requested_processes() -> int | None:
         return None
     # The launcher is the parent of this process; its command line has the number.
     try:
-        command = " ".join(psutil.Process(os.getppid()).cmdline())
+        words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return None
-    found = re.search(r"accelerate.*launch.* --num[_-]processes[ =](\d+)", command)
-    return int(found[1]) if found else None
+    # "accelerate launch", "accelerate-launch" or "python -m accelerate.commands.launch"
+    commands = [n for n, w in enumerate(words) if re.search(r"(^|accelerate\S*)launch(\.py)?$", w)]
+    if not commands:  # the launcher has started another program, which has started this process
+        return None
+    # The launcher's parser tells its own options from those of the script, which come last.
+    from accelerate.commands.launch import launch_command_parser
+
+    options, _ = launch_command_parser().parse_known_args(words[commands[0] + 1 :])
+    requested: int | None = options.num_processes
+    return requested
 
 
 def is_data_parallel(accelerator: Accelerator) -> bool:

@@ -41,17 +41,27 @@ def test_exchange_has_the_timeout_given_to_accelerate(findings):
     assert "Timed out waiting 1000ms" in first["error"]
 
 
-@pytest.mark.parametrize("words", [["--num_processes", "2"], ["--num_processes=2"]])
-def test_one_process_instead_of_several_is_reported(tmp_path, words):
-    script = tmp_path / "script.py"
+def launched(folder, words, arguments=()):
+    """Runs a script that makes an accelerator by ``accelerate launch``."""
+    script = folder / "script.py"
     script.write_text(ALONE)
     launcher = ["-m", "accelerate.commands.launch", "--cpu", *words]
     done = subprocess.run(
-        [sys.executable, *launcher, str(script)],
+        [sys.executable, *launcher, str(script), *arguments],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("words", [["--num_processes", "2"], ["--num_processes=2"]])
+def test_one_process_instead_of_several_is_reported(tmp_path, words):
+    done = launched(tmp_path, words)
     assert "was asked for 2 processes and has started one" in done.stderr
+
+
+def test_number_of_processes_of_the_script_itself_is_not_reported(tmp_path):
+    assert "was asked for" not in launched(tmp_path, [], ["--num_processes", "2"]).stderr
