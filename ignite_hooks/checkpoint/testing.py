@@ -91,8 +91,8 @@ def assert_resumable(
         for stop in stops:
             resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)
             difference = resumed.first_difference(unbroken)
-            # If the last iteration is missing, the resumed run has ended too early. A run that
-            # resumes at the last step has no iterations left, and is an exception.
+            # If the last iteration is missing, the resumed run has ended too early, unless it
+            # resumes at the last step, after which no iteration follows.
             missing = max(unbroken.iterations) not in resumed.iterations
             if difference is None and missing and stop < unbroken.steps:
                 last = max(resumed.iterations, default="none")
@@ -206,7 +206,8 @@ def _train(trainer: Engine, max_steps: int) -> RunRecorder:
         warnings.filterwarnings("ignore", "resumed from")
         # The temporary directory has the checkpoints of several runs, but all belong to this check.
         warnings.filterwarnings("ignore", ".* checkpoints of other runs")
-        # If a handler ended the saved run at a stop, the resumed trainer trains nothing, and warns.
+        # A handler, such as early stopping, may end the run that saves at one of `stops`. A trainer
+        # that resumes from this checkpoint trains nothing, and warns.
         warnings.filterwarnings("ignore", "nothing is trained")
         trainer.run(max_steps=max_steps)
     return recorder

@@ -1,4 +1,4 @@
-"""Reads from the annotation of a field, such as ``int | None``, which values the field may have."""
+"""Reads annotations of fields. For example, a field ``int | None`` may be an integer or None."""
 
 import types
 from collections.abc import Collection

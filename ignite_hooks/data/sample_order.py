@@ -1,16 +1,17 @@
-"""Enters an order of samples at any position of a pass, about as fast as at the start of the pass.
+"""Begins in the middle of a pass over the samples, about as fast as at the start of the pass.
 
 An *order* is a sampler, a batch sampler or another iterable. Its *elements* are indices or lists of
 indices. To *enter* an order at a position means to make an iterator over the elements after this
 position. A *pass* is one iteration over the whole data.
 
-A sampler yields its indices one by one, so in general position ``n`` is reached by iterating over
-``n`` indices. But each sampler of torch and Accelerate draws in one of three ways: one permutation
-of all samples, 32 indices at a time, or all indices at once. This module makes the same draws. So
-it gets the same indices, and leaves the generator in the same state. It needs no more memory than
-an iteration from the start of the pass. Indices that a sampler draws 32 at a time are drawn here in
-a few large calls. This is possible because ``torch.randint`` gives the same numbers in one call as
-in many. ``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
+A sampler yields its indices one by one. So the general way to position ``n`` is to iterate over
+``n`` indices. But each sampler of torch and Accelerate draws in one of three ways: with one call of
+``randperm`` for all indices, with one call of ``randint`` for every 32 indices, or with one call of
+``multinomial`` for all indices. This module makes the same draws. So it gets the same indices, and
+leaves the generator in the same state. It needs no more memory than an iteration from the start of
+the pass. Indices that a sampler draws 32 at a time are drawn here in a few large calls. This is
+possible because ``torch.randint`` gives the same numbers in one call as in many.
+``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
 
 The module makes these draws only if the class of the sampler is exactly a class of torch or
 Accelerate, because a subclass may draw differently. Lists, tuples and ranges are entered by moving
@@ -93,7 +94,7 @@ def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
 
 
 def samples_per_batch(order: Any) -> int | None:
-    """Returns the number of samples that all processes together take for one index batch each.
+    """Returns the number of samples in one index batch of each process, summed over the processes.
 
     An index batch is a list of indices. Returns None for batch samplers of other classes than those
     of torch and Accelerate, because their batches may vary in size.
@@ -107,7 +108,9 @@ def samples_per_batch(order: Any) -> int | None:
 
 
 def elements_per_batch(order: Any) -> int:
-    """Returns how many recorded elements all processes together take for one index batch each.
+    """Returns the number of elements in one index batch of each process, summed over the processes.
+
+    The elements are those of the recorded order: indices, or index batches.
 
     Args:
         order: a recorded order (``RecordedOrder``), or a batch sampler of torch or Accelerate that
@@ -302,9 +305,10 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
         return list(sequence[:head_size]), iterator
-    # If there are elements before the position, the first of them is taken before the random state
-    # is captured. So a sampler that draws its whole order with the first element causes no warning.
-    # No warning is needed, because this sampler draws the same order again.
+    # The global generators are in the state of the start of the pass. So a sampler that draws its
+    # whole order with the first element draws the same order again, and needs no warning.
+    # Therefore, if there are elements before the position, the first of them is taken before the
+    # random state is captured.
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)

@@ -125,7 +125,7 @@ class Validation(ValidationSchedule, Scheduled):
 
     - A callable is running. If an evaluator is to run after the callable, the validation is broken
       off before this evaluator.
-    - The Validation is attached to an event, or a handler runs the evaluator.
+    - The Validation is attached to an event, or a handler of the user calls ``evaluator.run()``.
     - A handler of VALIDATION_STARTED or of an evaluator has swapped other weights in. To avoid the
       delay, swap the weights in a context on ``on_validation`` instead.
 
@@ -260,7 +260,8 @@ class _ScheduledValidations:
     def validate_at_start(self, engine: Engine) -> None:
         """Validates before the first epoch. On a trainer this is the last handler of STARTED."""
         # If a stop broke off a validation of the previous run, the trainer's loop repeats this
-        # validation later: a resumed run has to restore its random generators first.
+        # validation after STARTED. At STARTED a run that resumes from a checkpoint has not yet
+        # restored the random generators that the validation uses.
         if is_trainer(engine) and engine.is_broken_off:
             return
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
@@ -446,7 +447,8 @@ def _validate(
                 is_broken_off = True
                 # `restore` restores the evaluators and their loaders, and may end the persistent
                 # workers of a loader. An evaluator may have the same loader as training. So
-                # `restore` is called within this scope, where the workers of training are detached.
+                # `restore` is called within this scope, where the loader does not hold the workers
+                # of training.
                 restore()
             else:
                 _write_results(engine, results)
