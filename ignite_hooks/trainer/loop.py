@@ -121,12 +121,14 @@ class TrainingLoop(QuickEngine):
         super().__init__(process_function)  # type: ignore[arg-type]
         # Kept to notice when a user replaces ``state`` by another object.
         self._own_state = self.state
-        # The engine clears this list when it calls the first handler of EPOCH_COMPLETED.
+        # The engine clears the list ``uncompleted_epoch`` when it calls the first handler of
+        # EPOCH_COMPLETED.
         self._position.uncompleted_epoch = self.list_cleared_at(Events.EPOCH_COMPLETED)
         # The temporary changes that must be undone when the run ends, as callbacks that undo them.
         self._changes = UndoStack()
-        # The callbacks for changes that were made before the run began. The roll-back does not call
-        # these callbacks: the scopes around ``run`` made these changes, and undo them later.
+        # The callbacks that undo changes of scopes around the whole ``run``, for example of a scope
+        # that ``Attachment.during_run`` has registered. The roll-back does not call these
+        # callbacks, because each of the scopes undoes its own change when ``run`` ends.
         self._outer_changes: tuple[Callable[[], None], ...] = ()
         # Whether the last run has been rolled back: the position is at a step boundary, and no
         # change is left to undo.
@@ -163,8 +165,8 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
-        # So far only the scopes around ``run`` have made changes. These scopes undo the changes
-        # after the run.
+        # So far only the scopes around the whole ``run`` have made changes. Each of these scopes
+        # undoes its own change when ``run`` ends.
         self._outer_changes = self._changes.pending
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
@@ -229,7 +231,7 @@ class TrainingLoop(QuickEngine):
         if self.is_leaving_epoch and not self._requests.terminate_flag:
             self._end_terminated_epoch()
         elif not position.place.progress.is_full:
-            # If the epoch is full, it completes below before the loop obeys any request.
+            # If the epoch is full, requests wait: the ``while`` loop first completes the epoch.
             yield from self._handle_requests()
         position.restore_random_state(is_last_time=position.place.progress.batches == 0)
         self._call_deferred_on_resume()
@@ -258,8 +260,8 @@ class TrainingLoop(QuickEngine):
                         if TERMINATE_EPOCH in self._requests.requested_flags:
                             raise EpochTerminated
                 # Handlers of EPOCH_STARTED may have drawn random numbers and reset metrics. If the
-                # run resumes in the middle of an epoch, both are undone here, because the saved run
-                # did not call these handlers in the middle of its epoch.
+                # run resumes in the middle of an epoch, these handlers were called once already,
+                # when the epoch began. So the effects of their second call are undone here.
                 position.restore_random_state(is_last_time=True)
                 self._running_metrics.restore(self, is_last_time=True)
                 yield from self._iterations()
@@ -303,9 +305,10 @@ class TrainingLoop(QuickEngine):
     def _call_deferred_on_resume(self) -> None:
         """Calls the callbacks that were due when the checkpoint of the resumed run was saved.
 
-        The saved run did not call these callbacks, because of a stop or a failure. This method does
-        nothing before the random generators are restored. If the epoch is full, the method only
-        defers the callbacks, which are then called after EPOCH_COMPLETED.
+        The run that saved the checkpoint did not call these callbacks, because of a stop or a
+        failure. As long as the random generators are not restored, this method does nothing, and
+        the loop calls it again later. If the epoch is full, the method only defers the callbacks,
+        which are then called after EPOCH_COMPLETED.
         """
         if self._due.on_resume and self._position.is_restored:
             make_due(self, self._due.on_resume)
@@ -476,8 +479,9 @@ class TrainingLoop(QuickEngine):
         except ValidationStopped:
             self._position.reopen_epoch(before)
         restore_metrics()
-        # If ``terminate_epoch()`` has ended this epoch, ``reopen_epoch`` has restored this request
-        # in ``epoch_termination``. So the flag is cleared here.
+        # A call of ``terminate_epoch()`` may have ended this epoch. ``reopen_epoch`` has then put
+        # the request back into ``epoch_termination``, where the next run finds it. So the flag is
+        # no longer needed.
         self._requests.withdraw_flag(TERMINATE_EPOCH)
         self._stop_broken_off()
         self.hook_channels.scopes.leave(self._loop_depth)
@@ -693,8 +697,8 @@ class TrainingLoop(QuickEngine):
             Whether a context has handled the failure. If so, the run has ended as if it had been
             terminated.
         """
-        # Only a ``terminate()`` that a context calls after the failure handles the failure. So the
-        # flag of an earlier ``terminate()`` is cleared.
+        # A context handles the failure by calling ``terminate()`` after the failure. A call before
+        # the failure does not count, so its flag is cleared.
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
@@ -779,7 +783,7 @@ class TrainingLoop(QuickEngine):
 
         The validation and the callbacks after it are set aside for the next run. A *stop monitor*
         is a source of requests to stop, such as a signal. Its ``obey`` ends the run and defers a
-        save, which this method makes before it returns.
+        save. ``_stop_broken_off`` makes the deferred save before it returns.
         """
         self._due.break_off()
         for monitor in stop_monitors(self):
@@ -979,9 +983,9 @@ class TrainingLoop(QuickEngine):
         """Registers ``callback``, to be called at the end of each run.
 
         The callback is called at the last step boundary, after the deferred callbacks and before
-        TERMINATE and COMPLETED. So the handlers of these two events cannot change the state that
-        the callback saves. The checkpoint is the same as in a longer run, which saves at this
-        boundary without firing these events. A run that fails, or that ends between two step
+        TERMINATE and COMPLETED. So if the callback saves a checkpoint, the handlers of these two
+        events cannot change what is saved. A run with a higher limit, which goes on after this
+        boundary, saves the same state there. A run that fails, or that ends between two step
         boundaries, does not call the callback.
 
         Returns:
@@ -994,7 +998,8 @@ class TrainingLoop(QuickEngine):
         """Registers ``callback``, to be called when a resumed run restores its random generators.
 
         The callback can restore state that handlers of STARTED and EPOCH_STARTED reset, metrics for
-        example. The callback is also called if the saved run was finished.
+        example. The callback is also called if the resumed run is finished already, so that ``run``
+        trains nothing.
 
         Returns:
             A function that removes the callback again.
@@ -1019,10 +1024,11 @@ class TrainingLoop(QuickEngine):
     def load_position_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Makes the next run continue at the saved position, on data built in the same way.
 
-        The random generators are restored when the handlers of STARTED have returned. In the middle
-        of an epoch they are restored again after the handlers of EPOCH_STARTED, because the saved
-        run did not call these handlers in the middle of its epoch. If the saved run was finished,
-        the next ``run`` trains only if a higher limit is passed; otherwise it returns at once.
+        The random generators are restored when the handlers of STARTED have returned. If the saved
+        position is in the middle of an epoch, the generators are restored again after the handlers
+        of EPOCH_STARTED, which were called once already, when the epoch began. If the saved
+        position is the end of a finished run, the next ``run`` trains only if a higher limit is
+        passed; otherwise it returns at once.
         """
         self._prepare_to_load("load_position_state_dict()")
         self._position.load_state_dict(state_dict)
@@ -1053,7 +1059,8 @@ class TrainingLoop(QuickEngine):
     def state_dict(self) -> Any:
         """Returns the state in Ignite's format.
 
-        If the epoch length is not known, the length of the last epoch that was one pass is used.
+        If the epoch length is not known, the length of an earlier epoch is used: the last one that
+        was a whole pass over the data.
         """
         state, position = super().state_dict(), self._position
         length = state["epoch_length"]

@@ -125,7 +125,8 @@ class RunRequests:
         requested_flags: maps the name of each flag that is set on this rank to its value.
         active_flags: maps the name of each flag that the loop obeys to its value.
         requested_stops: the requests to end the run that were made on this rank, the oldest first.
-            These objects tell who set ``should_terminate``, and whether this finishes the run.
+            Each of them tells which code made the request, and whether the request finishes the
+            run.
         active_stops: the requests to end the run that the loop obeys.
     """
 
@@ -192,9 +193,9 @@ class RunRequests:
             A pair. The first part maps the names of flags to their values. The second part is the
             request to end the run, which has default values if only other flags were set.
         """
-        # All ranks reach a limit together, so the value ``AT_LIMIT`` need not be shared. Another
-        # value is unknown to the other ranks as long as the flag is not active, or is active only
-        # with the value ``AT_LIMIT``.
+        # All ranks reach a limit together, so the value ``AT_LIMIT`` need not be shared. Any other
+        # value must be shared, unless the flag is active already with a value other than
+        # ``AT_LIMIT``: all ranks know of an active request.
         flags = {
             flag: value
             for flag, value in self.requested_flags.items()
