@@ -40,7 +40,7 @@ Three words have a fixed meaning:
 
 - An *iteration* is the processing of one batch by the engine.
 - A *step* is one committed optimizer step. An optimizer step is *committed* if it has changed the
-  parameters. A step that the loss scaler skips is not committed, and is not counted.
+  parameters. An optimizer step that the loss scaler skips is not committed, and is not counted.
 - An *epoch* is Ignite's epoch.
 
 The right column of the drawing shows the channels (see ``hooks/hooks.py``). A channel is a set of

@@ -34,7 +34,8 @@ _FOLDER_SYNC_UNSUPPORTED = {
 }
 """The values of ``errno`` that mean: this file system cannot sync folders.
 
-``sync`` only warns if syncing a folder fails with one of them. It raises all other errors.
+If syncing a folder fails with one of these values, ``sync`` warns, and does not raise the error.
+All other errors are raised.
 """
 
 

@@ -101,9 +101,9 @@ class SaveCheckpoint(Scheduled):
         directory: the folder of the checkpoints; it is created if missing. A relative path is made
             absolute when the handler is created, and ``~`` is expanded, because the working
             directory may change later.
-        every_steps: save each time this many optimizer steps were committed. A step is committed
-            if it has changed the parameters.
-        every_epochs: save each time this many epochs were completed.
+        every_steps: save whenever the number of committed optimizer steps is a multiple of this
+            number. A step is committed if it has changed the parameters.
+        every_epochs: save whenever the number of completed epochs is a multiple of this number.
         every_seconds: save at the first step boundary at which this many seconds have passed since
             the last save. If the run has not saved yet, the seconds count from its start.
         at_end: save when a run ends, unless the run fails.
@@ -112,9 +112,10 @@ class SaveCheckpoint(Scheduled):
         keep_best: how many of the best checkpoints by ``metric`` to keep in addition. A checkpoint
             whose value is NaN is never among the best.
         metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value from an
-            earlier iteration is ignored, because it was measured with earlier weights. If a handler
-            of your own stores the same object again in a later iteration, for example the literal
-            ``1.0``, this object counts as the earlier value.
+            earlier iteration is ignored, because it was measured with earlier weights. A handler of
+            your own must store a new object for each new value. If the handler stores the same
+            object again, for example the literal ``1.0``, the new value is taken for the earlier
+            value, and is ignored.
         mode: "max" if the largest value is best, "min" if the smallest value is best.
         on_signals: names of the signals that ask for a save and the end of the run.
         safe_serialization: whether the model is written with safetensors. If False, the model is
@@ -267,7 +268,7 @@ class SaveCheckpoint(Scheduled):
         self.on_schedule(attachment, self, turn_by_epoch=Turn.NOTE)
 
     def __call__(self, engine: Engine) -> None:
-        """Saves once all other handlers of the present event have returned.
+        """Saves when all other handlers of the present event have returned.
 
         Between two runs, and at INTERRUPT, the method saves at once.
 

@@ -315,7 +315,7 @@ def new_generator(name: str) -> RandomGenerator | None:
 
 
 def _from_python(state: Any) -> list[Any]:
-    """Converts a state of Python's ``random``: its 625 integers become one tensor."""
+    """Converts a state of Python's ``random``: its 624 words and its index become one tensor."""
     version, words, gauss = state
     return [version, torch.tensor(words, dtype=torch.int64), gauss]
 

@@ -1,4 +1,4 @@
-"""Computes Ignite's metrics although ranks have unequal numbers of samples, or no sample."""
+"""Makes Ignite's metrics work if ranks have unequal numbers of samples, or no samples at all."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ class SharedMetrics:
     def _ranks_with_samples(self, engine: Engine, metrics: list[Metric]) -> tuple[int, ...]:
         """Returns the ranks that have evaluated a batch; () if the metrics differ between ranks.
 
-        A collective call.
+        This is a collective call: all ranks must call the method together.
 
         Args:
             engine: the evaluator.
@@ -179,7 +179,8 @@ class _ComputeOnSomeRanks:
 def _replaced_compute(metric: Metric, compute: Callable[[], Any]) -> Iterator[None]:
     """Replaces the metric's ``compute`` in the body, unless it is replaced already."""
     attributes = metric.__dict__
-    # `compute` was replaced in an earlier epoch, or the metric is attached under two names.
+    # If `compute` is replaced already, either an earlier epoch has replaced it, or the metric is
+    # attached under two names.
     if "compute" in attributes:
         yield
         return

@@ -260,8 +260,8 @@ class _ScheduledValidations:
     def validate_at_start(self, engine: Engine) -> None:
         """Validates before the first epoch. On a trainer this is the last handler of STARTED."""
         # If a stop broke off a validation of the previous run, the trainer's loop repeats this
-        # validation after STARTED. At STARTED a run that resumes from a checkpoint has not yet
-        # restored the random generators that the validation uses.
+        # validation after STARTED. The validation is not repeated here, because it uses the random
+        # generators, which a run that resumes from a checkpoint restores only after STARTED.
         if is_trainer(engine) and engine.is_broken_off:
             return
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
@@ -420,8 +420,8 @@ def _validate(
     before, due = state.validation, [*validations] if due is None else due
 
     def restore_count() -> None:
-        # `due` is not empty if an exception has ended the validation, because it failed or was
-        # broken off. Such a validation is not counted.
+        # The body of the `with` below ends with `due.clear()`. If `due` is not empty here, the
+        # validation has failed or was broken off. Such a validation is not counted.
         if due:
             state.validation = before
 
@@ -447,8 +447,9 @@ def _validate(
                 is_broken_off = True
                 # `restore` restores the evaluators and their loaders, and may end the persistent
                 # workers of a loader. An evaluator may have the same loader as training. So
-                # `restore` is called within this scope, where the loader does not hold the workers
-                # of training.
+                # `restore` is called within the scope `_data_and_generators_restored`: until this
+                # scope ends, the workers of training are detached from the loader, and `restore`
+                # cannot end them.
                 restore()
             else:
                 _write_results(engine, results)

@@ -52,9 +52,9 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
         include_children: add the memory of the children of this process, direct and indirect.
         backend: "kernel" (on Linux) resets and reads the kernel's high-water mark. The mark belongs
             to the whole process, and its reset lowers ``ru_maxrss`` too. "sampler" reads the
-            memory in a thread every ``every`` seconds, and at ``start``, ``reset``, ``result`` and
-            ``stop``, and misses peaks in between. "auto" uses "kernel" if a trial shows that a
-            reset of the mark works in this process, otherwise "sampler".
+            memory in a thread every ``every`` seconds, and also at ``start``, ``reset``, ``result``
+            and ``stop``. It misses a peak between two readings. "auto" uses "kernel" if a trial
+            shows that a reset of the mark works in this process, otherwise "sampler".
 
     Raises:
         ValueError: an argument is out of its range; ``backend`` is "kernel" and the high-water mark

@@ -1,4 +1,4 @@
-"""A run of a trainer whose failure is reported to the other ranks."""
+"""Describes a run whose failure is reported to the other ranks."""
 
 from typing import Literal
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from ignite_hooks.core.training_engine import TrainingEngine
 __all__ = ["OnPeerFailure", "RunPlace", "WatchedRun"]
 
 OnPeerFailure = Literal["exit", "wait"]
-"""What happens to a process that is blocked in a collective when another rank fails.
+"""The behavior of a process that is blocked in a collective because another rank has failed.
 
 "exit" ends the process, and "wait" leaves it blocked until the collective times out.
 """
@@ -40,9 +40,9 @@ class WatchedRun:
 
     Args:
         trainer: the trainer that runs.
-        on_peer_failure: what to do if this process is blocked in a collective when another rank
-            fails. "exit" ends the process with exit code 1. "wait" leaves the process blocked until
-            the collective times out.
+        on_peer_failure: what to do if another rank fails while this process is blocked in a
+            collective. "exit" ends the process with exit code 1. "wait" leaves the process blocked
+            until the collective times out.
 
     Raises:
         ValueError: ``on_peer_failure`` is neither "exit" nor "wait".
