@@ -1,4 +1,4 @@
-"""The options of ``SaveCheckpoint`` as a protocol, for the modules that ``save.py`` imports."""
+"""The options of ``SaveCheckpoint`` as a protocol, which avoids a circular import."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The capture, the second stage of a save: turns the state of a trainer into contents of files.
+"""The second stage of a save, the capture, which makes contents of files from a trainer's state.
 
 ``writer.py`` has a table of all stages, and ``layout.py`` has the names of the files.
 
@@ -81,9 +81,10 @@ class TrainingState:
             model is written by ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved. A resume
             has to unpickle these objects.
-        uncertain: the parts that a failure of the run may have changed after the step that is
-            saved. Maps the name of a part in the ``ResumeReport``, for example "handlers", to the
-            reason. Parts that may have unsaved state for other reasons are in ``unknown_parts``.
+        uncertain: if the run failed after the step that is saved, the parts that the failed code
+            may have changed. Maps the name of a part in the ``ResumeReport``, for example
+            "handlers", to the reason. Parts that may have unsaved state even without a failure are
+            in ``unknown_parts``.
     """
 
     trainer: TrainingEngine
@@ -216,10 +217,10 @@ class TrainingState:
             objects: the result of ``objects()`` on this process.
             rank0_digests: the result of ``digests_of`` for the objects of rank 0. Only the other
                 ranks use it.
-            unknown: has a dict for each rank, in the order of the ranks. The dict maps the parts
-                of the rank that may have unsaved state to the reasons, as ``unknown_parts`` does.
-                Only rank 0 uses this argument. It ignores the first dict, because this method
-                itself computes the parts of rank 0.
+            unknown: has a dict for each rank, in the order of the ranks. The keys are the names of
+                the parts that may have unsaved state on this rank, and the values are the reasons,
+                as in ``unknown_parts``. Only rank 0 uses this argument. It ignores the first dict,
+                because this method itself computes the parts of rank 0.
         """
         rank_content = self.trainer.position_state_dict()
         rank_content["evaluations"] = self.data_of_validations.state_dict()
@@ -246,9 +247,8 @@ class TrainingState:
             "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),
-            # Between two runs, a model can still be in eval mode from an evaluation. A resumed run
-            # must not train in that mode. So the resume has to know whether the checkpoint was
-            # saved during a run.
+            # If a checkpoint is saved between two runs, the model may still be in eval mode from
+            # an evaluation. A resume does not restore this mode, because the resumed run trains.
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():

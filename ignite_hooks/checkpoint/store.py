@@ -57,7 +57,9 @@ __all__ = [
     "read_manifest",
 ]
 
-MAX_MANIFEST_BYTES = 2**24  # bounds the memory that reading an unrelated or damaged file takes
+# A larger manifest.json is damaged, or belongs to another program. It is not read as a whole,
+# because it could fill the memory.
+MAX_MANIFEST_BYTES = 2**24
 _FOLDER_NAME = re.compile(r"step_\d{8,}(-\d+)?")
 # The reason that CheckpointStore.broken() gives for a folder whose save or removal is not finished.
 UNFINISHED = "its save, or its removal, is not finished"
@@ -113,9 +115,10 @@ def read_manifest(folder: Path) -> Manifest:
 def is_still_there(checkpoint: Checkpoint) -> bool:
     """Returns whether a folder still is the same checkpoint as when its manifest was read.
 
-    Call this function if a file of the checkpoint could not be read. True means that the file is
-    damaged: a removal renames the manifest before it deletes any file. False means that the
-    checkpoint has been removed or replaced, so the file may have been deleted with it.
+    Call this function if a file of the checkpoint could not be read. False means that the
+    checkpoint has been removed or replaced, so the file may have been deleted with it. True means
+    that the file is damaged. A removal cannot have deleted it, because a removal renames the
+    manifest before it deletes any file.
     """
     try:
         # The manifests are compared as text, because a metric may be NaN, and NaN != NaN.
@@ -439,8 +442,6 @@ def _find_defect(folder: Path) -> str | None:
 def _has_manifest(folder: Path) -> bool:
     """Returns whether a folder has a manifest that is a regular file.
 
-    Opening a manifest that is a FIFO would wait for ever, so call this function first.
-
     Raises:
         PermissionError: the folder cannot be entered.
     """
@@ -479,7 +480,7 @@ def _remove_leftover(folder: Path) -> None:
         # The list of files is missing or cut off, so a save has not finished. All files in the
         # folder come from that save.
         _remove_all(folder)
-        # An error of sync(), for example because the disk is full, must not stop the new save. At
+        # An error of sync(), for example because the disk is full, does not stop the removal. At
         # worst, files that nobody needs are on the disk again after a power loss.
         with suppress(OSError):
             sync(folder)

@@ -1,4 +1,4 @@
-"""Finds attributes of modules and optimizers that change in a run and are in no ``state_dict``.
+"""Finds attributes of modules and optimizers: those that a run changes, but no checkpoint saves.
 
 A ``state_dict`` has the parameters and the persistent buffers of a module. It does not have other
 attributes, such as a counter that each forward pass changes, nor buffers with ``persistent=False``.

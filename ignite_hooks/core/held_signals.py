@@ -97,7 +97,7 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 
 
 class _HoldingHandler:
-    """A wrapper around a signal handler, which is called the original handler.
+    """A wrapper around a signal handler (the *original handler*).
 
     Usually the wrapper calls the original handler at once. While signals are held back, the wrapper
     only notes the signal in ``HeldSignals.pending``.
@@ -148,8 +148,8 @@ def is_signal_held(number: int | None) -> bool:
 def replace_signal_handler(number: int, handler: Any) -> None:
     """Replaces the original handler of a signal. Wrappers that ``HeldSignals`` has added stay."""
     wrapper: Any = signal.getsignal(number)
-    # SIG_DFL and SIG_IGN are not functions, so a wrapper could not call them. So they are installed
-    # in place of the wrapper.
+    # A wrapper could not call SIG_DFL or SIG_IGN, because these are not functions. So each of them
+    # is installed in place of the wrapper.
     if not (isinstance(wrapper, _HoldingHandler) and callable(handler)):
         signal.signal(number, handler)
         return

@@ -76,9 +76,9 @@ class _RunScope(AbstractContextManager[None, None]):
 
     def __exit__(self, *failure: Any) -> None:
         scope = self._entered
-        # The code of the scope's own generator may remove the scope. In this case the generator is
-        # running, and Python cannot resume a running generator. So the scope is left later, at the
-        # end of the run.
+        # If the scope is a generator with `@contextmanager`, the code of the generator may itself
+        # remove the scope. Then the generator is running, and Python cannot resume a running
+        # generator. So the scope is left later, at the end of the run.
         if scope is not None and not _is_executing(scope):
             scope.__exit__(*failure)
             self._entered = None  # reset last, so that an interrupted call can be repeated

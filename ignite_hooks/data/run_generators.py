@@ -21,8 +21,9 @@ __all__ = ["generators_of_run"]
 
 _NO_KEYWORDS: Mapping[str, Any] = types.MappingProxyType({})
 _WRAPPER_MODULES = ("ignite_hooks.", "ignite.engine.")
-# The handlers of this subpackage are not searched. They hold the objects that the user wants to
-# save in addition (the argument `also`), and a checkpoint saves the states of these objects anyway.
+# The handlers of the subpackage `checkpoint` are not searched. They hold the objects that the user
+# wants to save in addition (the argument `also`), and a checkpoint saves the states of these
+# objects anyway.
 _CHECKPOINT_MODULES = "ignite_hooks.checkpoint."
 
 
@@ -73,7 +74,7 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
     for handler in attached_handlers(engine, Handler):
         if not type(handler).__module__.startswith(_CHECKPOINT_MODULES):
             add(handler)
-        if handler.timetable is not None:  # a table of the callbacks that are called by step
+        if handler.timetable is not None:  # callbacks that are called every so many steps
             for callback in handler.timetable.callbacks:
                 for each in _unwrapped(callback):
                     add(each)
@@ -84,7 +85,7 @@ def _handlers(engine: AnyEngine) -> dict[str, Any]:
 
 
 def _unwrapped(function: Any) -> Iterator[Any]:
-    """Yields ``function`` if it is a user's; if it is a wrapper, the users' functions within it.
+    """Yields a user's function itself, or the users' functions that a wrapper contains.
 
     This package and Ignite wrap the functions that a user attaches. The closures of the wrappers
     hold these functions. Methods of this package's handlers are left out, because the handlers

@@ -1,12 +1,12 @@
-"""Sources of batches: each class adapts one type of data, and begins, resumes and ends passes.
+"""Sources of batches, with one class for each type of data.
 
 A feed (``DataFeed``) gives batches to an engine and keeps the position in the data. A feed reads
 its data through a source. The data may be an iterable, a torch ``DataLoader`` or a loader that
 Accelerate prepared. ``prepare_source`` chooses the class of the source.
 
-A pass is one iteration over the whole data. "To enter a pass" means to begin the iteration at a
-given batch. A plain loop enters a pass at batch 0. After a resume, or after a rollback to the last
-optimizer step, a pass may be entered in its middle.
+A pass is one iteration over the whole data. A source begins, resumes and ends passes. "To enter a
+pass" means to begin the iteration at a given batch. A plain loop enters a pass at batch 0. After a
+resume, or after a rollback to the last optimizer step, a pass may be entered in its middle.
 
 Some data include an object whose state contains the position, for example a stream with a
 ``state_dict``. A ``PositionKeeper`` (in short, the keeper) wraps this object (see
@@ -139,9 +139,8 @@ class PlainIterable:
     Attributes:
         object_states: saves and restores the states of users' objects, for example of a data set
             with a ``state_dict``.
-        position_before_move: the position from which the feed was last moved, for example by a
-            rollback. The pass had come this far, so the indices of all batches before this position
-            have been drawn already.
+        position_before_move: the position that the feed had before it was last moved, for example
+            by a rollback. The indices of all batches before this position have been drawn already.
         snapshots: the snapshots of the data at its last positions, if there is a keeper. A snapshot
             contains all states that determine the rest of a pass.
 
@@ -162,15 +161,15 @@ class PlainIterable:
         # The number of the pass that was begun last, and the random state before the order of its
         # samples was drawn.
         self._started_pass: tuple[int, RandomState] | None = None
-        # The same for a pass whose first batch was requested and has not come yet. If this attempt
-        # to begin the pass is interrupted, the next attempt begins with the same random state.
+        # The same for a pass whose first batch was requested and has not come yet. If the fetch of
+        # this batch is interrupted, the pass begins later with the same random state.
         self._requested_pass: tuple[int, RandomState] | None = None
 
     @property
     def can_repeat(self) -> bool:
         """Returns whether earlier batches can be given again.
 
-        Only an iterator without a ``state_dict`` cannot give them again.
+        False for an iterator without a ``state_dict``, and True for all other data.
         """
         return self._iterator is None or self.keeper is not None
 
@@ -374,9 +373,9 @@ class PlainIterable:
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Yields the batches of a pass without the first ``skip``, and does not use the keeper.
 
-        If the pass was begun before, the same order of samples is drawn again. To this end, the
-        random generators get the states that they had at the start of the pass. After the draw, the
-        generators get their present states back.
+        If the pass was begun before, the same order of samples is drawn again. During this draw,
+        the random generators have the states that they had at the start of the pass. After the
+        draw, they get back the states that they had before the draw.
         """
         if self._iterator is not None:
             # iter() makes some iterators begin again, so it is called only at the start of a pass.
@@ -409,12 +408,12 @@ class PlainIterable:
         return self._open_iterator_at(data_pass, skip) if skip else self._open_iterator()
 
     def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
-        """Enters a pass again, and draws its order from the same random state ``begun`` as before.
+        """Enters a pass again, with the same order of samples as when the pass was begun.
 
         Args:
             data_pass: the number of the pass, from 0.
             skip: the number of batches before the first batch to give.
-            begun: the random state at the start of the pass.
+            begun: the random state at the start of the pass, from which the order is drawn.
         """
         with self._at_start_of_pass(begun):
             return self._open_iterator_at(data_pass, skip)
@@ -462,7 +461,7 @@ class PlainIterable:
 
         Args:
             data_pass: the number of the pass, from 0.
-            given: the number of batches of the pass, which have all been given.
+            given: the number of batches that were given: all batches of the pass.
         """
 
     def facts(self) -> dict[str, int | str | None]:
@@ -515,7 +514,7 @@ class PlainIterable:
 
     @property
     def replayed_sampler(self) -> Any:
-        """The sampler that a resume in the middle of a pass must iterate from its start.
+        """The sampler that is iterated from its first element when a pass is entered in its middle.
 
         None if there is no such sampler.
         """
@@ -594,7 +593,7 @@ class PlainIterable:
             return []
         now = "there is nothing with a state now"
         if (keeper := self.keeper) is not None:
-            now = f"{keeper.name} does not draw ahead for workers now"
+            now = f"{keeper.name} does not run ahead of the batches now"
         return [f"the state of {state_dict['of']} is not restored, because {now}"]
 
     def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
@@ -1009,8 +1008,8 @@ class CustomLoader(TorchLoader):
         samples.
         """
         is_stream = isinstance(self.base.dataset, IterableDataset)
-        # If a stream has no state, the state of torchdata's loader is only a count of batches. The
-        # loader replays the stream up to this count. Such a state is not used.
+        # If a stream has no state, the state of torchdata's loader is only a count of batches.
+        # Such a state is not used, because this source can skip the same number of batches itself.
         has_usable_state = (
             not (is_stream and is_stateful_loader(self.base)) or self._is_stateful_stream
         )

@@ -1,4 +1,4 @@
-"""Measurements of peaks that share one high-water mark, each with its own start and stop.
+"""Measurements of peaks. Each has its own start and stop, and all share one high-water mark.
 
 A high-water mark, or *mark* for short, holds the highest value of a quantity, such as resident
 memory, since the last reset of the mark. A process has only one mark of each kind. With
@@ -212,8 +212,8 @@ class SharedMark(Generic[Reading]):
     def reset_in_child(self) -> None:
         """Makes the mark usable in a forked child.
 
-        The child has inherited the files and the lock of the parent, which must be replaced. The
-        thread of the parent does not run in the child.
+        The files and the lock that the child has inherited belong to the parent, so the child gets
+        new ones. The thread of the parent does not run in the child.
         """
         self._lock = RLock()
         self._calls = 0

@@ -1,4 +1,4 @@
-"""Reports failures between ranks, so that no rank waits for a failed rank.
+"""Reports a failure of one rank to the other ranks, so that they do not wait for the failed rank.
 
 A rank that fails writes its failure to the store of the default process group. On each rank a
 *watcher* thread polls the store, even while the main thread is blocked. If the watcher finds a
@@ -72,8 +72,8 @@ class TimeLimits(NamedTuple):
             interrupted. In this time the main thread may fail by itself, in the same way.
         unblocking: the time from the interruption until the main thread must have raised an error.
             After this time the main thread counts as blocked.
-        unwinding: the time from the error in the main thread until the run must have ended. The
-            same limit holds for the wait for an optimizer step that holds the signal back.
+        unwinding: the time from the error in the main thread until the run must have ended. If an
+            optimizer step holds the signal back, the watcher waits at most this time for the step.
         acknowledgement: at the end of a run, the longest wait for the other ranks to read the
             failure of this rank, or to end the run too. This rank waits because the store may end
             when this process ends.
@@ -246,8 +246,8 @@ class PeerWatch:
         with suppress(StoreGone), self._lock:
             is_reported = self._own_failure is not None and self._own_run in self.runs
             if not is_reported:
-                # An earlier failure of this rank belongs to a run that has ended, and the caller of
-                # that run has caught the error. So the new failure belongs to a new generation.
+                # If this rank has failed before, the run of that failure has ended, and its caller
+                # has caught the error. So the new failure belongs to a new generation.
                 if self._own_failure is not None:
                     self._begin_generation()
                 self._write_failure(error, run)
@@ -547,7 +547,7 @@ def _restart_error(first: RankFailure) -> RuntimeError:
         first: the failure that was reported first.
     """
     return RuntimeError(
-        f"run() must be called by ranks that are at the same place, but {first}, and other ranks "
+        f"all ranks must be at the same place when they call run(), but {first}, and other ranks "
         "did not fail in the same way: end all processes and start them again, with `resume_from` "
         "to continue from a checkpoint"
     )

@@ -52,8 +52,8 @@ def warn_of_lr_finder(handler: Any, event: Any, window_size: int) -> None:
         window_size: the number of batches in a full window. The gradients of these batches are
             accumulated for one optimizer step.
     """
-    # FastaiLRFinder attaches several bound methods, only one of them to STARTED. So a warning for
-    # this method alone is given once.
+    # FastaiLRFinder attaches several bound methods, but only one of them to STARTED. Only the
+    # attachment of this one warns, so the user gets one warning.
     is_finder = isinstance(getattr(handler, "__self__", None), FastaiLRFinder)
     if is_finder and window_size > 1 and event == Events.STARTED:
         warnings.warn(

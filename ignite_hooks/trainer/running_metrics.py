@@ -120,8 +120,9 @@ class RunningMetrics:
             return  # this run ended before it restored the copies, so the next run restores them
         opened, kept = self._before_window or (None, [])
         # If metrics were copied before the dropped window, the next run restores the copies.
-        # Otherwise it restores the present metrics. They contain no batch of a dropped window: a
-        # window without copies has one batch, and no metric is updated with it before its step.
+        # Otherwise it restores the present metrics, which contain no batch of a dropped window. If
+        # a dropped window has no copies, it has only one batch. Metrics are updated with this batch
+        # after the optimizer step, and a window is dropped only before its step.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
         # One statement sets both attributes. If an exception comes before this statement, the

@@ -743,7 +743,7 @@ def test_state_of_another_sampler_class_is_named():
         (sampler_loader(Ordered, **ONE), "there is batch_sampler.sampler (Ordered) now"),
         (
             sampler_loader(ContinuingSampler),
-            "batch_sampler.sampler (ContinuingSampler) does not draw ahead for workers now",
+            "batch_sampler.sampler (ContinuingSampler) does not run ahead of the batches now",
         ),
         (sampler_loader(lambda: None), "there is nothing with a state now"),
     ):
