@@ -1,4 +1,4 @@
-"""The source for a loader with a sampler. It begins at any batch without loading earlier batches.
+"""Iterates a loader that has a sampler, from any batch on, without loading earlier batches.
 
 - A *source* is the adapter through which a feed reads a loader. A *feed* iterates the data for an
   engine.
@@ -10,8 +10,8 @@
 - A *recorder* is a ``RecordedOrder`` around a sampler that has a ``state_dict``. The recorder keeps
   what the sampler has yielded last.
 - An *element* is one thing that a recorded sampler yields: an index or an index batch.
-- The *keeper* is the object of the data whose state contains the position. Here the sampler is the
-  keeper, if it has a ``state_dict``.
+- A *keeper* (``PositionKeeper``) wraps a sampler that has a ``state_dict``. The state of such a
+  sampler contains the position in the pass.
 """
 
 from collections import deque
@@ -64,12 +64,12 @@ __all__ = ["IndexedLoader"]
 class IndexedLoader(TorchLoader):
     """The source for a loader with a sampler.
 
-    The number of batches in a pass is certain if the length of the sampler is certain.
+    The number of batches in a pass is certain if the sampler has a ``len()``.
 
     A pass can be entered at any position without loading earlier batches. With torch's
-    ``BatchSampler`` a position is counted in samples of all processes. So a resumed run may
-    continue a pass with another batch size. The samples that Accelerate repeats to fill the last
-    batches are not counted.
+    ``BatchSampler`` the source also knows how many samples all processes together have read before
+    a position. So a resumed run can continue after the same sample with another batch size. The
+    samples that Accelerate repeats to fill the last batches are not counted.
     """
 
     def __init__(self, loader: Any, even_batches: bool = True) -> None:
@@ -84,10 +84,10 @@ class IndexedLoader(TorchLoader):
         # returns the iterator, or None if there is none.
         self._own_iterator: Callable[[], Any] = lambda: None
         self._recorder_with_workers = self._make_recorded_order()
-        # One recorder is for loaders with workers, the other for loaders without workers. Without
-        # workers, the snapshots (see `snapshots.py`) contain the state of the sampler, and the
-        # recorder only notes the states of the global generators before the sampler draws its
-        # order from them.
+        # The recorder above is for a loader with workers, the recorder below for a loader without
+        # workers. Without workers, the snapshots (see `snapshots.py`) contain the state of the
+        # sampler. So the recorder below only notes the states that the global generators have
+        # before the sampler draws its order from them.
         keeper = None if self._is_torchdata else self.keeper
         self._recorder_without_workers = None if keeper is None else RecordedOrder(keeper)
 
@@ -156,9 +156,9 @@ class IndexedLoader(TorchLoader):
         """Returns whether entering a pass in its middle draws no random number a second time.
 
         The batches before the position are never loaded again. But if the length is not certain,
-        the saved run had already fetched the first batch after the position, to find the end of the
-        pass. A resumed run loads this batch a second time, and draws its random numbers a second
-        time.
+        the feed fetches batches ahead, to find the end of the pass. So when a checkpoint is saved,
+        some batches after the position are loaded already. A resumed run loads these batches a
+        second time, and draws their random numbers a second time.
         """
         return self.length is not None
 
@@ -227,7 +227,8 @@ class IndexedLoader(TorchLoader):
     def facts(self) -> dict[str, int | str | None]:
         """Returns the facts of the base class, the samples in a pass and the name of the order.
 
-        Facts are properties that must be equal for a resume to give the same batches.
+        Facts are properties of the data, which are saved in checkpoints. A resumed run gets the
+        same batches only if its facts equal the saved facts.
         """
         with self._even_batches_applied():
             sample_facts = {
@@ -422,8 +423,8 @@ class IndexedLoader(TorchLoader):
         # New workers begin with a batch of worker 0, up to `aligned` batches before the position.
         aligned = base.num_workers - 1
         # An accumulation window is the batches of one optimizer step. The run may roll back by one
-        # window, and the feed may fetch one window ahead to find the end. For each of these two
-        # windows, the elements of one more batch are kept.
+        # window. To find the end of the pass, the feed may fetch one window and one more batch
+        # ahead. One further batch is a margin.
         given = 2 * (self.snapshots.window_size + 1)
         recorded.capacity = (prefetched + aligned + given) * elements_per_batch(self._order)
 
@@ -606,11 +607,11 @@ class IndexedLoader(TorchLoader):
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
         """Returns how many index batches to draw at once when a pass is entered at a position.
 
-        When the pass was interrupted, some index batches after the position had already been drawn.
-        For some of them, the run had already been given the batches before it moved back to the
-        position. The others were drawn ahead, for workers or to find the end of the pass. The same
-        number is drawn at once now. So all later index batches are drawn at the same points of the
-        run as without the interruption.
+        Before the pass was interrupted, some index batches after the position had already been
+        drawn, for two possible reasons. The run may have gone past the position, and later
+        moved back to it. And index batches are drawn ahead, for workers or to find the end of the
+        pass. The same number of index batches is drawn at once now. So all later index batches are
+        drawn at the same points of the run as without the interruption.
         """
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
@@ -644,9 +645,10 @@ class IndexedLoader(TorchLoader):
         """Returns the reason why workers may get other seeds after a resume, if there is one."""
         base, recorded = self.base, self._recorder_with_workers
         if recorded is None or self._order is not recorded.holder or not recorded.draws_on_iter:
-            # If the sampler is inside a batch sampler of torch or Accelerate, the sampler draws
-            # after the workers are seeded: the batch sampler calls `iter` of the sampler only when
-            # the first index batch is requested.
+            # torch calls `iter` of the order, seeds the workers, and then requests the first index
+            # batch. So the sampler draws before the workers are seeded only if it is itself the
+            # order, and draws in its `__iter__`. If the order is a batch sampler of torch or
+            # Accelerate, it calls `iter` of its sampler when the first index batch is requested.
             return []
         if base.num_workers == 1 and not base.persistent_workers:
             # A single worker continues a pass from its saved state, so its seed does not matter. If
@@ -662,9 +664,9 @@ class IndexedLoader(TorchLoader):
     def _at_start_of_pass(self, begun: RandomState) -> Iterator[None]:
         """Sets the generators to their states at the start of a pass, during the body.
 
-        After the body, the generators get back the states that they had before the body. The only
-        exceptions are generators from which only the order is drawn. They keep the states that they
-        have at the end of the body, because the rest of the order is drawn from them lazily.
+        After the body, most generators get back the states that they had before the body. A
+        generator from which nothing but the order is drawn keeps the state that it has at the end
+        of the body, because the rest of the order is drawn from this generator lazily.
         """
         own = {id(each) for each in self._order_generators()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}

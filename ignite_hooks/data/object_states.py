@@ -31,8 +31,8 @@ from ignite_hooks.core.object_graph import stored_values
 
 __all__ = ["ObjectStates", "Objects", "has_state_dict", "is_plain_data"]
 
-# The largest number of elements that are compared by value. Of a container with more elements only
-# the length is compared. An array or tensor with more elements is not compared.
+# The largest number of elements that are compared by value. If a container has more elements, only
+# its length is compared. An array or tensor with more elements is not compared.
 _MAX_ELEMENTS = 64
 _MAX_DEPTH = 3  # containers that are nested deeper than this are compared by their lengths only
 _MAX_NAMED = 3  # the number of objects that a message names; other objects are only counted
@@ -41,7 +41,7 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 _ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
 _ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
 _NOT_COMPARABLE = object()
-_PRESENT = object()  # stands for an object itself in a dict with the values of its attributes
+_PRESENT = object()  # the value that `_values` gives to the path of an object itself
 # The attributes of a loader that make samples. The names of their parts begin with these names.
 # The states of samplers and streams (iterable data sets) are not restored here: the feed, which
 # reads the loader, moves them to its position, and a restored state would move them a second time.
@@ -172,9 +172,9 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
     ``_PRESENT``.
     """
     stateful = {id(each) for _, each in _stateful(present)}
-    # `_changed` ignores the attributes of new objects: it compares a value only if the earlier dict
-    # has the path of the object around the value. For a path of one part, such as "dataset", this
-    # outer path is "", which must always be in the dict.
+    # `_changed` ignores the attributes of new objects. For example, it compares "dataset.size" only
+    # if its argument `before` has the path "dataset". In the same way, it compares "dataset" only
+    # if `before` has the path "". So "" must always be in the dict.
     found: dict[str, Any] = {"": _PRESENT}
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):

@@ -1,4 +1,4 @@
-"""Records what a sampler with a state yields, so that a run can resume although workers prefetch.
+"""Records what a sampler yields, so that a run can resume from the saved state of the sampler.
 
 A sampler has a state if it has ``state_dict`` and ``load_state_dict``. An *element* is one index,
 or one index batch (the list of the indices of a batch), that the sampler yields. A *pass* is one
@@ -10,8 +10,8 @@ kept, and saved with the state. A process that resumes takes these elements firs
 continues the sampler from the saved state. No element is drawn twice, and the sampler draws each
 new element at the same point of the pass as in an unbroken run.
 
-The object whose state determines the batches that follow is called the *keeper* of the position.
-Here the sampler is the keeper.
+A *keeper* (``PositionKeeper``) wraps an object whose state determines which batch comes next. Here
+it wraps the sampler.
 """
 
 import copy
@@ -51,8 +51,8 @@ class RecordedOrder(ExcludedFromSearch):
     of a pass.
 
     Attributes:
-        keeper: the keeper that wraps the sampler. It also has the paths of the sampler in the
-            loader.
+        keeper: the keeper, which wraps the sampler. It also has the paths that lead from the loader
+            to the sampler.
         capacity: the number of most recent elements that are kept.
         head_size: the number of elements from the start of a pass that are kept in addition.
             Accelerate pads the last batches of the pass with these elements.
@@ -228,8 +228,8 @@ class RecordedOrder(ExcludedFromSearch):
         This is possible if these elements were drawn, and all later drawn elements are still kept.
         """
         is_kept = self._drawn_count - len(self._elements) <= start
-        # At the end of the pass ``start`` may exceed the number of drawn elements, because the last
-        # batch may be smaller.
+        # ``start`` counts the last batch of a pass as a full batch, although it may be smaller. So
+        # at the end of the pass ``start`` may exceed the number of drawn elements.
         is_drawn = start <= self._drawn_count or self._is_over
         return self._data_pass == data_pass and is_kept and is_drawn and not self._is_irregular
 
@@ -485,7 +485,7 @@ class RecordedOrder(ExcludedFromSearch):
         if self._is_irregular:
             return [
                 f"the state of {self.keeper.name} is not saved, because its batches differ in "
-                f"length, and Accelerate leaves out each batch that has not {self.size} samples"
+                f"length, and Accelerate leaves out batches that do not have {self.size} samples"
             ]
         if self._drawn_count == 1 and self._before_first is not None:
             return [
