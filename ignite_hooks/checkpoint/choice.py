@@ -146,8 +146,8 @@ def _has_name(candidate: CheckpointCandidate, name: str, source: Source, place: 
 def _has_address(candidate: CheckpointCandidate, address: str, source: Source, place: str) -> bool:
     """Returns whether ``address`` leads to the checkpoint.
 
-    If ``place``, the address of the source, is a URL, ``address`` is read as a URL. Otherwise
-    ``address`` is read as a path.
+    ``place`` names the source. If ``place`` is a URL, ``address`` is read as a URL, otherwise as a
+    path.
     """
     if is_url(place):
         return address.rstrip("/") == source.address_of(candidate).rstrip("/")

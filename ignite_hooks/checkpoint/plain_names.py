@@ -90,8 +90,8 @@ class PlainNames:
 
         Args:
             state: the state, with plain names.
-            own_names: the names in the module's own ``state_dict``. Each name in ``state`` is
-                replaced by the name in ``own_names`` with the same plain name. If ``own_names`` has
+            own_names: the names in the module's own ``state_dict``. Each plain name in ``state`` is
+                replaced by the name in ``own_names`` that has this plain name. If ``own_names`` has
                 no such name, for example because the module has renamed a parameter, the name in
                 ``state`` is translated with ``actual``. The module's loading code may then rename
                 the entry, or refuse it.

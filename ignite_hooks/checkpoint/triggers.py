@@ -1,7 +1,8 @@
 """The triggers of a save: a schedule, the clock, a signal, or the end of a run.
 
 A trigger makes a save due: the save is made once all other handlers of the present event have
-returned. This is the first of the four stages of a save. ``writer.py`` has a table of all stages.
+returned. Being due is the first of the four stages of a save. ``writer.py`` has a table of all
+stages.
 
 A step boundary is a point between two optimizer steps. A checkpoint can be saved only at a step
 boundary.
@@ -63,7 +64,7 @@ class CheckpointTriggers:
         self._options = options
         self._directory = Path(options.directory)
         self._signals = StopSignals(options.on_signals, options.grace_seconds)
-        self._is_stopping = False  # True once all processes know of a signal, and the run will end
+        self._is_stopping = False  # True if all processes know of a signal that ends the run
         self._is_saving = False  # True during a save, and after a save that has failed
         # The parts of the state that a failure of the run may have changed since the last step
         # boundary. Maps the name of a part, for example "handlers", to the reason.
@@ -160,8 +161,8 @@ class CheckpointTriggers:
             # A signal has ended the wait for the lock, and without the lock nothing may be saved.
             trainer.terminate(resumable=True)
             return
-        # around_run() has noted the position before. If the run is a new one, the trainer has reset
-        # its counters since, so the position is noted again.
+        # around_run() noted the position before the trainer set up the run. For a new run the
+        # trainer then reset its counters. So the position is noted a second time here.
         self._note_start(trainer)
         self._writer.rehearse(trainer)
 
@@ -276,10 +277,10 @@ class CheckpointTriggers:
             self._writer.lock.release()
 
     def _note_start(self, trainer: TrainingEngine) -> None:
-        """Notes that there is nothing to save at the present position.
+        """Counts the present position as saved already, so that it is not saved once more.
 
-        If the previous run has failed, its last steps are perhaps in no checkpoint, so nothing is
-        noted.
+        After a failed run the method does nothing. The last steps of that run may be in no
+        checkpoint, so they must not count as saved.
         """
         if not self._is_after_failure:
             self._writer.note_start(trainer)

@@ -293,10 +293,10 @@ class Trainer(TrainingLoop):
         ``set_limits`` was not called. A run that continues keeps its limits.
 
         A run that was stopped or failed continues after its last optimizer step, at the next batch
-        of the same pass over the data. A finished run continues if a higher limit is given;
-        otherwise a new run begins, with the next pass. Limits count from the beginning of the run,
-        not from this call. Handlers may write other limits to the state; these limits hold for the
-        rest of the run.
+        of the same pass over the data. A run that reached its limit continues if a higher limit is
+        given; otherwise a new run begins, with the next pass. Limits count from the beginning of
+        the run, not from this call. Handlers may write other limits to the state; these limits hold
+        for the rest of the run.
 
         Args:
             data: the batches to train on, for example a DataLoader; default: the data of the
@@ -406,7 +406,7 @@ class Trainer(TrainingLoop):
             raise RuntimeError(_half_done_message(self))
 
     def _note_outcome(self) -> None:
-        """Notes whether the run has failed or has broken off a validation, and so is unfinished.
+        """Notes whether the run is unfinished: it has failed, or a validation was broken off.
 
         ``run`` calls this method in its last statement.
         """
@@ -465,8 +465,8 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        # The next ``run()`` continues the run. In the process that ended the run, the next
-        # ``run()`` would do the same.
+        # From now on a call of ``run()`` continues the run. In the process in which the handler
+        # ended the run, a second call of ``run()`` would have continued it too.
         position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
@@ -536,9 +536,9 @@ class Trainer(TrainingLoop):
     def set_data(self, data: Iterable[Any]) -> None:
         """Takes the next batch from ``data``.
 
-        Within a run, the present epoch ends with the pass over ``data``. If the run has an
-        ``epoch_length``, or a handler has written an epoch length to the state, the epoch keeps
-        this length instead, as in Ignite.
+        If a run is in progress, its present epoch goes on with the batches of ``data``, and ends at
+        the end of the pass over ``data``. If the run has an ``epoch_length``, or a handler has
+        written an epoch length to the state, the epoch keeps this length instead, as in Ignite.
         """
         if self.feed is not None:
             self.feed.close()
@@ -604,7 +604,7 @@ class Trainer(TrainingLoop):
 
     def _note_frozen_modules(self) -> None:
         """Notes which submodules are frozen: those in eval mode, if the model is in train mode."""
-        # If the whole model is in eval mode, eval mode does not show that a submodule is frozen.
+        # If the model itself is in eval mode, its submodules are too, whether frozen or not.
         if self.model.training:
             self._frozen_modules = [
                 module for module in self.model.modules() if not module.training
