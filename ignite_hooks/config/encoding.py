@@ -141,8 +141,9 @@ def equal(a: Any, b: Any) -> bool:
 
     ``==`` compares handlers by identity, so two handlers with the same settings are not equal. This
     function compares the classes and all fields. A NaN equals a NaN, a path equals its string, and
-    a list equals a tuple with the same items. 1, 1.0 and True are three different values. An object
-    that is not plain data equals itself, and any object of its class that is equal by ``==``.
+    a list equals a tuple with the same items. 1, 1.0 and True are three different values. Two
+    objects that are not plain data are equal if they have the same class and are equal by ``==``,
+    or if they are the same object.
     """
     return first_difference(a, b) is None
 

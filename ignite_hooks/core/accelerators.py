@@ -133,9 +133,9 @@ def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
     requested = _requested_processes() if accelerator.num_processes == 1 else None
     if requested is not None and requested > 1:
         warn_once(
-            f"`accelerate launch` was asked for {requested} processes and has started one, as it "
-            "does on the CPU of one machine: start them with torchrun --nproc_per_node "
-            f"{requested}"
+            f"`accelerate launch` was asked for {requested} processes and has started one, because "
+            "it starts only one on the CPU of a single machine: start the processes with "
+            f"torchrun --nproc_per_node {requested}"
         )
 
 
@@ -152,7 +152,8 @@ def _requested_processes() -> int | None:
     commands = [n for n, w in enumerate(words) if re.search(r"(^|accelerate\S*)launch(\.py)?$", w)]
     if not commands:  # the launcher has started another program, which has started this process
         return None
-    # The launcher's parser tells its own options from those of the script, which come last.
+    # The launcher's own parser knows where the options of the launcher end and those of the script
+    # begin.
     from accelerate.commands.launch import launch_command_parser
 
     options, _ = launch_command_parser().parse_known_args(words[commands[0] + 1 :])
@@ -180,7 +181,7 @@ def registered_objects(accelerator: Accelerator) -> list[Any]:
 
 
 def collective_timeout(accelerator: Accelerator) -> timedelta | None:
-    """Returns the timeout of collectives that the user set; None for torch's default."""
+    """Returns the user's timeout for collectives; None if torch's default applies."""
     handler = accelerator.init_handler
     timeout: timedelta | None = None if handler is None else handler.timeout
     return timeout
@@ -320,8 +321,8 @@ def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object
     """Removes the objects without owners from the lists of an accelerator.
 
     This function is the callback of weak references. So the garbage collector may call it at any
-    time, even in the middle of another call of this function. Each line allows for entries that
-    the inner call has removed.
+    time, even in the middle of another call of this function. Therefore each line also works if
+    an entry was removed just before it.
     """
     accelerator = accelerator_ref()
     if accelerator is None:

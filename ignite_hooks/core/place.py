@@ -26,7 +26,7 @@ class Progress(NamedTuple):
         epochs: the number of complete epochs.
         batches: the number of batches given in the current epoch; 0 before the epoch begins.
         is_full: whether all batches of the current epoch have been given to the engine. If so, the
-            epoch may not have ended yet, but it gets no further batch.
+            epoch gets no further batch, even if it has not ended yet.
     """
 
     iteration: int = 0
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
         return Progress(self.iteration, self.epochs)
 
     def epochs_for(self, steps: int, window_size: int, epoch_length: int) -> int:
-        """Returns the total number of epochs of a run that makes ``steps`` more steps.
+        """Returns the total number of epochs of a run that has ``steps`` steps still to make.
 
         The total includes the complete epochs and the current epoch.
 
@@ -60,7 +60,7 @@ class Progress(NamedTuple):
         return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / per_epoch)
 
     def steps_in(self, batches: int, window_size: int, epoch_length: int | None) -> int:
-        """Returns the least number of optimizer steps that ``batches`` more batches make.
+        """Returns the least number of optimizer steps in the next ``batches`` batches.
 
         Args:
             batches: the number of batches still to come.
@@ -84,11 +84,11 @@ class Place(NamedTuple):
     Attributes:
         progress: the counters.
         position: the position in the data.
-        taken: the total number of batches of all accumulation windows. This count includes a batch
-            as soon as the batch is given to the engine. ``Window.taken`` includes the batch only
-            when it enters its window. While ``Window.taken`` is smaller than ``taken``, the last
-            batch has not entered its window yet. So the run is not at a step boundary (a point
-            between two optimizer steps), even if no window is open.
+        taken: the total number of batches given to the engine for accumulation windows.
+            ``Window.taken`` counts the same batches, but each batch only when it enters its window.
+            If ``Window.taken`` is smaller than ``taken``, the last batch has not entered its window
+            yet. In this case the run is not at a step boundary (a point between two optimizer
+            steps), even if no window is open.
     """
 
     progress: Progress = Progress()

@@ -42,15 +42,16 @@ _BALLAST_BYTES = 2**18  # twice the size of the batches in which a processor cou
 class KernelMark(ByteMark):
     """The high-water mark of this process, in bytes.
 
-    ``getrusage`` takes a tenth of the time of reading ``status``, but it never reports less than a
+    ``getrusage`` is ten times as fast as a read of ``status``, but it never reports less than a
     floor, even if the mark is lower. The floor is the mark of the program that this process ran
     before its last ``exec``. The floor is not known, so ``read`` checks each value that
     ``getrusage`` reports:
 
     1. No reported value is below the floor. So a value above the lowest value ever reported is
        above the floor, and is the mark.
-    2. Otherwise, if at least as much memory is resident now, the resident memory is the mark. (The
-       mark is never above the reported value, and never below the resident memory.)
+    2. Otherwise, if the memory that is resident now is at least the reported value, the resident
+       memory is the mark. (The mark is never above the reported value, and never below the
+       resident memory.)
     3. Otherwise the mark is read from ``status``.
 
     To make the first case frequent, ``open`` updates the lowest reported value, and then allocates

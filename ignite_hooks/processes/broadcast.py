@@ -12,10 +12,13 @@ __all__ = ["broadcast_values"]
 def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Copies the values of tensors of rank 0 to every other rank. Collective.
 
-    The values are copied into the tensor of the same name. The tensor stays unchanged if rank 0 has
-    no tensor of this name, or one of a different shape or dtype. An example is a cache whose shape
-    grows with the inputs. A tensor that was made in inference mode stays unchanged too, because
-    torch forbids writing into such a tensor outside of this mode.
+    The values are copied into the tensor of the same name. A tensor stays unchanged in these cases:
+
+    - Rank 0 has no tensor of this name.
+    - The tensor on rank 0 has a different shape or dtype, for example because the tensor is a cache
+      whose shape grows with the inputs.
+    - The tensor was made in inference mode: torch forbids writing into such a tensor outside of
+      this mode.
 
     Args:
         tensors: dense tensors by name.
