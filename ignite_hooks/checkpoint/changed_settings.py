@@ -1,7 +1,7 @@
 """Compares the settings in a script that resumes a run with the settings of the saved run.
 
 The saved run is the run that saved the checkpoint. From the checkpoint, a resume restores the
-settings of the optimizer, the learning rate schedule and the choice of frozen parameters. If
+settings of the optimizer and of the learning rate schedule, and which parameters are frozen. If
 ``ResumeCheckpoint(override=…)`` names one of these settings, and the script has changed it, the
 script's value is used instead. Other settings, for example gradient accumulation and clipping, are
 never restored: the script's values are always used. The resume report (``ResumeReport``) names each
@@ -62,8 +62,8 @@ _REQUIRED_STATES = {
 }
 
 # A setting is given by its path, for example ("optimizer", "groups", 0, "lr"). This table maps the
-# first key of a path to the name of the setting in ``override``. A setting whose first key is not
-# in the table has the last key of its path as its name, here "lr".
+# first key of a path to the name of the setting in ``override``. If the first key is not in the
+# table, the name is the last key of the path. In the example above, the name is "lr".
 _OVERRIDE_NAMES = {"scheduler": "scheduler", "frozen": "requires_grad"}
 
 
@@ -212,12 +212,12 @@ class ChangedSettings:
     def _restored_differences(self) -> Iterator[_Difference]:
         """Yields the differences in the settings that the checkpoint restores.
 
-        A script may set a value between the creation of the trainer and the start of the run. This
-        object is created in between, when ``ResumeCheckpoint`` is attached, so it sees the value
-        only if the script has set it already. Therefore the script's value is compared with two
-        values of the saved run: the value when the saved run's first checkpoint handler was
-        attached, and the value when the saved run started. A setting is unchanged if it equals one
-        of these two values.
+        A script may set a value before or after it attaches the checkpoint handlers. The value of
+        the resuming script is the one at the moment when ``ResumeCheckpoint`` is attached. For the
+        saved run two values were recorded: the value when its first checkpoint handler was
+        attached, and the value when the run started. A setting counts as unchanged if the resuming
+        script's value equals either of the two, because the saved run's script may have set the
+        value after it attached the handler.
         """
         for name in ("optimizer", "scheduler", "frozen"):
             script, path, given = self._script_settings[name], (name,), self._saved_given.get(name)
@@ -454,7 +454,7 @@ _EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 
 
 def _differences(saved: Any, given: Any, path: tuple[Any, ...]) -> Iterator[_Difference]:
-    """Yields the differences between two pieces of plain data: numbers, strings, lists and dicts.
+    """Yields the differences between two values, which are plain data such as lists and dicts.
 
     Two dicts are compared key by key, and two lists of dicts of the same length are compared
     element by element. So if only a learning rate differs, the path of the difference is

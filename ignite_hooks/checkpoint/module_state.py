@@ -1,10 +1,10 @@
 """Functions that capture the state of a module, read it from a file, compare it and load it.
 
 A ``state_dict`` does not say which parameters are frozen and which submodules are in eval mode.
-These facts, called flags, are saved and restored together with the ``state_dict``. In a file,
-parameters, buffers and submodules have their plain names, such as ``weight``: the names in the
-model without wrappers such as ``DistributedDataParallel``. In a wrapped module they have their
-actual names, such as ``module.weight`` (``plain_names.py``).
+These facts, called flags, are saved and restored together with the ``state_dict``. A wrapper such
+as ``DistributedDataParallel`` makes the names of parameters, buffers and submodules longer, for
+example ``module.weight``. These longer names are called actual names. In a file, all names are
+plain names, such as ``weight``: the names in the model without wrappers (``plain_names.py``).
 
 A module may customize its loading. For example, a buffer may take the size of the saved value, a
 hook may rename keys, or the module may ignore a part of the state. In these cases names and shapes
@@ -623,10 +623,12 @@ def _is_safetensors_value(value: Any) -> bool:
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns the further names of tensors that have several names, such as tied weights.
+    """Returns the aliases: if a tensor has several names, all its names except the first.
+
+    For example, a tied weight has several names.
 
     Returns:
-        Maps each further name of a tensor to its first name.
+        Maps each alias to the first name of the tensor.
     """
     first: dict[Any, str] = {}
     aliases = {}

@@ -264,11 +264,13 @@ class RemoteSource(Source):
 def _is_absent(error: BaseException | None) -> bool:
     """Returns whether an error shows that a file is certainly absent.
 
-    An error with the HTTP status 404 or 410 shows this. A FileNotFoundError or NotADirectoryError
-    shows this if it has no cause. But some protocols, such as HTTP, raise FileNotFoundError for
-    every failure, with the actual failure as the cause. So an error of these two classes that has a
-    cause shows the absence only if the cause is a LookupError, such as a missing key, or is itself
-    an error that shows the absence.
+    Some protocols, such as HTTP, raise FileNotFoundError for every failure, with the actual failure
+    as the cause. So only these errors show the absence:
+
+    - an error with the HTTP status 404 or 410;
+    - a FileNotFoundError or NotADirectoryError without a cause;
+    - a FileNotFoundError or NotADirectoryError whose cause is a LookupError, such as a missing key,
+      or is one of the errors in this list.
     """
     if _http_status(error) in _NOT_FOUND_STATUSES:
         return True

@@ -154,10 +154,10 @@ class SettingsRecord:
             ``ResumeCheckpoint(override=…)``, this value is in the record.
         started: the settings after the handlers of STARTED; None if they were not recorded.
         writes: shows what handlers of STARTED and EPOCH_STARTED have written to the optimizer's
-            groups. Maps the name of the event to a list of two: the settings of the groups before
-            the handlers of the event are called, and after. For STARTED, the settings "before" are
-            those at the call of ``record_settings``. For EPOCH_STARTED, only the settings of the
-            last epoch are kept.
+            groups. Maps the name of the event to the list [before, after]: the settings of the
+            groups before and after the handlers of the event are called. For STARTED, "before" has
+            the settings at the call of ``record_settings``. For EPOCH_STARTED, only the settings of
+            the last epoch are kept.
     """
 
     given: dict[str, Any]
@@ -190,9 +190,10 @@ def record_settings(attachment: Attachment) -> None:
     """Records the settings now, and adds callbacks that record them during a run.
 
     The callbacks record the settings after the handlers of STARTED, and both before and after the
-    handlers of EPOCH_STARTED. They record nothing at STARTED if the run is resumed, or at
-    EPOCH_STARTED if the epoch is resumed in its middle. In these cases the resume restores the
-    settings when the handlers have returned, and so overwrites what they have written.
+    handlers of EPOCH_STARTED. If the run is resumed, nothing is recorded at STARTED. If the epoch
+    is resumed in its middle, nothing is recorded at EPOCH_STARTED. In both cases, what the handlers
+    have written does not last, because the resume restores the settings when the handlers have
+    returned.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)
@@ -324,7 +325,8 @@ def _describe_callable(function: Any, within: Callable[[Any], Any]) -> Any:
 
     Args:
         function: the callable.
-        within: ``plain`` with the depth for values that the callable uses.
+        within: converts the values that the callable uses to plain data. This is ``plain`` with a
+            fixed argument ``depth``.
     """
     if isinstance(function, functools.partial):
         return {

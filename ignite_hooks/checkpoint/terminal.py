@@ -22,9 +22,9 @@ _COLUMN_GAP = "  "
 def printable(value: object) -> str:
     """Returns a value as one line of text that standard output can print.
 
-    Some characters are replaced by the escape sequences of Python's string literals: control and
-    format characters, line ends of all kinds, surrogates, and characters that the encoding of
-    standard output does not have.
+    The following characters are replaced by escape sequences, as in Python's string literals:
+    control and format characters, line ends of all kinds, surrogates, and characters that the
+    encoding of standard output does not have.
     """
     text = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode()

@@ -1,7 +1,7 @@
 """Finds values that change in a run and are in no ``state_dict``, such as a counter of a handler.
 
-No checkpoint can restore such values, so the report of a resume names them. The first run of a
-process records the values at its start, after the handlers of STARTED. Each save compares the
+No checkpoint can restore such values, so the report of a resume names them. The values are recorded
+at the start of the first run of a process, after the handlers of STARTED. Each save compares the
 present values with these initial values. A value that has not changed is not reported: the script
 that resumes creates the same value again. Objects of libraries are not compared, because their
 values are clocks, files and connections.
@@ -148,7 +148,7 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
     return "; ".join(reasons)
 
 
-# The paths in messages begin with this prefix for attributes of `trainer.state`.
+# In a message, the path of an attribute of `trainer.state` begins with this prefix.
 _STATE = "trainer.state."
 # The attributes beside the state are recorded under the path of their object with this suffix.
 _BESIDE = " beside its state"
@@ -175,8 +175,8 @@ def _initial_values(trainer: TrainingEngine) -> Values:
 def _current_values(trainer: TrainingEngine, handler_objects: HandlerObjects) -> Values:
     """Returns the digests of the present values that are in no ``state_dict``.
 
-    The values are in objects that have no ``state_dict`` and are held by handlers, and in
-    ``trainer.state``.
+    Such values are stored in attributes of ``trainer.state``, and in objects that handlers hold and
+    that have no ``state_dict``.
     """
     values: Values = {}
     for path, holder in handler_objects.stateless:

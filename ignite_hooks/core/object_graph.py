@@ -1,9 +1,10 @@
 """A search through all objects that a run can reach, for random generators and objects with state.
 
-A checkpoint saves what the search finds, or warns about it. The search reads values where they are
-stored: in ``__dict__``, slots, containers, closures, defaults, and the globals that the code of a
-function names. To read the values, the search uses functions of the built-in types. It evaluates no
-property and calls no code of the objects, so it changes nothing.
+A checkpoint saves the states of the generators and objects that the search finds. The report of a
+resume names those whose state could not be saved. The search reads values where they are stored: in
+``__dict__``, slots, containers, closures, defaults, and the globals that the code of a function
+names. To read the values, the search calls functions of the built-in types, such as ``dict.items``.
+It calls no code of the objects and evaluates no property, so it changes nothing.
 
 *Plain data* are objects that hold neither a generator nor an object with a state, such as numbers,
 texts and tensors. The search skips them.
@@ -76,14 +77,15 @@ class ExcludedFromSearch:
     __slots__ = ()
 
 
-_MAX_NESTING = 16  # one check goes down at most this many levels of nested containers
+# The number of levels of nested containers that `has_changed` and `_are_plain` check.
+_MAX_NESTING = 16
 _MAX_SHORT_LENGTH = 1000  # `has_changed` compares longer containers by a digest
 # `_are_plain` checks many containers at once. If the total number of their elements exceeds this
 # limit, `_are_plain` first removes duplicate containers.
 _MAX_UNDEDUPLICATED = 5_000_000
 _MAX_LAYOUTS = 10_000  # the number of classes whose layout is remembered
-# The largest number of elements that are checked one by one. More elements are first checked all
-# together, which takes less time per element.
+# If an object has more parts than this, `_without_plain` first checks whether all of them are plain
+# data, because one check of all parts takes less time than a check of each part.
 _MAX_CHECKED_SINGLY = 64
 # Objects of exactly these types are plain data.
 _PLAIN_TYPES = (
@@ -139,9 +141,9 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 }
 # Attributes that Python itself adds to each class.
 _CLASS_INTERNALS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
-# The name of an element of a dictionary ends with the key of the element. A string or a key of one
-# of the types below is shown as text. A tuple is shown element by element. Of any other key only
-# the class is shown, because its `__repr__` could be code of users.
+# The name of an element of a dictionary ends with the key of the element. A string is shown as it
+# is. A key of one of the types below is shown by its value, and a tuple element by element. Of any
+# other key only the class is shown, because its `__repr__` could be code of users.
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
 _CODE_TYPES = (types.FunctionType, staticmethod, classmethod, property)
@@ -232,8 +234,8 @@ class ObjectSearch(ExcludedFromSearch):
     def release_excluded(self) -> None:
         """Drops the references to the excluded objects (the argument ``excluded``).
 
-        Call this after the search has yielded all other objects. If this object is iterated again
-        later, the new search does not skip the excluded objects.
+        Call this method when the search has ended. A later iteration over the same ``ObjectSearch``
+        would no longer skip the excluded objects.
         """
         self._excluded = []
 
@@ -251,8 +253,7 @@ class ObjectSearch(ExcludedFromSearch):
             selected: objects of which ``parts_of`` selects the parts.
 
         Returns:
-            The identities and digests; None if there are too many. There are too many, for example,
-            if an object keeps an exception, whose frames lead to all variables of a program.
+            The identities and digests; None if there are more than ``_MAX_REFERENTS``.
         """
         layouts = self._layouts.values()
         plain = _PLAIN_IDS | {id(each.type_ref()) for each in layouts if each.is_plain}
@@ -350,9 +351,9 @@ class ObjectSearch(ExcludedFromSearch):
     def _parts(self, thing: Any, selected: Any) -> Iterator[tuple[str | None, Any]]:
         """Yields (name, object) for all that ``thing`` holds, except plain data.
 
-        The name is that of an attribute, or a key or an index. If ``thing`` is a cell or a weak
-        reference, the name is None, and the caller names the object as it names ``thing``.
-        ``selected`` is the result of ``parts_of`` for ``thing``.
+        A name is the name of an attribute, a key or an index. The object in a cell or in a weak
+        reference has None instead of a name, and the caller gives it the name of the cell or the
+        weak reference. ``selected`` is the result of ``parts_of`` for ``thing``.
         """
         object_type = type(thing)
         if selected is not None:
@@ -469,8 +470,8 @@ class ObjectSearch(ExcludedFromSearch):
             if other_type_ids := type_ids - _CONTAINER_IDS:
                 classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
                 layouts = {each: self._layout(classes[each]) for each in other_type_ids}
-                # For these classes, some objects are plain data and others are not. So each object
-                # is checked by itself.
+                # Of some classes, only some objects are plain data: an array of numbers is, and an
+                # array of objects is not. So each object of such a class is checked by itself.
                 undecided_type_ids = {
                     each
                     for each in other_type_ids
@@ -633,9 +634,10 @@ def _digest_of_long_container(container: Any, plain: frozenset[int]) -> list[int
 
 
 def stored_values(thing: Any) -> list[tuple[str, Any]]:
-    """Returns (name, value) for each value that a function, a class or an instance itself stores.
+    """Returns (name, value) for each value that a function, a class or an instance stores.
 
-    Plain data is included.
+    For a class, its methods and the values of its bases are left out. For an instance, the values
+    of its class are left out. Plain data is included.
     """
     if type(thing) is types.FunctionType:
         return _parts_of_function(thing)

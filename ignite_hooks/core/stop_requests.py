@@ -10,7 +10,7 @@ __all__ = ["StopMonitor", "ValidationStopped", "add_stop_monitor", "stop_monitor
 
 
 class ValidationStopped(Exception):
-    """Raised when a validation does not begin, or is broken off, because its run is to stop."""
+    """Breaks off a validation, or keeps it from beginning, because the training run is to stop."""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ class ChangedData:
         then: the facts of the data in the saved run.
         now: the facts of the data in the present run.
         batches: the saved position, in batches.
-        samples: the number of samples before the saved position, of all processes together; None if
-            not certain.
+        samples: the number of samples that all processes together had taken before the saved
+            position; None if the number is not certain.
         batches_left: the number of batches that the remaining samples of this pass make in the
             present run; None if not known.
         window_size: the number of batches in a full accumulation window, which make one optimizer
@@ -72,7 +72,7 @@ class ChangedData:
 
     @property
     def drops_pass(self) -> bool:
-        """Returns whether the saved position cannot be reached, so that the next pass starts."""
+        """Returns whether the next pass starts, because the saved position cannot be reached."""
         if not self.batches or self.keeps_samples or self.has_state:
             return False
         if self.is_replay_refused:
@@ -150,6 +150,6 @@ def _quantity(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
-# The facts that must be unchanged so that a position that counts batches is valid. If several of
-# the facts have changed, `reasons` reports the first one.
+# A position that counts batches is valid only if all these facts are unchanged. If several of them
+# have changed, `reasons` reports the first one in this order.
 _POSITION_FACTS = ("order", "samples a pass", "samples a batch", "batches a pass")

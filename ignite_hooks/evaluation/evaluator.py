@@ -39,7 +39,7 @@ __all__ = ["Evaluator", "FirstBatches", "create_supervised_evaluator"]
 
 
 class FirstBatches:
-    """The first batches of an iterable, for an engine that itself would iterate over all batches.
+    """The first batches of an iterable. An engine that runs on this object uses no other batches.
 
     Args:
         data: an iterable of batches.
@@ -97,7 +97,7 @@ class Evaluator(EventCheckingEngine):
         return self._feeds.feed_for(data, remember=True)
 
     def known_feed_of(self, data: Iterable[Any]) -> DataFeed | None:
-        """Returns the ``DataFeed`` of ``data``; None if this evaluator has not run on them yet."""
+        """Returns the ``DataFeed`` of ``data``; None if this evaluator has no feed of ``data``."""
         return self._feeds.existing_feed(data)
 
     @explain_ignite_arguments(Engine.run)

@@ -58,7 +58,9 @@ def gradients_kept(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_of_rank_0(model: torch.nn.Module, accelerator: Accelerator | None) -> Iterator[None]:
-    """Gives the model the buffers of rank 0 on every rank, for the body. A collective call.
+    """Gives the model the buffers of rank 0 on every rank during the body.
+
+    This function is collective: every rank must call it.
 
     In training each rank updates its own buffers, such as the running statistics of a BatchNorm, so
     the ranks have slightly different models. An evaluation would mix the results of these models in

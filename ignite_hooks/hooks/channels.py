@@ -1,4 +1,4 @@
-"""The eight channels of an engine, which enter and leave users' contexts around parts of its loop.
+"""The channels of an engine: eight parts of its loop around which users' contexts are entered.
 
 A *channel* is a part of the training loop that has a name, for example ``on_step``. A *context* is
 a user's function that makes a context manager. The context manager is entered when the channel
@@ -64,7 +64,7 @@ class Channels:
         self.drop(hooks)
 
     def add(self, hooks: Sequence[Hook]) -> None:
-        """Adds hooks after the present hooks, for example when a user adds to an attached set.
+        """Adds hooks after the present hooks, for example when a user adds one to an attached set.
 
         The contexts of the hooks are entered when their channels open next.
         """
@@ -167,10 +167,10 @@ class _ValidationChannel(_Channel):
         return error is not None
 
     def _is_stopped_by_context(self, error: BaseException, depth: int) -> bool:
-        """Closes open contexts until one of them ends the failure, and returns True in this case.
+        """Closes open contexts until one ends the failure; returns whether one has ended it.
 
-        If no context ends the failure, all contexts of the channel are closed and False is
-        returned. A context ends the failure if it catches the failure, calls ``terminate()`` and
+        If no context ends the failure, all contexts of the channel are closed. A context ends the
+        failure if it catches the failure, calls ``terminate()`` and
         raises no exception itself.
         """
         engine: Any = self._engine()

@@ -44,7 +44,7 @@ class RAMMetric(PeakMetric):
     def result(self) -> float:
         """Returns the peak in MiB.
 
-        While a measurement runs, this is its peak so far. Otherwise it is the peak of the last
+        During a measurement, the result is the peak so far. Otherwise it is the peak of the last
         measurement, or 0.0 before the first measurement. If the handler is attached to several
         engines, the peak is that of the engine to which it was attached last.
         """
@@ -178,9 +178,9 @@ class StreamMaxRAM(RAMMetric):
     """The peak of resident memory in one whole validation, with all its loaders.
 
     On a trainer the validation is measured from VALIDATION_STARTED to VALIDATION_COMPLETED, and on
-    any other engine from STARTED to COMPLETED. The metric measures by itself only within runs of
-    the engine to which it is attached. If you validate outside a run, call ``start`` before the
-    validation and ``stop`` after it, and read ``result``.
+    any other engine from STARTED to COMPLETED. The metric starts automatically only if the
+    validation is within a run of the engine to which the metric is attached. To measure any other
+    validation, call ``start`` before it and ``stop`` after it, and read ``result``.
 
     ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
@@ -208,10 +208,10 @@ class StreamMaxRAM(RAMMetric):
             span.measure_between(Events.STARTED, Events.COMPLETED)
 
     def start(self) -> None:
-        """Starts a measurement of your own code from scratch; does nothing if one is running.
+        """Starts a measurement of your own code; does nothing if this measurement is running.
 
-        This measurement is independent of the measurements on engines to which the handler is
-        attached.
+        The measurement starts from scratch. It is independent of the measurements on engines to
+        which the handler is attached.
         """
         if self not in _started_by_user:
             _started_by_user[self] = self._max_ram()

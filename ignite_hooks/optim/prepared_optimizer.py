@@ -87,8 +87,8 @@ class PreparedOptimizer:
     def _can_call_torch_directly(self) -> bool:
         """Returns whether Accelerate's backward, step and zero_grad do the same as torch's.
 
-        If so, calling torch directly saves 100 µs per step. Accelerate looks up a package twice in
-        each step, and calls ``inspect.signature``.
+        If so, calling torch directly saves 100 µs per step, because Accelerate's functions look up
+        a package twice in each step, and call ``inspect.signature``.
         """
         return (
             self.is_data_parallel
@@ -174,10 +174,10 @@ class PreparedOptimizer:
         return self.calls_torch_directly or not self.optimizer.step_was_skipped
 
     def zero_grad(self) -> None:
-        """Clears the gradients, after a step or when a window is dropped before its step."""
+        """Clears the gradients, after a step or when accumulated gradients are dropped."""
         if self._is_unscaled:
             # The gradients were unscaled, and no step followed. Without ``update`` the scaler would
-            # refuse to unscale the gradients of the next window. The present scale is passed, so
+            # refuse to unscale the gradients of the next step. The present scale is passed, so
             # that ``update`` does not change it.
             self.optimizer.scaler.update(self.optimizer.scaler.get_scale())
             self._is_unscaled = False

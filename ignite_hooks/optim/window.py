@@ -94,8 +94,8 @@ class RemainingData:
     def batches_left(self, engine: Engine) -> int | None:
         """Returns the number of batches until the data, the epoch or the run ends.
 
-        The present batch is included. If several of these ends are known, the first one counts. The
-        result is None if no end is known.
+        The present batch is included. If several of these ends are known, the nearest end counts.
+        The result is None if no end is known.
         """
         state = engine.state
         max_iters = getattr(state, "max_iters", None)  # the state of Ignite 0.5.4 has no max_iters
