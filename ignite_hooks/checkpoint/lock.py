@@ -60,8 +60,8 @@ LOCK_NAME = ".ignite_hooks.lock"
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-# The time between writing a record and reading it back, if two processes may write at once. After
-# this time both processes read the same record, the one that was written last.
+# The time between writing a record and reading it back, if two processes may write simultaneously.
+# After this time both processes read the same record, the one that was written last.
 _SETTLE_SECONDS = 1.0
 _RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # a new owner has 1 s to write its record
 # Every record is padded to this length and written in one call. So a process never reads half of a
@@ -313,7 +313,7 @@ class DirectoryLock:
             waited: the seconds that this run has waited without success; None if it did not wait.
         """
         owner = _owner_text(file.owner)
-        # The message at the end says "DIRECTORY, which {case}: ..., {remedy}".
+        # The error message below says "DIRECTORY, which {case}: ..., {remedy}".
         case = f"is written to by {owner}"
         remedy = 'stop the other run, or wait for its end with SaveCheckpoint(..., on_busy="wait")'
         if file.is_owner_in_this_process:
@@ -370,7 +370,7 @@ class _Availability(Enum):
 
 
 class _LockFile:
-    """The lock file, as one trainer uses it: it tries to take the lock, holds it, and releases it.
+    """Takes, holds and releases the lock for one trainer, by means of the lock file.
 
     Attributes:
         path: the path of the file.

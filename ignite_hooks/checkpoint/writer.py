@@ -136,8 +136,8 @@ class CheckpointWriter:
         is_background = self._options.background
         if self.has_saved(trainer):
             if not is_background:
-                # If an error came just after the last commit, that checkpoint is complete, but was
-                # not announced yet.
+                # The last checkpoint is complete. But if an error came just after its commit, the
+                # checkpoint was not announced yet.
                 self._announce_once()
             return
         self._saving_at = _position(trainer)
@@ -192,10 +192,10 @@ class CheckpointWriter:
 
         # With several ranks, inspect() returns three values on each rank:
         # - the digest of the parameters;
-        # - on rank 0, the digests of its states, with which the other ranks compare their states;
-        #   on the other ranks, an empty dict;
-        # - on the other ranks, the parts of the state that may be unsaved, with the reasons; on
-        #   rank 0, an empty dict, because state.files() computes the parts of rank 0.
+        # - the digests of the states of rank 0, with which the other ranks compare their states (an
+        #   empty dict on the other ranks);
+        # - the parts of the state of this rank that may be unsaved, with the reasons (an empty dict
+        #   on rank 0, because state.files() computes the parts of rank 0).
         findings = self.ranks.call_on_all_ranks(inspect)
         if not is_single_process:
             state.trainer.compare_parameters([digest for digest, _, _ in findings])
@@ -211,8 +211,9 @@ class CheckpointWriter:
         assert feed is not None  # the capture, which comes before, has read the state of the feed
         position = feed.position
         if not is_running(trainer):
-            # Another trainer may have continued the same run of training after this trainer's last
-            # run. In this case the checkpoint begins a branch, a new run with its own identifier.
+            # After the last `run()` of this trainer, another trainer may have resumed from a
+            # checkpoint and continued the training. In this case the new checkpoint begins a
+            # branch, a new run with its own identifier.
             self._lineage.decide_run(trainer)
         return Manifest(
             number=1,
@@ -284,10 +285,11 @@ class CheckpointWriter:
         self._store.commit(folder, manifest)
         self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
         if self.ranks.size == 1:
-            # The checkpoint is complete, so the save must not be repeated if anything below fails.
-            # With several ranks, these two attributes must not be set here, on rank 0 alone: if a
-            # failure follows, the other ranks repeat the save, and rank 0 must repeat it too. So
-            # _write_and_commit() and _save() set the attributes later, on all ranks.
+            # The checkpoint is complete. `_saved_at` and `_unannounced` are set now, so that the
+            # save is not repeated if anything below fails. With several ranks, this statement would
+            # set them on rank 0 alone. But after a failure the other ranks repeat the save, and
+            # rank 0 must repeat it too. So _write_and_commit() and _save() set the attributes
+            # later, on all ranks.
             self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
         try:
@@ -351,8 +353,8 @@ class CheckpointWriter:
     def warn_of_other_runs(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of other runs, and none of this run.
 
-        The method first decides whether the trainer continues its run or begins a new one (a
-        branch), because a new run has no checkpoints yet.
+        The method first decides which run this is: the trainer continues its run, or begins a
+        branch, which is a new run without checkpoints.
         """
         if not self.ranks.is_rank_0:
             return

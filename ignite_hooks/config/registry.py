@@ -154,8 +154,8 @@ def _check_class(tag: str, cls: Any) -> None:
             f"the class registered as {tag!r} must be a checked dataclass, {name} is not: put "
             "@checked_dataclass, of ignite_hooks.handlers, between @register and the class"
         )
-    # The names of the classes are compared and not the classes, because a cell of a notebook makes
-    # a new class each time it runs.
+    # The classes are compared by their names, because a cell of a notebook makes a new class each
+    # time it runs.
     other = _classes.get(tag)
     if other is not None and _qualified_name(other) != _qualified_name(cls):
         raise ValueError(

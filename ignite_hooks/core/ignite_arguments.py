@@ -24,8 +24,8 @@ _REMEDIES = {
     "accelerator=Accelerator(), or Accelerator(cpu=True) for the CPU",
     "non_blocking": "the accelerator moves the batches: pass accelerator=Accelerator("
     "dataloader_config=DataLoaderConfiguration(non_blocking=True))",
-    "deterministic": "the order of the data is restored on a resume without it: seed once, with "
-    "accelerate.utils.set_seed(0), and pass `resume_from`",
+    "deterministic": "a resume restores the order of the data without this argument: seed once, "
+    "with accelerate.utils.set_seed(0), and pass `resume_from`",
     "amp_mode": "the accelerator has the precision: pass "
     'accelerator=Accelerator(mixed_precision="fp16")',
     "scaler": "the accelerator scales the loss: pass "
@@ -81,8 +81,9 @@ def explain_ignite_arguments(
 def check_data_is_not_a_device(data: Any) -> None:
     """Raises a TypeError if ``data`` is a device.
 
-    The fourth positional argument is ``data`` here, but ``device`` in Ignite's factory. A device
-    such as "cuda" is a string, and strings would be accepted as data because they are iterable.
+    The fourth positional argument of ``create_supervised_trainer`` is ``data`` in this package, but
+    ``device`` in Ignite. A device such as "cuda" is a string, and strings would be accepted as data
+    because they are iterable.
     """
     if isinstance(data, str | torch.device):
         raise TypeError(

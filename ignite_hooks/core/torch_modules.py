@@ -17,8 +17,8 @@ The private members of torch, with the meaning on which this module relies:
 - ``_buffers``: the buffers of a module by name. A name that is registered without a buffer has the
   value None.
 - ``_non_persistent_buffers_set``: the names of the buffers that are not part of the state.
-- ``_compiled_call_impl``, and the attributes that a new ``Module`` or a new optimizer has: torch's
-  own attributes. Any other attribute belongs to the user.
+- ``_compiled_call_impl``: an attribute that ``Module.compile`` sets. It is torch's own, like the
+  attributes that a new ``Module`` or a new optimizer has. Any other attribute belongs to the user.
 - ``weight_orig``, ``weight_g``: the parameters from which ``spectral_norm`` and ``weight_norm``
   compute an attribute ``weight``.
 
@@ -222,7 +222,7 @@ def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Maps the name of each persistent buffer that is None to the module that has the buffer.
+    """Returns the modules that have a persistent buffer with the value None, by the buffer's name.
 
     A state has no entry for such a buffer. The module may set the buffer later, for example on
     first use.

@@ -8,7 +8,8 @@ this module instead.
 
 A *window* is the batches whose gradients are accumulated for one optimizer step. At a *step
 boundary* no window is open, and no batch is being processed. A *validation* is a run of an
-evaluator that the handler ``Validation`` starts.
+evaluator that the handler ``Validation`` starts. The *saved run* is the run that wrote the
+checkpoint from which a trainer resumes.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Turn(IntEnum):
     SCHEDULER = 3
     # All handlers without a turn of their own.
     OTHERS = 4
-    # At STEP_COMPLETED, the callbacks that are called every so many steps.
+    # At STEP_COMPLETED, the callbacks of handlers that have a schedule in steps (``every_steps``).
     DUE_BY_STEP = 5
     # The validation at STARTED and at STEP_COMPLETED.
     LATE_VALIDATION = 6
@@ -116,7 +117,7 @@ class TrainingEngine(Protocol):
     state: Any  # handlers of all kinds keep attributes on the state
     last_event_name: Any
     stop_reason: str | None
-    resume_report: Any  # a ResumeReport, whose package may not be imported here
+    resume_report: Any  # a ResumeReport, whose package must not be imported here
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -124,7 +125,7 @@ class TrainingEngine(Protocol):
 
     @property
     def generators(self) -> Mapping[str, Any]:
-        """The random generators that the model, functions and handlers hold, by name."""
+        """The random generators that the model, the user's functions and handlers hold, by name."""
 
     @property
     def searched_objects(self) -> Mapping[str, Callable[[], Any]]:
@@ -185,9 +186,10 @@ class TrainingEngine(Protocol):
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off work, such as a validation, at the present step boundary.
+        """True if deferred callbacks at the present step boundary are left to the next run.
 
-        The next run does this work.
+        For example, a validation was broken off because the run had to stop. The next run repeats
+        the validation.
         """
 
     @property
@@ -207,7 +209,8 @@ class TrainingEngine(Protocol):
     def ended_by(self) -> str | None:
         """The name of the handler or function that finished the run before its limit.
 
-        None if the run ended at a limit, or if a resume continues the run.
+        None in all other cases, for example if the run ended at a limit, or if it ended by
+        ``terminate(resumable=True)``.
         """
 
     def terminate(self, *, resumable: bool = False) -> None:

@@ -4,8 +4,8 @@ A change is, for example, a module that is set to evaluation mode during a valid
 ``with`` block that makes a change and undoes it at its end. But a signal may interrupt the
 ``finally`` of the scope. Or a traceback may keep a suspended generator alive until much later, and
 with it the scope in the generator. So the callback that undoes a change is noted before the change
-is made. When the run ends, or else when the next run begins, the trainer calls the callbacks that
-have not been called yet.
+is made. When the run ends, the trainer calls the callbacks that have not been called yet. If a
+signal interrupts these calls too, the trainer calls the rest when the next run begins.
 """
 
 import threading
@@ -58,7 +58,7 @@ class UndoStack(AbstractContextManager["UndoStack", None]):
             self.call(left[-1], out_of_order=True)
 
     def push(self, undo: Undo) -> None:
-        """Notes a change that is about to be made, by the callback that undoes it."""
+        """Notes ``undo``, the callback that undoes a change, before the change is made."""
         self._callbacks.append(undo)
 
     def call(self, undo: Undo, *, out_of_order: bool) -> None:

@@ -50,11 +50,11 @@ class DataFeed:
     A feed does two things that Ignite does not do. It lets a resumed run continue in the middle of
     a pass. And it ends each pass as Accelerate requires: it asks the loader for another batch after
     the last one, so that the code at the end of Accelerate's ``__iter__`` runs. An engine of Ignite
-    does not ask for this extra batch if it knows the number of batches. If the code does not run,
-    two things go wrong. The loader's epoch (the argument of ``set_epoch``) does not advance. And
-    the finished loader remains Accelerate's active loader (the loader that counts as being
-    iterated). While the active loader is at its end, Accelerate does not accumulate gradients, even
-    if another iterable gives the batches.
+    does not ask for this extra batch if it knows the number of batches. If the code at the end of
+    ``__iter__`` does not run, two things go wrong. The loader's epoch (the argument of
+    ``set_epoch``) does not advance. And the finished loader remains Accelerate's active loader (the
+    loader that counts as being iterated). While the active loader is at its end, Accelerate does
+    not accumulate gradients, even if another iterable gives the batches.
 
     ``iter(feed)`` begins at ``position``. If a stop or a failure closes the iterator in the middle
     of a pass, the next ``iter`` continues the pass. If the iterator is still open, the next
@@ -66,8 +66,8 @@ class DataFeed:
     batches and fetches nothing ahead. Then random numbers are drawn in the order of a plain PyTorch
     loop. If the number is not certain, the feed fetches at least one batch ahead.
 
-    With several processes, all ranks end a pass together: after as many batches as the rank with
-    the fewest batches has. The ranks exchange their numbers of batches at the start of each pass.
+    With several processes, all ranks end a pass after the same number of batches: the smallest
+    number that a rank has. The ranks exchange their numbers of batches at the start of each pass.
     If a rank's number of batches is not certain, the ranks instead exchange how many batches they
     have fetched, once per ``gradient_accumulation_steps`` batches.
 
@@ -104,8 +104,9 @@ class DataFeed:
             )
         self._accelerator = accelerator
         self._source = prepare_source(data, accelerator, even_batches)
-        # Accelerate would lose a part of some loaders (see `can_prepare`). Such a loader is not
-        # prepared, so it is not on Accelerate's list of prepared loaders.
+        # Some loaders would lose their sampler or their own iteration if Accelerate prepared them
+        # (see `can_prepare`). Such a loader is not prepared, so it is not on Accelerate's list of
+        # prepared loaders.
         self._is_on_accelerate_list = can_prepare(data)
         self.add_owner(self)
         is_distributed = accelerator is not None and accelerator.num_processes > 1
@@ -194,11 +195,14 @@ class DataFeed:
 
     @property
     def facts(self) -> dict[str, int | str | None]:
-        """The facts: properties that must be equal for a resumed run to see the same batches."""
+        """The facts: the properties of the data on which the batches depend, by name.
+
+        A resumed run gets the same batches only if its facts are those of the saved run.
+        """
         return self._source.facts()
 
     def __len__(self) -> int:
-        """Returns the number of batches in a pass; raises a TypeError without a certain number."""
+        """Returns the number of batches in a pass; raises a TypeError if it is not certain."""
         if not self._pass_end.length:
             raise TypeError(f"{type(self.loader).__name__} has no certain number of batches")
         return self._pass_end.length
@@ -251,8 +255,8 @@ class DataFeed:
         only exception is a sampler that draws from a global generator while it is iterated.
 
         A loader with a sampler does not load the batches before ``position`` again. There are two
-        exceptions: a loader whose batches rank 0 sends to all ranks, and a loader whose class
-        overrides the iteration.
+        exceptions: Accelerate's ``DataLoaderDispatcher``, which loads batches on rank 0 for all
+        ranks, and a loader whose class overrides the iteration.
         """
         if self.can_repeat:
             self._pass_end.ahead.clear()
@@ -316,10 +320,11 @@ class DataFeed:
     def deactivate(self) -> None:
         """Removes the loader from the active loaders.
 
-        ``close`` also does this. But while ``interrupt()`` suspends a run, ``deactivated`` (in
-        ``active_loader.py``) keeps the loader off the list. When the interruption ends,
-        ``deactivated`` makes the loader active again, even if the feed was closed in the meantime.
-        Then the trainer calls this method if the feed is not used any more.
+        ``close`` also does this, but the end of an interruption may undo it. While ``interrupt()``
+        suspends a run, ``deactivated`` (in ``active_loader.py``) keeps the loader off the list.
+        When the interruption ends, ``deactivated`` makes the loader active again, even if the feed
+        was closed in the meantime. If the feed is not used any more, the trainer calls this method
+        after the interruption.
         """
         if hasattr(self.loader, "end"):
             self.loader.end()
@@ -464,9 +469,9 @@ class DataFeed:
         restores_position = self._source.is_entered_exactly or self._can_restore_here(state_dict)
         if is_within and not restores_position:
             found.append(
-                "earlier batches of this pass are iterated again: random numbers that the data "
-                "draws meanwhile differ until the pass ends; if the data draws none, the resume is "
-                f"exact{self._source.remedy}"
+                "earlier batches of this pass are iterated again: if the data draws random numbers "
+                "during a pass, they differ until this pass ends; if the data draws none, the "
+                f"resume is exact{self._source.remedy}"
             )
         restores_worker_draws = self._source.draws_in_workers and state_dict.get(
             "draws_in_workers", False
@@ -585,7 +590,7 @@ class DataFeed:
 
     @property
     def _draws_order_on_each_rank(self) -> bool:
-        """Returns whether a pass begins, and each rank draws the order of the pass by itself.
+        """Returns whether the feed is at the start of a pass whose order each rank draws by itself.
 
         If so, the ranks compare the states of their global generators, because ranks with different
         states would draw different orders.
@@ -637,8 +642,8 @@ class Feeds:
 
     Data that is used again keeps its feed. So no loader is prepared twice, and the feed continues
     at the position where it was left. A loader has its feed as an attribute, so loader and feed
-    live equally long. This object itself refers only to two kinds of feeds: the newest feed, which
-    is the feed that was used last, and the feeds that ``feed_for`` was told to remember. Only the
+    live equally long. This object itself refers only to the newest feed, which is the feed that was
+    used last, and to the feeds for which ``feed_for`` was called with ``remember=True``. Only the
     loader of the newest feed is on Accelerate's list of prepared loaders.
 
     Args:
@@ -691,8 +696,8 @@ class Feeds:
             if isinstance(loader, DataLoader):
                 _loader_feeds(loader)[self] = feed
         feed.add_owner(self)
-        # The loader refers to its feed from now on. If the feed stayed an owner, the loader would
-        # remain on Accelerate's list for as long as the loader exists.
+        # A loader stays on Accelerate's list while an owner exists. From now on the loader keeps
+        # its feed alive. So if the feed stayed an owner, the loader would never leave the list.
         feed.remove_owner(feed)
         if former is not None and former is not feed:
             former.remove_owner(self)
@@ -705,9 +710,9 @@ def load_between_passes(
 
     Several feeds may share data. If each feed restored the data only when the feed is first
     iterated, a later feed would undo the changes that an earlier feed has made to the shared data.
-    So this function restores all states at once. The only exception is a keeper (the object whose
-    state contains the position): the feed that is iterated first restores the keeper, for all feeds
-    that share the keeper.
+    So this function restores all states immediately. The only exception is a keeper (the object
+    whose state contains the position): the feed that is iterated first restores the keeper, for all
+    feeds that share the keeper.
 
     Args:
         states: pairs of a feed and the saved state of this feed.
@@ -719,7 +724,7 @@ def load_between_passes(
         if snapshot is not None:
             # A snapshot is restored when the feed is first iterated. So the states of objects and
             # generators are removed from the snapshot. `state["source"]` contains the same states,
-            # and `load_state_dict` restores them at once.
+            # and `load_state_dict` restores them immediately.
             snapshot = {**snapshot, "objects": {}, "generators": {}}
             # In an unbroken run, a sampler that was left in the middle of a pass begins from its
             # start when it is iterated again. Its saved state would make the sampler continue in

@@ -49,12 +49,12 @@ class Evaluations:
         """Checks the arguments, before the first evaluation.
 
         Raises:
-            TypeError: ``evaluate`` is not an engine and not a suitable callable, which takes either
-                no argument or the model; ``data`` is not an iterable.
-            ValueError: an evaluator has no data, or there are data or ``max_batches`` without an
-                evaluator; the data are empty; the data are an iterator that several evaluators
-                would share; the length of the data is unknown, so that they may be endless, and
-                ``max_batches`` is not given.
+            TypeError: ``evaluate`` is neither an engine nor a callable of the form ``f()`` or
+                ``f(model)``; ``data`` is not an iterable.
+            ValueError: an evaluator has no data; ``data`` or ``max_batches`` is given although
+                there is no evaluator; the data are empty; the data are an iterator that several
+                evaluators would share; the length of the data is unknown, so that they may be
+                endless, and ``max_batches`` is not given.
         """
         if not self._evaluate:
             raise ValueError(
@@ -239,7 +239,7 @@ def _count_required_arguments(evaluate: Callable[..., Any]) -> int:
     """Returns the number of arguments that a callable needs: 0, or 1 for the model.
 
     Raises:
-        TypeError: the callable needs other arguments, or they are not known.
+        TypeError: the callable needs other arguments, or has no signature.
     """
     try:
         parameters = inspect.signature(evaluate).parameters.values()

@@ -187,7 +187,7 @@ class HookScope(AbstractContextManager[None, bool]):
 
     @property
     def has_effect_on_exit(self) -> bool:
-        """True if the open context has code after its ``yield`` that may change other objects.
+        """True if code after the open context's ``yield`` may change more than local variables.
 
         The bytecode of the generator shows what follows the ``yield``. If the context is a function
         that returns a context manager, the generator is that of ``_entered``. Its code after the
@@ -220,7 +220,7 @@ class HookScope(AbstractContextManager[None, bool]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        # These are the rules of `__exit__` of contextlib's `_GeneratorContextManager`.
+        # This method follows the rules of contextlib's `_GeneratorContextManager.__exit__`.
         generator = self._generator
         if generator is None:  # the context failed before there was a generator
             return False
@@ -248,9 +248,9 @@ class HookScope(AbstractContextManager[None, bool]):
         manager_type = type(manager)  # `with` looks up `__enter__` and `__exit__` on the type
         if not (hasattr(manager_type, "__enter__") and hasattr(manager_type, "__exit__")):
             raise TypeError(
-                f"{self} must be a generator function with one `yield` or return a context "
-                f"manager, it returned {manager!r}: check that it has a `yield`, and that its "
-                "argument is the engine, lambda engine: ..."
+                f"{self} must be a generator function with one `yield`, or a function that returns "
+                f"a context manager, it returned {manager!r}: check that it has a `yield`, and "
+                "that its argument is the engine, lambda engine: ..."
             )
         with manager:
             yield

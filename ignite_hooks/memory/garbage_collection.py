@@ -50,9 +50,9 @@ class GarbageCollector(Upkeep):
 
     ``disable_automatic`` and ``freeze_after`` change settings of the process within ``run``. The
     settings are restored when ``run`` is left, also after a failure. If several collectors, or two
-    runs one within the other, change the same setting, the setting is restored when the last of
-    these runs is left. A handler that is added as a callable, with ``engine.add_event_handler``,
-    collects garbage but changes no settings.
+    nested runs, change the same setting, the setting is restored when the last of these runs is
+    left. A handler that is added as a callable, with ``engine.add_event_handler``, collects garbage
+    but changes no settings.
 
     Args:
         every_steps: collect at every n-th committed step. A step is committed if the loss scaler

@@ -16,8 +16,8 @@ from ignite_hooks.memory.sampled import unshared_bytes_of_children
 __all__ = ["backend_in_use", "ram_measurements"]
 
 # The first table maps a backend to the high-water mark of this process. The second table maps a
-# backend to the sum of the marks of the children. A reset changes the mark for all measurements in
-# the process, so they must all use these objects.
+# backend to the sum of the marks of the child processes. A reset changes a mark for all
+# measurements in this process, so all measurements must use the objects of these tables.
 _PROCESS_MARKS = {
     "kernel": SharedMark(KernelMark()),
     "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),

@@ -1,7 +1,7 @@
 """A check that every rank trains the same model: a difference in a single bit is noticed.
 
-If ranks begin with equal parameters and step with equal gradients, their parameters stay equal to
-the bit. Gradients are averaged only if the model is called through its distributed wrapper, for
+If ranks begin with equal parameters and step with equal gradients, their parameters stay bit for
+bit equal. Gradients are averaged only if the model is called through its distributed wrapper, for
 example DDP. If code calls the module inside the wrapper instead, each rank trains a different
 model, and only the model of rank 0 is saved. torch raises no error in this case.
 """
@@ -23,9 +23,10 @@ MAX_DIFFERENCE = 1e-3
 Differences due to rounding are much smaller.
 """
 
-# Maps the size of an element in bytes to the dtype of the words that are summed. Larger elements
-# are summed as words of 4 bytes. With words of 8 bytes, a changed sign would change the sum by
-# 2**63, and two changed signs would change it by 2**64, which an int64 cannot show.
+# The bytes of a tensor are read as integers, the words, and summed. This table maps the size of an
+# element of the tensor in bytes to the dtype of a word. For elements of 4 bytes or more, a word
+# has 4 bytes. The sum of words of 8 bytes could miss a change: a changed sign changes the sum by
+# 2**63, so two changed signs change it by 2**64, which is 0 in an int64.
 _WORD_DTYPES = {1: torch.uint8, 2: torch.int16}
 _MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 

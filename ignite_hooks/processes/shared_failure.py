@@ -1,4 +1,4 @@
-"""Marks for failures that all ranks raise together, at the same place in the code.
+"""Functions that mark an error as shared: all ranks raise it together, for the same failure.
 
 For example, a save fails on one rank. The ranks exchange the outcome of the save, and each rank
 raises an error. Afterwards all ranks are at the same place, and can continue together. The marks

@@ -543,7 +543,7 @@ UNUSABLE = {
     "no context manager": (
         lambda engine: 3,
         TypeError,
-        "must be .* or return a context manager, .* 3",
+        "must be .* that returns a context manager, .* 3",
     ),
 }
 
