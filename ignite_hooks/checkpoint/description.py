@@ -104,7 +104,7 @@ def _version(package: str) -> str:
 
 
 def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
-    """Returns the number of samples in one batch of all processes together; None if not known."""
+    """Returns how many samples all processes together use in one iteration; None if not known."""
     if trainer.feed is None:
         return None
     try:

@@ -65,9 +65,9 @@ __all__ = [
 ]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# The libraries whose objects the search enters, for example containers, callables and Ignite's
-# handlers. To enter an object is to search the objects that it holds. Of other libraries, the
-# search enters only objects of `_SEARCHED_CLASSES`. It enters all objects of the user's classes.
+# To enter an object is to search the objects that it holds. The search enters all objects of the
+# user's classes, and all objects of the libraries below, for example containers, callables and
+# Ignite's handlers. From other libraries, it enters only objects of `_SEARCHED_CLASSES`.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -106,8 +106,9 @@ class HandlerObjects:
         stateless: pairs of a path and an object without a state. A run may change the object, and
             no checkpoint saves the change.
         unnamed: the paths to objects that have a state, but are not saved. Each of these objects
-            is in a set, and another object in a set has the same class. The order of a set may
-            differ in another process, so a resume could not tell the two objects apart.
+            is in a set, and the same set or another set has a second object of this class. The
+            order of a set may differ in another process, so a resume could not tell the two objects
+            apart.
         is_complete: whether the search has reached all objects; False if there are too many.
     """
 
@@ -174,8 +175,8 @@ class _Search:
                     _add_unique(self._attached, type(root).__name__, root)
         self._attached_ids = {id(each) for each in self._attached.values()}
         # If a handler is a method of a container, such as `losses.append`, the root is the
-        # container. The search does not yield containers that hold nothing but numbers, so these
-        # roots are put on the list of stateless objects here.
+        # container. The search does not yield a container that holds nothing but numbers. So all
+        # roots that are containers are put on the list of stateless objects here.
         stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
         found: Found = []
         self._search = ObjectSearch(self._roots, MAX_OBJECTS, excluded, _search_parts)
@@ -262,12 +263,12 @@ def _tensor_ownership(module: torch.nn.Module, trainer_tensors: Set[int]) -> tup
 
 
 def handlers_with_state(trainer: TrainingEngine, also: Iterable[Any] = ()) -> dict[str, Any]:
-    """Maps names to the handlers with a state, and to the objects with a state that handlers hold.
+    """Maps names to objects that have a state: handlers, and objects that handlers hold.
 
     A handler is named after its class. Several handlers of a class are sorted by the names of their
     events and then by the order of attachment: the second one is called "EarlyStopping-2", and so
-    on. The handlers of the evaluators that the trainer validates with come last. Metrics of these
-    evaluators are left out, because each validation resets them.
+    on. Handlers of the trainer's evaluators come last. Metrics of these evaluators are left out,
+    because each validation resets them.
 
     An object that a handler holds is named as follows. If the handler has no state and holds only
     one object with a state, this object gets the name of the handler. Otherwise the name of the
@@ -336,7 +337,7 @@ def _find_roots(trainer: TrainingEngine) -> list[Root]:
 
 
 def _user_functions(function: Any) -> list[Any]:
-    """Returns the functions and objects of a user that a process function calls.
+    """Returns the user's functions and objects that a process function calls.
 
     The process function of a supervised trainer is a function of this package. Its closure holds
     the user's functions, such as ``loss_fn`` and ``batch_processor``, which are returned. A
@@ -463,8 +464,8 @@ def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
     The owners of an object are the other objects on its path. For example, the object at
     "MyHandler" is an owner of the object at "MyHandler.ema".
     """
-    # An EpochOutputStore has no `state_dict`. So no state of an owner contains that of a store, and
-    # a store has no state that could contain the state of another object.
+    # An EpochOutputStore has no `state_dict`. So it is not part of any owner's state. As an owner,
+    # it has no state that could contain another object.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [
@@ -505,7 +506,7 @@ def _is_same_state(first: Any, second: Any) -> bool:
 
 
 def _unordered_paths(found: Found) -> set[str]:
-    """Returns the paths to the objects in sets that a resume could not tell apart.
+    """Returns the paths to objects that a resume could not tell apart, because they are in sets.
 
     The order of a set may differ in another process, so only the class can identify an object in a
     set. If several objects in sets have the same class, the result has their paths.
@@ -536,8 +537,8 @@ def _name_objects(
         root, class_name = _root_name(path), type(each).__name__
         inner = path.removeprefix(root).removeprefix(".")
         # An object in a function is named after its class, because the names of roots can change:
-        # if a script adds a lambda, "<lambda>" becomes "<lambda>-2". The rest of the path is added
-        # only if there are several objects of the class.
+        # if a script adds a lambda, "<lambda>" becomes "<lambda>-2". If there are several objects
+        # of the class, the path below the root is added, or the root if the object is the root.
         if inner and _is_handler_object(roots[root]):
             is_nested = "." in inner and count_in_root[root, type(each)] == 1
             is_only_object = count_by_root[root] == 1 and not has_state(roots[root])

@@ -11,7 +11,7 @@ branch. A branch begins in three cases:
   directory. Several branches may begin at the same checkpoint.
 - The trainer saves to another directory than the one it has resumed from. There is one exception:
   the run continues if the newest checkpoint of the run in the trainer's directory is the checkpoint
-  that the trainer has resumed from. One directory is then a copy of the other.
+  that the trainer has resumed from. One of the two directories is then a copy of the other.
 - Another trainer has saved a checkpoint of the run to the same directory since the resume.
 """
 
@@ -47,7 +47,7 @@ class Lineage:
         directories: the directories that the trainer saves to, with symbolic links resolved.
         known_numbers: maps a directory to the number of the newest checkpoint that the trainer has
             found there at the resume, or has saved there. Checkpoints are numbered in the order of
-            the saves, so a larger number shows that another trainer has saved.
+            the saves, so a checkpoint with a larger number was saved by another trainer.
         resumed: the manifest of the checkpoint that the trainer has resumed from; None without a
             resume, and after ``decide_run``.
         is_named: whether the user gave the checkpoint of the resume by its own name, such as

@@ -12,7 +12,7 @@ refuses its state, the others get their previous states back.
 In this file "saved" refers to the checkpoint, and "current" or "present" to the trainer that
 resumes. The states of objects are saved in sections. The section "also" is for the objects that the
 user gave as ``SaveCheckpoint(also={name: object})``. The section "handlers" is for the handlers
-with a state, and for the objects with a state that handlers hold.
+that have a state, and for the objects that handlers hold and that have a state.
 """
 
 import copy
@@ -273,8 +273,8 @@ class LoadedState:
         for part, saved_class in self._trainer_content["kinds"].items():
             current_class = current[part]
             is_overridden = part == "scheduler" and self._is_scheduler_overridden
-            # If only one side has a scheduler or scaler, loading is possible, and the report says
-            # that the part is missing.
+            # If only the checkpoint or only the trainer has a scheduler or scaler, loading is
+            # possible, and the report says that the part is missing.
             if (
                 None not in (saved_class, current_class)
                 and saved_class != current_class
@@ -526,10 +526,10 @@ class LoadedState:
     def _load_user_state(self, keys: Collection[str] | None = None) -> None:
         """Sets the saved attributes of ``trainer.state``.
 
-        ``apply`` sets only the attributes that ``trainer.state_dict_user_keys`` names, and
-        ``complete`` sets all. The others are attributes that Ignite's handlers add to the state. If
-        ``apply`` set these, a handler that is attached after ``apply`` would raise an error,
-        because the state already has its attribute.
+        ``apply`` sets only the attributes that ``trainer.state_dict_user_keys`` names. ``complete``
+        sets all saved attributes, also those that Ignite's handlers have added to the state. If
+        ``apply`` set the attribute of a handler that is attached after ``apply``, this handler
+        would raise an error, because the state already has the attribute.
 
         Args:
             keys: the names of the attributes to set; None for all saved attributes.
@@ -539,12 +539,12 @@ class LoadedState:
                 setattr(self._trainer.state, key, copy.deepcopy(value))
 
     def _report_data(self) -> None:
-        """Adds to the report how the present data differ from the data of the saved run."""
+        """Adds to the report how the present data differ from the data at the save."""
         feed = self._trainer.feed
         if feed is None:
             return
         # `changes` are changes of the data, such as another batch size. `differences` are reasons
-        # why the next batches may differ from those of the saved run.
+        # why the next batches may differ from those of an uninterrupted run.
         changes = feed.data_changes(self._rank_content["data"])
         differences = feed.differences(self._rank_content["data"])
         level = "approximate" if differences else "changed" if changes else "exact"
@@ -574,7 +574,7 @@ class LoadedState:
         saved = [len(group["params"]) for group in self._contents[OPTIMIZER]["param_groups"]]
         current = [len(group["params"]) for group in self._trainer.optimizer.param_groups]
         if saved != current:
-            yield f"the optimizer had groups of {saved} parameters, it has {current}"
+            yield f"the optimizer had groups of {saved} parameters, and now has groups of {current}"
         elif self._trainer_content["groups"] != [
             [self._saved_names.get(parameter, parameter) for parameter in group]
             for group in self._state.groups()
@@ -616,7 +616,7 @@ class LoadedState:
             reason = "the checkpoint has one, this run has none"
             return None if content is None else ResumedPart("missing", reason)
         if content is None:
-            reason = "the checkpoint has none: the one of this run starts from scratch"
+            reason = "the checkpoint has none, and the present one starts from scratch"
             return ResumedPart("missing", reason)
         _load_state(target, copy.deepcopy(content), file)  # CyclicLR pops entries from the state
         return EXACT

@@ -1,4 +1,4 @@
-"""Checks before training. They find problems that would otherwise appear at the first save."""
+"""Finds, before training, the problems that would otherwise appear at the first save."""
 
 import shutil
 import tempfile

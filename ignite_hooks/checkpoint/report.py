@@ -26,8 +26,8 @@ class ResumedPart:
 
     Attributes:
         level: one of "exact"; "approximate" (the part was restored, but the result may differ);
-            "changed" (the script gives other settings than the saved run had); "unknown" (the part
-            may have state that could not be saved); and "missing" (the part was not restored).
+            "changed" (the script gives other settings than the checkpoint); "unknown" (the part may
+            have state that could not be saved); and "missing" (the part was not restored).
         reason: why the part is not exact, and what the user can do about it. An exact part may have
             a note instead, for example that the data are read again up to the saved position.
         names: the names of the restored objects, if the part consists of named objects, as the part
@@ -39,10 +39,10 @@ class ResumedPart:
     names: tuple[str, ...] = field(default=(), compare=False)
 
     def with_reason(self, level: str, reason: str) -> "ResumedPart":
-        """Returns the part with one more reason why the part is not exact.
+        """Returns the part with one more reason. The reason says why the part is not exact.
 
-        If the part is exact, it gets the new level; otherwise it keeps its level. A reason that the
-        part has already is not added.
+        If the level of the part was "exact" before, it becomes ``level``. Any other level is kept.
+        A reason that the part has already is not added.
         """
         if self.level == "exact":
             return ResumedPart(level, reason, self.names)

@@ -1,7 +1,7 @@
-"""Sources of checkpoints. A path leads to a local source, a URL to a remote source.
+"""Sources of checkpoints: places from which checkpoints are read.
 
-A source is a place from which checkpoints are read: the folder of one checkpoint, or a directory of
-checkpoints. Local sources are defined here, remote sources in ``remote.py``.
+A source is the folder of one checkpoint, or a directory of checkpoints. A path leads to a local
+source, which this module defines. A URL leads to a remote source, which ``remote.py`` defines.
 """
 
 import os

@@ -163,9 +163,9 @@ def load_weights(
         module: the module.
         source: a directory of checkpoints, a single checkpoint, or the URL of either. A single
             checkpoint is loaded even if it is not the best of its run.
-        which: the checkpoint to load. "last" selects the newest undamaged checkpoint, which a
-            resume would load. "best" selects the checkpoint with the best metric; only checkpoints
-            of the same run as the newest checkpoint are compared. An int selects the newest
+        which: the checkpoint to load. "last" selects the newest undamaged checkpoint, as a
+            resume does. "best" selects the checkpoint with the best metric; only checkpoints of the
+            same run as the newest checkpoint are compared. An int selects the newest
             checkpoint of that step. Any other text, or a path, selects the checkpoint folder with
             that name or path in ``source``.
         part: the saved object to load. "model" is the model, and "loss_fn" is a loss function with
@@ -227,7 +227,7 @@ def export_weights(
     the model, is stored under one of these names only, as safetensors demands. ``load_model``
     restores the other names, but ``model.load_state_dict(load_file(path))`` reports them as
     missing. The metadata of the file has the step, the epoch, the metric, and the versions of the
-    packages. An existing file at ``path`` is replaced once the new file is complete.
+    packages. An existing file at ``path`` is replaced only when the new file is complete.
 
     Args:
         source: as in ``load_weights``.
@@ -394,9 +394,9 @@ class CheckpointReader:
         self._source_name = checked.source
         self._is_remote = is_url(checked.source)
         self._can_fetch = cache_dir is not None or not self._is_remote
-        # For a URL, source_at() requires a folder, even if nothing will be downloaded. Without a
-        # `cache_dir`, source_at() gets os.devnull, a path in which nothing can be created. In this
-        # case read() raises an error.
+        # For a URL, source_at() requires a folder, even if nothing will be downloaded. If the user
+        # gave no `cache_dir`, source_at() gets os.devnull, a path in which nothing can be created.
+        # For a URL without `cache_dir`, read() raises an error before any download.
         self._source: Source = source_at(checked.source, checked.cache_dir or os.devnull)
         self.versions: Mapping[str, str] = {}
         self._reported_problems: set[str] = set()
@@ -455,8 +455,8 @@ class CheckpointReader:
         again and reads the checkpoint that ``which`` selects now.
 
         Raises:
-            FileNotFoundError: the source has no checkpoint, or the same checkpoint was found again
-                and removed again while it was read.
+            FileNotFoundError: the source has no checkpoint, or the same checkpoint was removed
+                during each of two attempts to read it.
             ValueError: the checkpoint or the part does not exist or is damaged, or the source is a
                 URL and ``cache_dir`` was not given.
         """
@@ -482,7 +482,8 @@ class CheckpointReader:
                 except (OSError, ValueError) as error:
                     if self._source.still_has(candidate):
                         # With "last", a damaged checkpoint is skipped, and the next older one is
-                        # used. Any other value of `which` selects only this checkpoint.
+                        # used. Any other value of `which` selects a single checkpoint, so there is
+                        # no other checkpoint to use.
                         if which != "last" or not isinstance(error, _DamagedError):
                             raise
                         damaged[candidate.name] = str(error)
@@ -519,7 +520,7 @@ class CheckpointReader:
             raise ValueError(
                 f"{candidate.name} has a model that is split over processes (FSDP, DeepSpeed), "
                 "which only these processes together can read: resume from the checkpoint with "
-                f"{manifest.world_size} processes, and save the whole model there"
+                f"{manifest.world_size} processes, and save the whole model in that run"
             )
         files = {name: manifest.files[name] for name in sorted(needed)}
         # Files that the part does not need, such as the optimizer, are neither read nor downloaded.
@@ -627,9 +628,9 @@ def _with_module_names(
     Args:
         module: the module.
         state: the state.
-        is_object: True for an object in ``also`` or held by a handler, False for one of the
-            trainer's modules. The prefix ``module.`` is removed only if this is True, because the
-            trainer's modules are saved without it.
+        is_object: True if the state belongs to an object in ``also`` or to an object that a handler
+            holds; False for the state of one of the trainer's modules. The prefix ``module.`` is
+            removed only if this is True, because the trainer's modules are saved without it.
     """
     names = PlainNames(module)
     module_names = names.plain_state(module.state_dict()).keys()

@@ -225,7 +225,7 @@ MISFITS = {
         {},
         {"optimizer": grouped("parts", "out")},
         None,
-        r"groups of \[4\] parameters, it has \[2, 2\]",
+        r"groups of \[4\] parameters, and now has groups of \[2, 2\]",
     ),
     "groups of other sizes": (
         {"optimizer": grouped("parts", "out")},

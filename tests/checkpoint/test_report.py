@@ -192,7 +192,7 @@ DIFFERENCES = {
         shuffled,
         shuffled,
         {"lr_scheduler": (None, step_lr)},
-        r"scheduler: missing \(the checkpoint has none: the one of this run starts from scratch\)",
+        r"scheduler: missing \(the checkpoint has none, and the present one starts from scratch\)",
     ),
     "no scheduler now": (
         shuffled,
