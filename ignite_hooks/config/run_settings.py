@@ -77,7 +77,11 @@ Accumulation = Annotated[
 
 AgreeEvery = Annotated[
     int,
-    must_be("an integer >= 1", is_count, "with 1, requests are exchanged after each window"),
+    must_be(
+        "an integer >= 1",
+        is_count,
+        "with 1, processes tell each other after each window whether to stop",
+    ),
     _POSITIVE_INTEGER,
 ]
 """The interval, in windows, at which processes tell each other whether to stop: an integer >= 1.

@@ -209,8 +209,8 @@ def error_message(error: Any) -> str:
 
     The message of a rule made by ``must_be`` begins with the name of the field, and is returned
     unchanged. The message about a missing argument begins with the name of the argument. Any other
-    message begins with a verb, and the caller puts the name before it: "must be a valid number, got
-    'x'".
+    message begins with a verb, for example "must be a valid number, got 'x'". The caller puts the
+    name of the field before this message.
     """
     error_type, value = error["type"], error["input"]
     if error_type == "value_error":

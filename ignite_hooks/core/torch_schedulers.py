@@ -2,10 +2,11 @@
 
 The module uses these members, and relies on the meaning given here:
 
-- ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the list of the schedulers that
-  this scheduler combines. The entry of the same name in its ``state_dict`` has their states.
-- ``SequentialLR._milestones``: the numbers of calls of ``step`` at which the second scheduler and
-  each further scheduler begin.
+- ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the list of the combined
+  schedulers. The ``state_dict`` of a ``SequentialLR`` or ``ChainedScheduler`` has an entry
+  ``_schedulers`` with the states of the combined schedulers.
+- ``SequentialLR._milestones``: one number for each combined scheduler except the first. The
+  scheduler begins at the call of ``step`` with this number: at the tenth call if the number is 10.
 - ``OneCycleLR._schedule_phases``: two phases, or three, each with its ``end_step``.
 - ``OneCycleLR._anneal_func_type``: "cos" or "linear".
 
@@ -71,7 +72,7 @@ def with_child_states(state: dict[str, Any], states: list[dict[str, Any]]) -> di
 
 
 def milestones_of(scheduler: Any) -> list[int]:
-    """Returns the numbers of ``step`` calls at which a SequentialLR moves to its next scheduler."""
+    """Returns the milestones of a SequentialLR, which the top of this file explains."""
     return list(scheduler._milestones)
 
 

@@ -1,9 +1,10 @@
-"""Wraps the data of a run in a source. A ``DataLoader`` is first prepared with Accelerate.
+"""Prepares the data of a run with Accelerate, and wraps the data in a source of batches.
 
-A loader stays unprepared if Accelerate would lose a part of it, such as an overridden method.
+Only a ``DataLoader`` is prepared. It stays unprepared if Accelerate would lose a part of it, such
+as an overridden method.
 
-A source is an object from which a feed, the iterator of a run over its data, takes batches. Each
-type of data has its own class of sources (see ``sources.py``).
+A run gets its batches from a feed (``DataFeed``), and the feed gets them from a source. Each type
+of data has its own class of sources (see ``sources.py``).
 """
 
 import warnings

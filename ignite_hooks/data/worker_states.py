@@ -57,8 +57,8 @@ class WorkerStates:
     """The states of the workers of one loader, pass by pass.
 
     Attributes:
-        doubts: sentences about changes in the workers that a saved state does not contain. They
-            are the keys of a dict, so that each sentence occurs once.
+        doubts: sentences about changes in the workers. A saved state does not contain these
+            changes. The sentences are the keys of a dict, so that each sentence occurs once.
     """
 
     def __init__(self) -> None:
@@ -87,15 +87,16 @@ class WorkerStates:
 
         Args:
             loader: the loader. Its attributes are replaced during the body.
-            states: a state for each worker; None for a worker that begins as torch seeds it.
+            states: the initial state of each worker. With None, the worker starts from torch's
+                seed.
         """
         worker = _TrackedWorker(loader.collate_fn, loader.worker_init_fn, self._iteration, states)
         self._iteration_count += 1
         self._iteration.fill_(self._iteration_count)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
-                # `out_of_order=True`, because the body may leave scopes open, for example the scope
-                # of a suspended generator. The end of this scope must not end those scopes.
+                # The body may leave scopes open, for example the scope of a suspended generator.
+                # `out_of_order=True`, because these scopes must stay open after the body.
                 undo = _attribute_setter(loader, name, getattr(loader, name))
                 stack.enter_context(undo_on_exit(undo, out_of_order=True))
                 setattr(loader, name, function)
@@ -126,8 +127,8 @@ class WorkerStates:
         self._has_ended = False
         # After a rollback, W new workers begin at the start of the window, or up to W - 1 batches
         # earlier (see the top of this file). Also, the loader may be one batch ahead of the run.
-        # So a rollback needs at most the last window_size + W batches, of which each worker has
-        # loaded at most window_size // W + 2. One more entry has the state before these batches.
+        # So a rollback goes back at most window_size + W batches. Each worker has loaded at most
+        # window_size // W + 2 of these batches. One more entry has the state before these batches.
         self._history = [
             deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
         ]
@@ -333,7 +334,7 @@ class _BatchWithState(NamedTuple):
     Args:
         batch: the result of the user's ``collate_fn``.
         state: the pickled state of the worker; None if the state has not changed.
-        doubts: sentences about changes in the worker that the state does not contain.
+        doubts: sentences about changes in the worker that are missing from ``state``.
     """
 
     batch: Any
@@ -348,8 +349,7 @@ class _TrackedWorker:
         collate: the user's ``collate_fn``.
         init: the user's ``worker_init_fn``, or None.
         iteration: the number of the iteration, in shared memory; 0 while no iteration is tracked.
-        states: the state from which each worker begins; None for a worker that begins as torch
-            seeds it.
+        states: the initial state of each worker. With None, the worker starts from torch's seed.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ Four private attributes of torch are used:
   and tells them to end.
 - ``_index_sampler`` of the iterator gives the indices that the workers load.
 
-``tests/data/test_worker_states.py`` covers ``_index_sampler``, and ``tests/data/test_workers.py``
-the other three attributes.
+``tests/data/test_worker_states.py`` covers ``_index_sampler``. ``tests/data/test_workers.py``
+covers the other three attributes.
 """
 
 import functools
@@ -254,7 +254,7 @@ def _adopt_workers(before: set[BaseProcess]) -> None:
 def _keep_queues(loader: Any) -> None:
     """Keeps the queues of persistent workers open until the iterator of the workers is freed.
 
-    The iterator tells its workers through the queues to end. A loader may be part of a reference
+    The iterator uses the queues to tell its workers to end. A loader may be part of a reference
     cycle, for example with its trainer. Without this function, the garbage collector would close
     the queues of such a loader before it frees the iterator. The iterator would then wait 5 seconds
     for each worker, and kill the worker.

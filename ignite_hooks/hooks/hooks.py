@@ -9,13 +9,13 @@ drawing in ``events.py`` shows where each of the eight channels opens and closes
 ``on_loop``            one run; if ``interrupt()`` pauses the run, the channel stays open until the
                        continued run ends
 ``on_epoch``           one epoch, with the validation and the save at its end
-``on_step``            one iteration without the wait for its batch, with its optimizer step if
-                       there is one, and the validation and the save that are due after the step
+``on_step``            one iteration, after its batch has been fetched; includes the optimizer
+                       step, if one is made, and the validation and the save due after this step
 ``on_batch``           the process function: forward and backward
 ``on_model_forward``   the model and the loss
 ``on_model_backward``  the backward pass
-``on_optimizer_step``  one optimizer step, when the gradients of all its batches are accumulated:
-                       clipping, step, scheduler
+``on_optimizer_step``  one optimizer step: clipping, ``optimizer.step()`` and the scheduler; opens
+                       after the gradients of all batches of the step have been accumulated
 ``on_validation``      one validation with its events; for example, a context can put averaged
                        weights into the model during the validation; after a failure the channel
                        closes at once, before EXCEPTION_RAISED
@@ -119,14 +119,14 @@ class Hooks(Handler):
     Contexts are entered in order of registration and left in reverse order. If the part of the loop
     fails, its contexts are left too, and the exception is raised at their ``yield``. A context can
     end the failure in one way only: it catches the exception and calls ``trainer.terminate()``
-    before the generator returns. Then the run stops cleanly. If a context fails while it is left,
-    the other contexts are left all the same. If an earlier failure was the reason for leaving the
+    before the generator returns. Then the run stops cleanly. If leaving one context fails, the
+    other contexts are left nonetheless. If an earlier failure was the reason for leaving the
     contexts, the failure of the context becomes a note on the earlier exception.
 
     A trainer has one set already, ``trainer.hooks``. Further sets can be attached to the trainer,
     or given to ``create_supervised_trainer`` in ``handlers``. Contexts can be registered and
     removed during a run. The change takes effect when the channel opens next: a removed context
-    that is open is still left when its channel closes.
+    that is open stays open until its channel closes.
 
     On a plain Ignite engine, one that is not a trainer, most channels open and close at events.
     Both ``on_step`` and ``on_batch`` open at ITERATION_STARTED and close at ITERATION_COMPLETED.
@@ -143,9 +143,9 @@ class Hooks(Handler):
     with the next run.
 
     If a failure ends an epoch or the loop, a plain engine does not fire the event that would close
-    the channel. So contexts on ``on_loop`` and ``on_epoch`` are left late after a failure: when
-    ``run`` is left or the next epoch starts. If a handler of EXCEPTION_RAISED has swallowed the
-    failure, these contexts do not see the failure.
+    the channel. Contexts on ``on_loop`` then stay open until ``run`` is left. Contexts on
+    ``on_epoch`` stay open until ``run`` is left or the next epoch starts. If a handler of
+    EXCEPTION_RAISED has swallowed the failure, these contexts do not see the failure.
     """
 
     def __init__(self) -> None:
@@ -240,7 +240,10 @@ class Hooks(Handler):
             )
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Adds the contexts of the set to the engine's channels, also those registered later."""
+        """Adds the contexts of the set to the engine's channels.
+
+        A context that is registered on the set later is added when it is registered.
+        """
         channels = channels_of(attachment.engine)
         channels.attach_set(self._hooks)
         self._attached_channels.add(channels)
@@ -283,7 +286,7 @@ class Hooks(Handler):
 
 
 def _copies_of(hooks: Hooks) -> list[Hook]:
-    """Returns a new hook for each hook of a set, so that removing the new hooks changes no set."""
+    """Returns a copy of each hook of a set. Removing a copy leaves the original registered."""
     if not isinstance(hooks, Hooks):
         raise TypeError(
             f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"

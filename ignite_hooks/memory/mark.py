@@ -1,7 +1,7 @@
 """High-water marks of memory, and units of memory.
 
 A high-water mark, or *mark* for short, holds the highest value of a quantity since its last reset.
-An example is the most memory that the process has had resident. The Linux kernel and the allocator
+An example is the largest resident memory of the process. The Linux kernel and the allocator
 of a device keep such marks, one of each kind for the whole process.
 """
 

@@ -26,10 +26,11 @@ class DueList:
             added.
         broken_off: the entries that were on the list when a request to stop broke off a validation.
             They are set aside until the next run in this process puts them back into ``entries``.
-        on_resume: the callbacks that a loaded checkpoint lists as due, by number, because callbacks
-            cannot be saved. For example, ``{"validations": [1]}`` means the second callback of the
-            kind "validations" (see ``core/due_on_resume.py``). Empty as soon as the resumed run has
-            put these callbacks on the list.
+        on_resume: the numbers of the callbacks that were due in a loaded checkpoint. A callback
+            itself cannot be saved, so the checkpoint has its number. For example,
+            ``{"validations": [1]}`` means the second callback of the kind "validations" (see
+            ``core/due_on_resume.py``). Empty as soon as the resumed run has put these callbacks on
+            the list.
     """
 
     def __init__(self) -> None:
