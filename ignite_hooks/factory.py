@@ -112,10 +112,11 @@ def create_supervised_trainer(
             precision the whole batch processor runs in the accelerator's autocast.
         grad_clip: the handler that clips the gradient of each step.
         validation: the handler that validates on a schedule. ``handlers`` may contain further
-            validations. Validations that are due at the same event are run as one.
+            validations. If several validations are due at the same event, they run as one:
+            VALIDATION_STARTED and VALIDATION_COMPLETED fire once.
         checkpoint: the handler that saves checkpoints on a schedule.
         resume_from: a ``ResumeCheckpoint``, the path of a checkpoint, or the path of a directory of
-            checkpoints. The checkpoint is loaded when everything else is built. The next ``run``
+            checkpoints. The checkpoint is loaded after everything else is built. The next ``run``
             continues from the checkpoint.
         handlers: objects with an ``attach(engine)`` method: handlers of this package, Ignite's
             ``ProgressBar`` and others.
@@ -128,11 +129,12 @@ def create_supervised_trainer(
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred, loss) -> ``state.output``. The default is
             ``loss.detach()``: ``.item()`` would synchronize with the device in each iteration.
-        agree_every: with several processes, the number of windows from one exchange of requests to
-            the next. A window is the batches whose gradients are accumulated for one step. A
-            request is a stop, a signal, or a save by the clock. If one process makes a request, all
-            processes obey at the same step. This step is at most ``agree_every`` + 1 windows later,
-            or at the end of the epoch if the epoch ends first.
+        agree_every: with several processes, how often the processes exchange requests: once every
+            ``agree_every`` windows. A request is a stop, a signal, or a save that is due by
+            ``SaveCheckpoint(every_seconds=…)``. A window is the batches whose gradients are
+            accumulated for one step. If one process makes a request, all processes obey at the same
+            step. This step is at most ``agree_every`` + 1 windows later, or at the end of the epoch
+            if the epoch ends first.
 
     Raises:
         TypeError: an argument has a wrong type.
@@ -472,7 +474,7 @@ def _check_not_sharded(model: torch.nn.Module, accelerator: Accelerator) -> None
 
 
 def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
-    """Raises a ValueError if another module is trained with a model that is split over processes.
+    """Raises a ValueError if the model is split over processes and another module is trained too.
 
     Args:
         modules: the modules that the optimizer trains in addition to the model.

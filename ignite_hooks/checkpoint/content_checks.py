@@ -67,8 +67,8 @@ MAX_REPEATS = 1000
 """The largest allowed count of a milestone in the state of a ``MultiStepLR``.
 
 The state maps each milestone to a count: how many times the milestone was given. The scheduler can
-make a list that repeats each milestone this many times. With a huge count the list would not fit
-into memory.
+make a list in which each milestone occurs as often as its count says. With a huge count this list
+would not fit into memory.
 """
 MAX_BITS = 63
 """The largest number of bits, without the sign, of an integer that torch computes with (int64)."""
@@ -90,7 +90,7 @@ def _check_progress(value: list[Any]) -> list[Any]:
         raise ValueError("must be three counters and a flag")
     iteration, epochs, batches, _ = value
     if epochs > iteration or batches > iteration:
-        raise ValueError("must have at least as many iterations as epochs and batches")
+        raise ValueError("must not have more epochs or batches than iterations")
     return value
 
 
@@ -179,12 +179,10 @@ class _BegunPass(_StrictModel):
 class _Opening(_StrictModel):
     """The random states before a sampler drew the order of a pass from the global generators.
 
-    A sampler may draw the order at two points. The states are None for a point at which the sampler
-    did not draw the order.
-
     Attributes:
-        iterator: the states before ``iter(sampler)``.
-        first: the states before the iterator yielded its first element.
+        iterator: the states before ``iter(sampler)``; None if this call did not draw the order.
+        first: the states before the iterator yielded its first element; None if the iterator did
+            not draw the order to yield this element.
     """
 
     iterator: _RandomStates | None
@@ -313,8 +311,8 @@ class _DataFields(_StrictModel):
         order: the state of a sampler that has a ``state_dict``; None without such a sampler.
         source: the state from which the loader can begin the same pass again.
         place: the state of data that keep their own position; None for other data.
-        draws_in_workers: whether ``place`` includes the random states of the workers, from which
-            their random draws continue.
+        draws_in_workers: whether ``place`` includes the random states of the workers, so that the
+            workers of a resumed run continue the random draws.
         facts: properties, such as the batch size, that must be equal for a resume to give the same
             batches.
     """
@@ -381,13 +379,14 @@ class _RankFile(_StrictModel):
         evaluations: the position in each set of validation data. The key is the prefix of the
             results, such as "val_".
         random: the states of the random generators.
-        has_drawn_since: whether the run dropped batches that it had drawn after its last optimizer
-            step. In this case the random states are later than the position.
+        has_drawn_since: whether batches were dropped when the run ended, because no optimizer step
+            had used them. Then ``random`` includes the random draws for these batches, although
+            ``data`` is the position before these batches.
         cut: the request that has ended the present epoch early; False without a request.
         unknown: maps a part of the state to the reason why it may not be saved completely.
         validation: the number of completed validations.
         due: the work that was due and not done yet. For example, the value is
-            ``{"validations": [1]}`` if the second validation was due.
+            ``{"validations": [1]}`` if the second ``Validation`` handler was due.
         objects: the states that differ from those of rank 0; None on rank 0.
     """
 
@@ -437,7 +436,7 @@ class _ModuleFields(_StrictModel):
     Attributes:
         metadata: maps the path of a submodule to its metadata.
         flags: the frozen parameters, and the submodules in eval mode.
-        lazy: maps the name of a tensor that was not initialized yet to its kind.
+        lazy: the kinds of the tensors that were not initialized yet, by name.
         aliases: maps each further name of a tied weight to the first name of the weight.
         extra: the values that safetensors cannot hold, by name.
     """
@@ -458,8 +457,8 @@ class _UserModuleState(_StrictModel):
         module: the ``state_dict`` of the module.
         metadata: maps the path of a submodule to its metadata.
         flags: the frozen parameters, and the submodules in eval mode.
-        shared: maps the name of a tensor that the module shares with the trainer's modules to the
-            name of the tensor in the trainer's modules.
+        shared: the tensors that also belong to the trainer's modules. The keys are the names of the
+            tensors in this module. The values are their names in the trainer's modules.
     """
 
     module: dict[str, Any]
@@ -499,7 +498,7 @@ class _ParameterGroup(_StrictModel):
 
 
 class _OptimizerFile(_StrictModel):
-    """The ``state_dict`` of an optimizer. The keys of ``state`` are numbers of parameters."""
+    """The ``state_dict`` of an optimizer. Each key of ``state`` is the number of a parameter."""
 
     state: dict[int, dict[Any, Any]]
     param_groups: Annotated[list[_ParameterGroup], Field(min_length=1)]
@@ -710,7 +709,7 @@ def scaler_problems(content: Any, scaler: Any) -> Iterator[str]:
 
 
 def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Iterator[str]:
-    """Yields a problem for each field of a content that its pydantic model refuses."""
+    """Yields a problem for each field of ``content`` that the pydantic model refuses."""
     try:
         model.model_validate(content)
     except ValidationError as error:
@@ -728,9 +727,9 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-# The shape of the example parameter in `_example_state`. The state of this parameter shows which
-# entries have the shape of their parameter, as a momentum has. In a checkpoint such an entry must
-# have the shape of the real parameter.
+# The shape of the example parameter in `_example_state`. Some entries of this parameter's state,
+# such as a momentum, have this shape too. In a checkpoint these entries must have the shape of the
+# real parameter.
 _EXAMPLE_SHAPE = (2, 3)
 
 

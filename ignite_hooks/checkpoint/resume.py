@@ -70,10 +70,10 @@ class ResumeCheckpoint(Handler):
     The model, the optimizer, the scheduler and the counters are loaded when this handler is
     attached. The trainer factory attaches this handler last. Random generators and the states of
     handlers are restored only when the run starts, so that handlers which are attached after this
-    handler are restored too. They are restored after all handlers of STARTED have returned. If the
-    run resumes in the middle of an epoch, they are restored a second time after the handlers of
-    EPOCH_STARTED, because these handlers often reset a state. The objects in ``also`` of each
-    attached ``SaveCheckpoint`` are restored at the same times.
+    handler are restored too. The restoration takes place after all handlers of STARTED have
+    returned. If the run resumes in the middle of an epoch, the restoration takes place a second
+    time after the handlers of EPOCH_STARTED, because handlers of this event often reset a state.
+    The objects in ``also`` of each attached ``SaveCheckpoint`` are restored at the same times.
 
     If ``source`` is a directory, and the trainer saves to the same directory, the trainer continues
     the run of the checkpoint: its ``SaveCheckpoint`` also removes old checkpoints that were saved
@@ -102,8 +102,8 @@ class ResumeCheckpoint(Handler):
             iterable without ``state_dict``. If True, the pass through such data is iterated from
             its beginning up to the position of the checkpoint. If False, the run skips the rest of
             this pass and continues with the next pass. If an epoch is one pass over the data, the
-            present epoch then begins again. Data that have a state, or can be read from any batch
-            on, always continue at the position of the checkpoint.
+            present epoch then begins again. Data that have a state, or whose reading can begin at
+            any batch, always continue at the position of the checkpoint.
         override: the names of settings that the script may change. If the script and the checkpoint
             differ in a named setting, the value of the script is used. The possible names are the
             settings of the optimizer's groups ("lr", "weight_decay", "betas", "momentum", …),

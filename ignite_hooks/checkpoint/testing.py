@@ -133,7 +133,7 @@ class RunRecorder:
     def first_difference(self, other: "RunRecorder") -> str | None:
         """Returns the first difference between two runs, as a text for a message.
 
-        Only the iterations that both runs have are compared. Returns None if these are equal.
+        Compares only the iterations that occur in both runs. Returns None if these are equal.
         """
         for iteration in sorted(self.iterations.keys() & other.iterations.keys()):
             mine, theirs = self.iterations[iteration], other.iterations[iteration]
@@ -206,7 +206,7 @@ def _train(trainer: Engine, max_steps: int) -> RunRecorder:
         warnings.filterwarnings("ignore", "resumed from")
         # The temporary directory has the checkpoints of several runs, but all belong to this check.
         warnings.filterwarnings("ignore", ".* checkpoints of other runs")
-        # A handler, such as early stopping, may end the run that saves at one of `stops`. A trainer
+        # A handler, such as early stopping, may end a run at the step of a checkpoint. A trainer
         # that resumes from this checkpoint trains nothing, and warns.
         warnings.filterwarnings("ignore", "nothing is trained")
         trainer.run(max_steps=max_steps)

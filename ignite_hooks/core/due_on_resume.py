@@ -37,7 +37,7 @@ def add_due_entry(
         kind: the key of the work in a checkpoint, for example "validations". The entries of each
             kind are numbered separately.
         is_due: returns whether the work is due now.
-        make_due: makes the work due at the present step boundary.
+        make_due: makes the work due now. It is called between two optimizer steps.
 
     Returns:
         A function that removes the entry.

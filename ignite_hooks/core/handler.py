@@ -84,7 +84,7 @@ class Handler:
 
     @property
     def summary(self) -> str:
-        """The part of ``repr(trainer)`` that describes this handler; "" if no part does."""
+        """The text about this handler in ``repr(trainer)``; an empty text adds nothing."""
         return ""
 
     def check(self, engine: Engine, event: Any) -> None:
@@ -137,8 +137,8 @@ class Attachment:
             event: the event, with or without a filter.
             callback: is called with the engine.
             first: whether ``callback`` is called before the handlers that are attached already. On
-                a trainer, ``callback`` still comes after the handlers of earlier turns.
-            turn: the turn of ``callback``, by which a trainer sorts the handlers of the event. A
+                a trainer, ``turn`` takes precedence over ``first``.
+            turn: the place of ``callback`` among the handlers that a trainer calls at the event. A
                 plain Ignite engine ignores it.
         """
         call: Callable[[Any], Any] = callback
@@ -147,8 +147,8 @@ class Attachment:
         # a given one. If `callback` itself were the handler, removing one attachment would remove
         # the handlers of all attachments of the same callback. The function takes further
         # arguments, because Ignite passes some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. The
-        # function does nothing once the attachment is removed. Otherwise `callback` would still be
-        # called once if an earlier handler of the same event removes the attachment.
+        # function does nothing if the attachment was removed. Without this check, `callback` would
+        # still be called if an earlier handler of the same event removes the attachment.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
             if self._removal_callbacks:
                 call(engine)
@@ -163,8 +163,8 @@ class Attachment:
         """Adds a handler without the wrapper that ``on`` makes, for handlers on the hot path.
 
         The handler must fulfill what the wrapper ensures. It must not be equal to another handler
-        of the event, because Ignite removes equal handlers together. It must do nothing once this
-        attachment is removed. A handler whose only parameter is the engine is called fastest.
+        of the event, because Ignite removes equal handlers together. It must do nothing after this
+        attachment was removed. A handler whose only parameter is the engine is called fastest.
         """
         self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
@@ -304,8 +304,8 @@ def _called_every_steps(
         def call_with_engine() -> None:
             callback(engine)
 
-        # `out_of_order`, because an attachment may be removed while scopes that were entered later
-        # are still open.
+        # `out_of_order` must be True, because an attachment may be removed while scopes that were
+        # entered later are still open.
         with undo_on_exit(lambda: timetable.drop(call_with_engine), out_of_order=True):
             timetable.add(every, call_with_engine, is_note=is_note)
             yield

@@ -1,4 +1,4 @@
-"""The source of batches for a stream with a state, which rank 0 reads for all ranks.
+"""The source of batches if only rank 0 reads a stream, and the stream has a state.
 
 A stream is an iterable data set. It has a state if it has ``state_dict`` and ``load_state_dict``. A
 pass is one iteration over the whole stream. The keeper is the object whose state contains the
@@ -72,7 +72,7 @@ class DispatchedStream(AdaptedLoader):
 
     @property
     def remedy(self) -> str:
-        """The end of a message: a hint how rank 0 can get a state of its loader. May be empty."""
+        """A hint how to make a resume exact, which ends a message; empty if there is none."""
         return self._reader.remedy
 
     @property
@@ -89,9 +89,9 @@ class DispatchedStream(AdaptedLoader):
         """Sets the number of batches in a full accumulation window.
 
         An accumulation window is the batches that make one optimizer step. A run may roll back by
-        this many batches. For the same window, rank 0 reads more batches from ``base_dataloader``:
-        those of the other ranks, and those that Accelerate reads ahead. This larger number is the
-        window size of the source that reads ``base_dataloader``.
+        a whole window. For a window of ``batches`` batches on each rank, rank 0 reads more batches
+        from ``base_dataloader``, because it also reads the batches of the other ranks, and reads
+        ahead. So the source that reads ``base_dataloader`` gets a larger window size.
         """
         # A round is one batch for each rank. Accelerate reads one round ahead to find the end of
         # the data, and reads the batches that a ``SkipDataLoader`` skips.
@@ -159,7 +159,7 @@ class DispatchedStream(AdaptedLoader):
             yield
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass without the first ``skip``, which rank 0 does not send."""
+        """Yields the batches of a pass after the first ``skip`` batches. Rank 0 skips these."""
         reads = self._reader.batches(*self._reader_position(FeedPosition(data_pass, skip)))
         if not self._is_reader:
             # On this rank, `reads` is a generator that begins the pass and yields no batch. It is

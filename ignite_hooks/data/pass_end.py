@@ -39,8 +39,8 @@ class PassEnd:
 
     Args:
         source: the source of the batches.
-        accelerator: if given, all of its ranks end a pass together, after as many batches as the
-            rank with the fewest batches has. None if each rank ends a pass at its own last batch.
+        accelerator: if given, all of its ranks end a pass together: when the rank with the
+            fewest batches has no more. None if each rank ends a pass at its own last batch.
     """
 
     def __init__(self, source: PlainIterable, accelerator: Accelerator | None = None) -> None:
@@ -77,7 +77,7 @@ class PassEnd:
         self.length = length
 
     def update_length(self) -> None:
-        """Updates ``length`` if this process now has another number of batches. Not collective."""
+        """Updates ``length`` if this process's number of batches has changed. Not collective."""
         length = self._source.length
         if length != self._local_length:
             self.length = self._local_length = length
@@ -108,9 +108,9 @@ class PassEnd:
                     ahead.clear()
                     raise RuntimeError(self._wrong_length_message(f"only {number - 1}", data_pass))
                 yield number == length
-            # After the last batch, one more batch is requested, so that the samplers reach their
-            # end. Some samplers draw random numbers there. If another rank has fewer batches, this
-            # rank has batches left, and requests none of them.
+            # After the last batch, one more batch is requested, because some samplers draw random
+            # numbers when they reach their end. If another rank has fewer batches, this rank has
+            # batches left, and requests none of them.
             if self._local_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length_message("more", data_pass))
         else:

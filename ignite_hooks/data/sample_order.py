@@ -1,16 +1,16 @@
-"""Begins in the middle of a pass over the samples, about as fast as at the start of the pass.
+"""Makes iterators that begin in the middle of a sample order, about as fast as at its start.
 
 An *order* is a sampler, a batch sampler or another iterable. Its *elements* are indices or lists of
 indices. To *enter* an order at a position means to make an iterator over the elements after this
 position. A *pass* is one iteration over the whole data.
 
-A sampler yields its indices one by one. So the general way to position ``n`` is to iterate over
-``n`` indices. But each sampler of torch and Accelerate draws in one of three ways: with one call of
-``randperm`` for all indices, with one call of ``randint`` for every 32 indices, or with one call of
-``multinomial`` for all indices. This module makes the same draws. So it gets the same indices, and
-leaves the generator in the same state. It needs no more memory than an iteration from the start of
-the pass. Indices that a sampler draws 32 at a time are drawn here in a few large calls. This is
-possible because ``torch.randint`` gives the same numbers in one call as in many.
+A sampler yields its indices one by one. So in general, an iterator must yield ``n`` indices to
+reach position ``n``. But each sampler of torch and Accelerate draws in one of three ways: with one
+call of ``randperm`` for all indices, with one call of ``randint`` for every 32 indices, or with one
+call of ``multinomial`` for all indices. This module makes the same draws. So it gets the same
+indices, and leaves the generator in the same state. It needs no more memory than an iteration from
+the start of the pass. Indices that a sampler draws 32 at a time are drawn here in a few large
+calls. This is possible because ``torch.randint`` gives the same numbers in one call as in many.
 ``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
 
 The module makes these draws only if the class of the sampler is exactly a class of torch or
@@ -108,7 +108,7 @@ def samples_per_batch(order: Any) -> int | None:
 
 
 def elements_per_batch(order: Any) -> int:
-    """Returns the number of elements in one index batch of each process, summed over the processes.
+    """Returns the number of elements that are consumed when every process takes one index batch.
 
     The elements are those of the recorded order: indices, or index batches.
 
@@ -189,9 +189,10 @@ def _enter_with_head(
 
     A shard pads the last batches of a pass with the first samples that it has seen. These must be
     the first samples of the pass, not the first ones after the position. So the result begins with
-    the first batch of each process, followed by the elements after the position. Later
-    ``_take_share`` skips the first batch of its process. If the shard pads nothing, or if these
-    first batches extend beyond the position, the result begins at the position.
+    the first batch of each process, followed by the elements after the position. On each
+    process, ``_take_share`` skips the first batch that the shard makes from the result. If the
+    shard pads nothing, or if the first batches extend beyond the position, the result begins at the
+    position.
 
     Args:
         shard: a ``BatchSamplerShard`` of Accelerate, which iterates over the batches of all
@@ -305,9 +306,9 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
         return list(sequence[:head_size]), iterator
-    # The global generators are in the state of the start of the pass. So a sampler that draws its
-    # whole order with the first element draws the same order again, and needs no warning.
-    # Therefore, if there are elements before the position, the first of them is taken before the
+    # The global generators are in the state of the start of the pass. Some samplers draw the whole
+    # order when they yield the first element. Such a sampler draws the same order again, and needs
+    # no warning. So if the first element is before the position, this element is taken before the
     # random state is captured.
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()

@@ -1,9 +1,9 @@
-"""The data of the evaluators that a trainer validates with, as checkpoints save them.
+"""Saves and restores the state of the data on which a trainer validates.
 
 Each validation starts from the first batch of the data. But some state of the data lasts from one
 validation to the next, so checkpoints save it:
 
-- the number of the pass (a pass is one iteration over the data), with which samplers shuffle
+- the number of the pass (one iteration over the data), which determines how samplers shuffle
 - the states of persistent workers
 - the state of the data set
 
@@ -150,7 +150,7 @@ class ValidationData:
             yield from validation.evaluations.runs()
 
     def _training_loader_set_aside(self) -> AbstractContextManager[None]:
-        """Returns a context manager in which the training loader is set aside, as in a validation.
+        """Returns a context manager that pauses the training loader, as a validation does.
 
         An evaluator may run on the loader of training. Without this context manager, the persistent
         workers of training would be taken for the workers of the evaluator.

@@ -105,8 +105,9 @@ class MaxDeviceMemory(PeakMetric):
         return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
     def _add_span(self, span: str, attachment: Attachment) -> Span:
-        # `every` is the interval at which some kinds of marks have to be read. It has no effect
-        # here, because the allocator of the device keeps its marks itself.
+        # A mark is the highest value so far. Some kinds of marks must be read regularly, or they
+        # miss peaks: `every` is the interval in seconds. It has no effect here, because the
+        # allocator of the device updates its marks itself.
         measurement = _latest[self][span] = Measurement(_shared_mark, every=1.0)
 
         def report(engine: Engine) -> None:

@@ -99,7 +99,7 @@ class Span:
 
     @contextmanager
     def _run_scope(self, engine: Engine) -> Iterator[None]:
-        """Ends the span when the body, a run, ends; continues a span that was interrupted."""
+        """Surrounds a run: continues an interrupted span, and ends the span with the run."""
         with ExitStack() as scopes:
             for measurement in self._measurements:
                 scopes.enter_context(measurement.held_open())

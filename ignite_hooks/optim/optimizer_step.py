@@ -1,6 +1,7 @@
-"""The optimizer step, which is made once per window with the gradient of the mean of the losses.
+"""The optimizer step with gradient accumulation: one step for each window of batches.
 
-A window is the batches whose gradients are accumulated for one optimizer step.
+A window is the batches whose gradients are accumulated for one optimizer step. The step uses the
+gradient of the mean of their losses.
 """
 
 import warnings
@@ -56,7 +57,8 @@ class OptimizerStep(Handler):
     A *window* is the batches whose gradients are accumulated for one optimizer step. The scheduler
     *moves* when its ``step()`` is called. Hand-written gradient accumulation often fails in three
     cases: the last, shorter window of a pass over the data, a step that the loss scaler skips, and
-    a scheduler that moves once per process. OptimizerStep follows these rules:
+    a prepared scheduler, which Accelerate moves n times per step if there are n processes.
+    OptimizerStep follows these rules:
 
     - The step of a window of k batches uses the gradient of the mean of the k losses, for any k.
     - A step that the loss scaler skips is not committed: it is not counted, and the scheduler does
@@ -85,7 +87,7 @@ class OptimizerStep(Handler):
         optimizer: a torch optimizer, prepared or not.
         lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes a scheduler from
             the prepared optimizer. A scheduler that was prepared with Accelerate moves by
-            Accelerate's rule, which by default is once per process.
+            Accelerate's rule: by default n times instead of once, if there are n processes.
         scheduler_at: when the scheduler moves: after each "step", at the end of each "epoch", or
             after each "validation". A validation before the first step does not move the scheduler.
         scheduler_metric: the name in ``state.metrics`` of the value that a ReduceLROnPlateau is
@@ -129,8 +131,8 @@ class OptimizerStep(Handler):
         # step, and is empty once the call has begun.
         self._step_call: list[Callable[[], Any]] | None = None
         self._step_result: list[Any] = []  # the result of that call, until the step is counted
-        # Has ``lr_scheduler.step`` from the commit of an optimizer step until that call has begun;
-        # otherwise empty.
+        # If the scheduler moves by step, ``lr_scheduler.step`` is put into this list when an
+        # optimizer step is committed. The line that calls ``lr_scheduler.step`` removes it.
         self._scheduler_call: list[Callable[[], Any]] = []
         # The number of the last step in which the optimizer or the scheduler raised an exception.
         self._failed_step = 0
@@ -138,7 +140,8 @@ class OptimizerStep(Handler):
         # in-place changes of a tensor in this attribute.
         self._version_after_step: int | None = None
         self._step_number = 0  # what ``steps`` becomes if the step under way is committed
-        # Has the number of a committed step until STEP_COMPLETED is fired for it; otherwise empty.
+        # When a step is committed, its number is put into this list. The list is emptied when
+        # STEP_COMPLETED is fired for the step.
         self._uncompleted_step: list[int] = []
         self.window = Window()
         self.accumulation = Accumulation(self._gradient_state, self.window)
@@ -187,7 +190,7 @@ class OptimizerStep(Handler):
         self.scheduler.forget_position()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Back-propagates ``loss`` with its share in the mean over the window.
+        """Divides ``loss`` by the size of the window in batches, and back-propagates the result.
 
         If the length of the data is known, a trainer knows the size of a window when the window
         opens. The losses are then divided by this size. The same number is set for
@@ -227,9 +230,9 @@ class OptimizerStep(Handler):
             self.accumulation.shorten(window.size)
         gradient_state.sync_gradients = window.is_closing
         # The process function may use ``accelerator.accumulate``, which adds 1 to
-        # ``accelerator.step``, and sets ``sync_gradients`` to True if the sum is a multiple of the
-        # number of batches per step. ``accelerator.step`` is chosen here so that ``accumulate``
-        # sets the same value as above.
+        # ``accelerator.step``, and sets ``sync_gradients`` to True if the sum is a multiple of
+        # ``gradient_accumulation_steps``. ``accelerator.step`` is chosen here so that
+        # ``accumulate`` sets ``sync_gradients`` to the same value as the line above.
         self.accelerator.step = self._divisor - 1 if window.is_closing else window.count - 1
 
     def close_window(self, engine: Engine) -> bool:
@@ -359,7 +362,7 @@ class OptimizerStep(Handler):
             self.signals.release()
 
     def end_validation(self, *, are_results_missing: bool) -> None:
-        """Notes that the scheduler must move after a validation, if ``scheduler_at`` says so.
+        """Notes that a validation has ended, for a scheduler that moves after each validation.
 
         A validation before the first step does not move the scheduler.
 
@@ -426,8 +429,8 @@ class OptimizerStep(Handler):
         self._fire = type(engine).fire_event if isinstance(engine, QuickEngine) else fire_within
         if is_trainer(engine):
             engine_storage(engine)[_STEPS_ITSELF] = True
-            # Only on a trainer: the process function of a plain engine may divide each loss by the
-            # size of a full window itself.
+            # On a plain engine this attribute stays False, because the process function may divide
+            # each loss by the size of a full window itself.
             self._divides_by_own_size = True
             assert isinstance(engine, QuickEngine)
             self._uncompleted_step = engine.list_cleared_at(TrainEvents.STEP_COMPLETED)
@@ -498,8 +501,8 @@ class _PlainEngineStepping:
     def _in_run(self, engine: Engine) -> Iterator[None]:
         """Surrounds a run: drops the open window after a failure, and zeroes gradients."""
         with Attachment(self._step, engine) as attachment:
-            # This handler is attached when the run begins, and so is called after the handlers that
-            # may write the metric, such as a validation.
+            # The handler that moves the scheduler is attached only now, when the run begins. So it
+            # is called after the handlers that may write the metric, such as a validation.
             if self._moves_after_handlers:
                 attachment.on(Events.EPOCH_COMPLETED, self._move_scheduler)
             try:
