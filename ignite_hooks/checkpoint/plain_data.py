@@ -1,7 +1,7 @@
 """Converts any value to plain data: a form of bounded size that JSON can hold.
 
-A manifest describes a run with values from users' code, such as settings. A value that JSON cannot
-hold must not make a save fail, and a large value must not make every manifest large.
+The manifest of a checkpoint contains values from users' code, such as settings. A value that JSON
+cannot hold must not make a save fail, and a large value must not make every manifest large.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The learning rate schedule of a script that resumes, moved to the step of the checkpoint."""
+"""Moves the learning rate schedule of the user's script to the step of the checkpoint."""
 
 import copy
 import warnings
@@ -195,7 +195,7 @@ class ScriptSchedule:
     def _scheduled_values(
         self, group: Mapping[str, Any], script: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns the values of a group that the schedule may set, or that the moves have changed.
+        """Returns those values of a group that the schedule may set or the moves have changed.
 
         Args:
             group: the present settings of the group, after the moves.

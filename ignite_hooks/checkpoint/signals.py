@@ -1,6 +1,6 @@
 """Signals that ask a run to save and stop.
 
-A signal is only noted when it arrives. The run handles the noted signal at the next step boundary,
+When a signal arrives, it is only noted. The run handles the noted signal at the next step boundary,
 that is between two optimizer steps.
 """
 
@@ -112,7 +112,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self.received = None
 
     def mark_complete(self) -> None:
-        """Notes that the run has saved, so that a further signal calls the previous handler.
+        """Notes that the save is complete, so that a further signal calls the previous handler.
 
         The previous handler is the signal handler that was set before the scope.
         """

@@ -81,7 +81,7 @@ class _Decoder:
             return [self.decode_handlers(v, join_path(path, i)) for i, v in enumerate(data)]
         return self._add_problem(
             path,
-            f"must be a mapping with `{TAG}`, or a list or a mapping of such, got "
+            f"must be a mapping with `{TAG}`, or a list or mapping of such mappings, got "
             f"{short_repr(data)}; the settings of a run begin with `{TAG}: run`",
         )
 
@@ -172,8 +172,9 @@ class _Decoder:
     ) -> Any:
         """Decodes an instance of a dataclass.
 
-        The value of the key ``type``, called the tag, names one of ``classes``. Without a tag, or
-        if ``classes`` is empty, the class is the annotation itself, if it is a dataclass.
+        The value of the key ``type``, called the tag, names the class, which is one of ``classes``.
+        An annotation that is a dataclass is itself the class in two cases: if the data has no tag,
+        and if ``classes`` is empty.
 
         Args:
             data: the data of the instance.
@@ -200,7 +201,10 @@ class _Decoder:
         )
 
     def _decode_fields(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
-        """Makes an instance of ``cls`` from the data of its fields, or adds all their problems."""
+        """Makes an instance of ``cls`` from the data of its fields.
+
+        For invalid data, adds the problems of all fields to ``problems``.
+        """
         fields = fields_of(cls)
         found: list[Problem] = []
         by_field: dict[str, list[Problem]] = {name: [] for name in fields}

@@ -1,4 +1,4 @@
-"""The code that uses private members of Ignite, such as an engine that fires events quickly.
+"""Uses the private members of Ignite, for example in an engine that fires events quickly.
 
 These are the private members of Ignite's engines, events and handlers:
 
@@ -160,7 +160,7 @@ def process_function_of(engine: AnyEngine) -> Any:
 def move_to_front(engine: Engine, event: Any) -> None:
     """Moves the handler that was attached last to the front of the handlers of ``event``.
 
-    If ``event`` is being fired now, the handler is first called when ``event`` is fired again.
+    If ``event`` is being fired now, this firing does not call the handler.
     """
     events = [*event] if isinstance(event, EventsList) else [event]
     for each in events:
@@ -215,8 +215,8 @@ def is_running(engine: AnyEngine) -> bool:
 def forget_run(engine: Engine) -> None:
     """Makes the next ``engine.run`` start from scratch.
 
-    Without this call, ``engine.run`` continues the old run. After a failure of the old run, its
-    generator is exhausted, and ``engine.run`` returns at once without doing anything.
+    Without this call, ``engine.run`` would continue the old run. If the old run had failed, its
+    generator would be exhausted, and ``engine.run`` would return at once without doing anything.
     """
     engine._internal_run_generator = None
     # The limits of the old run are removed too. With these limits, Ignite's `run` would continue
@@ -315,8 +315,8 @@ class QuickEngine(EventCheckingEngine):
         if counter is None:
             return wrapper  # this wrapper raises an error when called: the event has no counter
 
-        # `wraps` copies the attribute `_parent` too, by which Ignite recognizes the wrapper of a
-        # handler that is to be removed.
+        # `wraps` also copies the attribute `_parent`. When a user removes a handler, Ignite finds
+        # the wrapper of the handler by this attribute.
         @functools.wraps(wrapper)
         def call_if_due(*args: Any, **kwargs: Any) -> Any:
             if event_filter(self, getattr(self.state, counter)):

@@ -103,7 +103,7 @@ _POSITIVE = WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0},
 
 Every = Annotated[
     int,
-    must_be("an integer >= 1", is_count, "leave it out for no such schedule"),
+    must_be("an integer >= 1", is_count, "leave it out to have no such schedule"),
     _COUNT,
 ]
 """An interval of a schedule, in steps or epochs: an integer >= 1."""
@@ -194,9 +194,9 @@ AfterTerminate = Annotated[
 
 OnBusy = Annotated[
     Literal["error", "wait"],
-    _one_of("error", "wait", '"wait" starts a requeued job when the job before it has ended'),
+    _one_of("error", "wait", '"wait" waits until the other run has ended'),
 ]
-"""The behavior if another run is writing to the directory: "error", or "wait" for its end."""
+"""The behavior if another run is writing to the directory: "error", or "wait" until it ends."""
 
 Generation = Annotated[
     int,
@@ -282,17 +282,17 @@ Prefix = Annotated[
 """A prefix of names: a string, which may be empty."""
 
 
-_UNHANDLED_SIGNALS = {"SIGKILL", "SIGSTOP"}  # the operating system handles them itself
+_UNCATCHABLE = {"SIGKILL", "SIGSTOP"}  # a process cannot set a handler for these signals
 
 
 def _check_signal_names(names: Any, info: ValidationInfo) -> Any:
-    known = sorted(set(Signals.__members__) - _UNHANDLED_SIGNALS)
+    known = sorted(set(Signals.__members__) - _UNCATCHABLE)
     remedy = '("SIGTERM",) is the usual choice, () means none'
     if isinstance(names, list | tuple):
         wrong = [name for name in names if name not in known]
         if not wrong:
             return names
-        if wrong[0] not in _UNHANDLED_SIGNALS and get_close_matches(str(wrong[0]), known):
+        if wrong[0] not in _UNCATCHABLE and get_close_matches(str(wrong[0]), known):
             remedy = did_you_mean(str(wrong[0]), known)
     elif isinstance(names, str) and names in known:
         remedy = f"write ({names!r},)"
@@ -309,8 +309,8 @@ SIGKILL and SIGSTOP are refused, as they cannot be handled.
 """
 
 
-# The names of parameters of optimizer constructors that are not settings. A setting is an entry of
-# an optimizer's parameter groups, such as "lr".
+# Besides settings, the constructor of an optimizer may have these parameters. A setting is an entry
+# of an optimizer's parameter groups, such as "lr".
 _NOT_SETTINGS = {
     "defaults",
     "module",

@@ -43,8 +43,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
 
     Attributes:
         open: the scopes on the stack.
-        later_failure: the first exception that closing a scope raised while the stack was closing
-            because of another exception. None if no scope raised such an exception.
+        later_failure: the first exception that the ``__exit__`` of a scope raised while another
+            exception was already closing the stack. None if there was no such exception.
     """
 
     def __init__(self) -> None:
@@ -71,8 +71,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
     def unwind(self, error: BaseException, depth: int) -> Iterator[bool]:
         """Closes the scopes above the given depth after a failure, and yields after each scope.
 
-        Exceptions that closing a scope raises are added to ``error`` as notes, and the first of
-        them becomes ``later_failure``.
+        If the ``__exit__`` of a scope raises another exception, ``error`` gets a note about it. The
+        first such exception becomes ``later_failure``.
 
         Yields:
             For each scope, whether its ``__exit__`` reported ``error`` as handled, by returning a
@@ -155,9 +155,9 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
 def _append_context(later: BaseException, first: BaseException) -> None:
     """Adds ``first`` to the chain of ``__context__`` exceptions of ``later``.
 
-    The two chains may end in the same exceptions. The new chain has first the exceptions that are
-    only in the chain of ``later``, then ``first``, and then the whole chain of ``first``. In any
-    other order the chain could get a cycle, and printing the exception would never end.
+    The two chains may end in the same exceptions. So the new chain begins with the exceptions that
+    are only in the chain of ``later``, and ends with the whole chain of ``first``. In any other
+    order the chain could get a cycle, and printing the exception would never end.
     """
     contexts_of_first = _context_chain(first)
     only_of_later = [

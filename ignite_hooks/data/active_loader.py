@@ -1,8 +1,8 @@
 """Context managers that protect Accelerate's list of the loaders that are being iterated.
 
 The list belongs to Accelerate's ``GradientState``. The last loader of the list is the active
-loader. When the active loader reaches its end, Accelerate closes the accumulation window (the
-batches whose gradients are accumulated for one optimizer step) early.
+loader. When the active loader reaches its end, Accelerate closes the accumulation window early. The
+window is the batches whose gradients are accumulated for one optimizer step.
 """
 
 from collections.abc import Iterator
@@ -64,8 +64,8 @@ def activated(loader: Any) -> Iterator[None]:
             state.dataloader_references = references
             _set_flags(loader, flags)
 
-    # `out_of_order=True`, because this scope may be in the generator of a feed (the iterator of a
-    # run over its data). A feed can be closed at any time, while scopes that were entered later are
+    # `out_of_order=True`, because this scope may be entered in the generator of a feed, which gives
+    # a run its batches. A feed can be closed at any time, while scopes that were entered later are
     # still open.
     with (
         undo_on_exit(restore, out_of_order=True),
@@ -76,10 +76,10 @@ def activated(loader: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_persistent_workers(loader: Any, *, out_of_order: bool) -> Iterator[None]:
-    """Detaches the persistent workers of ``loader`` during the body.
+    """Hides the persistent workers from ``loader`` during the body.
 
-    Persistent workers serve one iteration at a time. Without them, an iteration of ``loader`` in
-    the body starts new workers.
+    Persistent workers serve one iteration at a time. While they are hidden, an iteration of
+    ``loader`` starts new workers.
     """
     base = getattr(loader, "base_dataloader", loader)
     iterator = getattr(base, "_iterator", None)

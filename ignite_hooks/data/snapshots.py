@@ -1,4 +1,4 @@
-"""Snapshots of data with a state, from which a pass resumes without loading earlier batches.
+"""Takes and restores snapshots of data, so that a pass resumes without loading earlier batches.
 
 A pass is one iteration over the whole data. The data may include an object whose state contains the
 position in the pass: a stream, a loader or a sampler with ``state_dict`` and ``load_state_dict``. A
@@ -13,9 +13,9 @@ is fetched, and the snapshots of the last positions are kept.
 Two private attributes of torchdata are used:
 
 - ``StatefulDataLoader._iterator`` shows whether a loader has started its persistent workers.
-- ``torchdata.nodes.Loader._it`` is the iterator of a loader. When this iterator requests a batch
-  after the last batch of a pass, it caches the state from before this request. From then on, its
-  ``state_dict`` returns only the cached state. So the keeper sets the attribute to None, and the
+- ``torchdata.nodes.Loader._it`` is the iterator of a loader. If the loader resumes from the end of
+  a pass, this iterator caches the loaded state. From then on, ``state_dict`` of the loader returns
+  only the cached state. So the keeper sets the attribute to None after such a resume, and the
   loader creates a new iterator.
 
 ``tests/data/test_data_states.py`` fails if the meaning of either attribute changes.
@@ -162,21 +162,21 @@ class PositionKeeper:
 
 
 class _StatefulLoaderKeeper(PositionKeeper):
-    """The keeper for a ``StatefulDataLoader``; between two passes it saves the data set's state.
+    """The keeper for a ``StatefulDataLoader``.
 
-    Between two passes the keeper does not use the state of the loader itself, for two reasons:
+    Within a pass, the keeper saves the state of the loader. Between two passes, it saves:
+
+    - without workers, the state of the data set in this process;
+    - with workers that are not running between the passes, nothing, because no worker has a copy of
+      the data set then;
+    - with persistent workers that are running, the state of the loader, because only this state
+      contains the states of the workers' copies of the data set.
+
+    In the first two cases, the keeper does not use the state of the loader, for two reasons:
 
     - Before the first iteration, a call of the loader's ``state_dict`` begins an iteration.
-    - After a pass, the state is that of a finished iteration. A loader that resumes from such a
-      state begins two iterations.
-
-    What is saved between two passes depends on the workers:
-
-    - Without workers, the state of the data set in this process is saved.
-    - Workers have copies of the data set. The copies end with the pass, so there is nothing to
-      save.
-    - Persistent workers that are running keep their copies. Only the state of the loader contains
-      the states of these copies, so this state is saved nevertheless.
+    - After a pass, the state of the loader says that its iteration has finished. A loader that
+      resumes from such a state begins two iterations: the finished one, and then the next one.
     """
 
     def state_dict(self, *, is_at_start: bool) -> Any:
@@ -284,7 +284,8 @@ class Snapshot:
 
     Args:
         keeper: the state of the keeper.
-        objects: the states of the objects that the keeper's state does not include, by name.
+        objects: maps the names of objects to their states. An object is left out if the keeper's
+            state includes it.
         random: the states of the global random generators.
         generators: the states of the random generators of the data, by name.
     """
@@ -328,7 +329,7 @@ class Snapshot:
 
 
 class Source(Protocol):
-    """The attributes and methods of a source that this module uses.
+    """The attributes and methods that a source must have for this module.
 
     A source is the adapter through which a feed reads its data (see ``sources.py``).
     """
@@ -343,7 +344,7 @@ class Source(Protocol):
 
     @property
     def objects_outside_keeper(self) -> Objects:
-        """The objects with a state that the keeper's state does not include."""
+        """The objects that are not part of the keeper's state, and are saved separately."""
 
     object_states: ObjectStates
 
@@ -378,7 +379,8 @@ class Snapshots:
     def __init__(self) -> None:
         self.window_size = 1
         self._snapshots: dict[FeedPosition, Snapshot] = {}
-        # The position after the last batch that was fetched. The end of a pass counts as a batch.
+        # The position after the last batch that was fetched. If the end of the pass was reached,
+        # the position has one batch more than the pass.
         self._fetched = FeedPosition(0, 0)
         self._has_ended = True  # whether the last pass was iterated to its end
         self._is_fetching = False  # whether a batch was requested and has not arrived
@@ -387,8 +389,8 @@ class Snapshots:
         self._needs_set_epoch = False
         # The states of the data's generators before `set_epoch`, which may seed the generators.
         self._generators_before: dict[str, Any] | None = None
-        # True if the resume report has named the caveats of the keeper. When the loaded snapshot is
-        # restored, the caveats are then not repeated as warnings.
+        # Whether the report of the resume has named the caveats of the keeper already. If so, no
+        # warnings repeat the caveats when the loaded snapshot is restored.
         self._are_caveats_reported = False
         # The `Snapshots` of other feeds whose keepers wrap the same object. The feed that is
         # iterated first restores the object, for all of these feeds.
@@ -430,10 +432,11 @@ class Snapshots:
     ) -> Generator[Any, None, None]:
         """Yields the batches after ``position``, after restoring the snapshot at ``start``.
 
-        Some batches after ``position`` may have been fetched already. This method fetches these
-        batches again before it yields the first one, with the global random generators in the same
-        states as at the first fetch. Then it restores the states that the global generators had at
-        the call. These states include the draws of the first fetch.
+        Some batches after ``position`` may have been fetched already. Before this method yields the
+        first batch, it fetches these batches a second time. For the second fetch, the global random
+        generators get the states that they had before the first fetch. Afterwards they get back the
+        states that they had when this method was called: the first fetch has made its draws from
+        the global generators already, and the second fetch must not add draws.
 
         Args:
             source: the source of the data.
@@ -448,9 +451,10 @@ class Snapshots:
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
-            # In these two cases the noted states of the generators in the keeper's state may be
-            # wrong. For example, an interrupted request may have left a generator in the middle of
-            # a batch. So these generators are left out here. They get the right states when the
+            # If no batch was fetched ahead, or if a request was interrupted, the noted states may
+            # be wrong for the generators that are part of the keeper's state. For example, an
+            # interrupted request may have left a generator in the middle of a batch. So the noted
+            # states of these generators are not used. The generators get the right states when the
             # keeper is restored and the batches are fetched again.
             states = _without_keeper(source, states)
         with RandomState.preserved():
@@ -500,8 +504,8 @@ class Snapshots:
 
     def _restore(self, source: Source, position: FeedPosition) -> None:
         for other in self._sharing:
-            # The other feeds lose their snapshots at the start of a pass, so that they do not
-            # restore the shared object.
+            # In the other feeds, the snapshot for the start of a pass is dropped, so that these
+            # feeds do not restore the shared object.
             other._snapshots = {at: each for at, each in other._snapshots.items() if at.batches}
         self._sharing = []
         self._snapshots[position].restore(source, is_at_start=not position.batches)
@@ -518,8 +522,8 @@ class Snapshots:
             iterator: the batches after ``position``.
             position: the position before the first of these batches.
         """
-        # The generators and objects are searched only once in a pass, because the search visits all
-        # objects of the data.
+        # The search for generators and objects visits all objects of the data, so it is done only
+        # once in a pass.
         generators, objects = (
             source.generators,
             source.object_states.stateful(source.objects_outside_keeper),
@@ -677,8 +681,9 @@ class Snapshots:
             return []
         if not is_plain_data(self._snapshots[newest].keeper):
             return [
-                f"the state_dict of {source.keeper.name} has more in it than tensors, numbers, "
-                "texts, lists and dicts, and is not saved: a resume iterates earlier batches again"
+                f"the state_dict of {source.keeper.name} contains something other than "
+                "tensors, numbers, texts, lists and dicts, and is not saved: a resume iterates "
+                "earlier batches again"
             ]
         if not self._changes_with_batches(newest):
             return [

@@ -1,4 +1,4 @@
-"""Channels that open and close at the events of a plain Ignite engine, one that is not a trainer.
+"""Channels that open and close at the events of an Ignite engine other than a trainer.
 
 A *channel* is a part of the training loop that has a name, such as ``on_step``. When a channel
 opens, the contexts that users have registered on it are entered, and when it closes, they are left.
@@ -187,7 +187,7 @@ class HookChannels(Handler):
 
 
 def channels_of(engine: AnyEngine) -> Channels:
-    """Returns the channels of ``engine``; makes them at the first call for a plain engine."""
+    """Returns the channels of ``engine``. For a plain engine, the first call makes them."""
     owner: Any = engine  # Ignite's Engine does not declare this attribute
     if not hasattr(owner, "hook_channels"):
         owner.hook_channels = EventChannels(owner)

@@ -1,4 +1,4 @@
-"""Samples of memory: a thread measures at intervals, and a mark keeps the highest value."""
+"""Measures memory at intervals, in a thread, and keeps the highest value."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Averages the gradients of parameters outside of the model over all ranks.
+"""Averages, over all ranks, the gradients of parameters that are not in the model.
 
 DDP averages the gradients of the model that it wraps. A loss function, or a user's function that
 computes the loss of a batch, may have parameters too. DDP cannot always wrap such a function: it

@@ -72,11 +72,12 @@ class SchedulerDriver:
         self.metric = metric
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
-        # Each of these two lists has one entry while a move of the scheduler is due, and none
-        # otherwise. One statement removes the entry and moves the scheduler while signal handlers
-        # are held back, so that Ctrl-C does not come between the removal and the move.
-        self._due_epoch: list[int] = []  # ``began_after`` of ``end_epoch``
-        self._due_validation: list[bool] = []  # ``are_results_missing`` of ``end_validation``
+        # If a move of the scheduler is due, `_due_epoch` or `_due_validation` has one entry: the
+        # argument of `end_epoch` or `end_validation`. Otherwise both lists are empty. `_move`
+        # removes the entry and moves the scheduler in one statement, with signal handlers held
+        # back, so that Ctrl-C does not come between the removal and the move.
+        self._due_epoch: list[int] = []
+        self._due_validation: list[bool] = []
         self._torch_scheduler = unwrapped_scheduler(self.lr_scheduler)
         # The position (``last_epoch``) of the torch scheduler after the last move that this object
         # or ``OptimizerStep`` has made.
@@ -195,7 +196,8 @@ class SchedulerDriver:
     def move_after_validation(self, engine: Engine) -> None:
         """Moves the scheduler if ``end_validation`` has noted a move. A second call does nothing.
 
-        If another ``Validation`` measures the metric of the scheduler, the move is canceled.
+        The move is canceled if the metric of the scheduler does not come from the validation that
+        has just ended, but from another ``Validation``.
         """
         if not self._due_validation:
             return
@@ -289,8 +291,8 @@ def _finite_schedules(
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.
-        max_moves: the number of moves after which a SequentialLR leaves ``scheduler``; inf if none
-            does.
+        max_moves: the number of moves after which an outer SequentialLR replaces ``scheduler`` with
+            the next one; inf if ``scheduler`` is never replaced.
         moves_made: the number of moves so far; default: the scheduler's own count.
     """
     if moves_made is None:
@@ -375,7 +377,9 @@ def _scheduler_for(optimizer: Optimizer, lr_scheduler: Any) -> Any:
 
 
 def _call_maker(lr_scheduler: Any, optimizer: Optimizer) -> Any:
-    """Returns the scheduler that ``lr_scheduler`` makes, or ``lr_scheduler`` if not callable.
+    """Returns the scheduler that ``lr_scheduler`` makes from the optimizer.
+
+    If ``lr_scheduler`` is not callable, it is returned unchanged.
 
     Raises:
         TypeError: a scheduler class needs more arguments than the optimizer.

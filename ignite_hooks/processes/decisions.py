@@ -39,8 +39,8 @@ class Question(NamedTuple):
 
     Attributes:
         asked: a function that returns the request of this rank, or None if there is no request. A
-            request must be picklable. The function is called in each exchange, and must return a
-            request until it is obeyed.
+            request must be picklable. The function is called in each exchange. As long as a request
+            is not obeyed, each call must return the request again.
         obey: a function that is called on every rank if any rank has made a request. Its argument
             is the sequence of the requests by rank, with None for a rank without a request.
     """

@@ -72,7 +72,7 @@ class StalledRanks:
         return self._warning(places)
 
     def _places(self) -> dict[int, tuple[RunPlace, str]]:
-        """Returns a dict from each rank without progress to its place and line."""
+        """Returns a dict that maps each rank without progress to its place and line."""
         places = {}
         for rank in range(self._size):
             text = self._store.find(_key(rank))

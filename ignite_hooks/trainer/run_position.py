@@ -40,27 +40,29 @@ class RunPosition:
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
         given_limits: the limits that were passed to ``run``, without the changes by handlers. If a
-            run has ended at a limit, the next ``run`` starts from these limits: the changes by
-            handlers hold only until their run has ended.
-        shown: the limits and the epoch length that the trainer last wrote to the engine's state or
-            adopted from there. If ``max_steps`` is the only limit, ``shown.max_epochs`` is the
-            number of epochs for these steps, and ``limits.max_epochs`` is None.
+            run has ended at a limit, the next ``run`` starts from these limits: a change by a
+            handler holds only until the end of the run in which the handler made the change.
+        shown: the limits and the epoch length that the engine's state had when the trainer last
+            wrote them to the state, or adopted changes from it. If ``max_steps`` is the only limit,
+            ``shown.max_epochs`` is the number of epochs for these steps, and ``limits.max_epochs``
+            is None.
         epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
             pass.
         is_resumed: whether the next run continues the run of another process.
-        is_unfinished: whether work is left even if a limit is reached, because the run failed or
-            has not called all its deferred callbacks.
+        is_unfinished: whether the run failed, or has not called all its deferred callbacks. Such a
+            run has work left, even if it has reached a limit.
         epoch_termination: the value of the request that ended the present epoch before its last
             batch; False if there was no such request.
         length_of_pass: the number of batches in the last epoch that was one whole pass; None if
             there was none.
-        uncompleted_epoch: a list with one pair while an epoch can still be reopened: the place and
-            ``epoch_termination`` from before the epoch was counted as complete. The list becomes
-            empty when the first handler of EPOCH_COMPLETED is called.
+        uncompleted_epoch: a list that is empty, or has one entry. When ``complete_epoch`` counts an
+            epoch as complete, it stores the previous ``place`` and ``epoch_termination`` as the
+            entry. The list is cleared when the first handler of EPOCH_COMPLETED is called. If the
+            run ends before that, ``roll_back`` uses the entry to undo ``complete_epoch``.
         find_generators: a function that returns the random generators of the run, except the global
             ones and those of the data.
-        ended_by: the name of the handler or function that ended the run before its limit, so that
-            the run counts as finished; None if there was none.
+        ended_by: the name of the handler or function that ended the run before its limit. The run
+            then counts as finished. None if no handler or function has ended the run in this way.
     """
 
     def __init__(self, optimizer_step: OptimizerStep) -> None:
@@ -128,7 +130,7 @@ class RunPosition:
         return self._with_rest_of_pass(feed.promised_length)
 
     def _with_rest_of_pass(self, length: int | None) -> int | None:
-        """Returns the length of the present epoch, which is to end with the present pass.
+        """Returns the length of the present epoch if the epoch ends together with the present pass.
 
         The length is the number of batches in the epoch so far plus the rest of the pass. If
         ``set_data`` was called within the epoch, this is more than the length of the pass.
@@ -211,9 +213,8 @@ class RunPosition:
             return
         progress = Progress() if is_new else self.place.progress
         length, window_size = epoch_length or feed.length, step.accumulation.full_size()
-        # If ``terminate_epoch()`` has ended the present epoch, the epoch has had fewer batches than
-        # its length, and gets no more. So the number of its batches is set to ``length``, and no
-        # further batch of this epoch counts as still to come.
+        # If ``terminate_epoch()`` has ended the present epoch, the missing batches of this epoch
+        # will not come. So the epoch is counted as if it had had all ``length`` batches.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
@@ -272,7 +273,9 @@ class RunPosition:
         progress = self.place.progress
         if self.epoch_length is None and not self.epoch_termination:
             self.length_of_pass = progress.batches
-        self.mark_boundary(progress)  # the position in the data is now the end of this epoch
+        # This call also updates the position in the data. The feed may have moved to the next pass
+        # after the last batch was counted.
+        self.mark_boundary(progress)
         self.uncompleted_epoch[:] = [(self.place, self.epoch_termination)]
         self.mark_boundary(progress.with_epoch())
         self.epoch_termination = False
@@ -353,7 +356,7 @@ class RunPosition:
             self.place = self._boundary
 
     def change_feed(self, feed: DataFeed) -> None:
-        """Takes the next batches from ``feed``. The counters stay unchanged."""
+        """Makes ``feed`` the source of the next batches. The counters stay unchanged."""
         self.feed = feed
         self.place = self.place._replace(position=feed.position)
         self._boundary = self._boundary._replace(position=feed.position)
@@ -387,9 +390,9 @@ class RunPosition:
         if given == self.given_limits and not is_over:
             given = Limits()
         # After a finished run, a call of ``run`` with a limit that is reached already begins a new
-        # run. So any ``max_steps`` is allowed, and an epoch that has begun does not count for
-        # ``max_epochs``. As in Ignite, ``max_epochs`` must be at least the number of complete
-        # epochs, and ``max_iters`` at least the number of iterations.
+        # run. So ``max_steps`` may be lower than the number of steps so far. As in Ignite,
+        # ``max_iters`` must be at least the number of iterations, and ``max_epochs`` at least the
+        # number of complete epochs. An epoch that has begun is not counted.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
         else:
@@ -549,7 +552,7 @@ class RunPosition:
     def move_to(
         self, progress: Progress, steps: int, limits: Limits, epoch_length: int | None
     ) -> None:
-        """Makes the next run continue with the given counters, after the batches they count."""
+        """Makes the next run continue from the given counters, and skip the batches they count."""
         self.set_limits(limits)
         self.place = Place(progress)
         self.epoch_length = epoch_length

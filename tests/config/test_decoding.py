@@ -291,7 +291,9 @@ def test_list_and_mapping_of_handlers_are_read():
 @pytest.mark.parametrize("data", [None, "null", 3, 1.5, True, b"a"], ids=stable_id)
 def test_top_level_must_be_handlers(data):
     message = problems(data)[""]
-    assert message.startswith("must be a mapping with `type`, or a list or a mapping of such, got")
+    assert message.startswith(
+        "must be a mapping with `type`, or a list or mapping of such mappings, got"
+    )
     assert "`type: run`" in message
     assert set(problems({"a": [data]})) == {"a[0]"}
 

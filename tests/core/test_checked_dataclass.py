@@ -79,7 +79,7 @@ def test_wrong_arguments_are_a_type_error(call, message):
 
 
 VALUES = [
-    ({"every": 0}, "`every` must be an integer >= 1, got 0; leave it out for no such schedule"),
+    ({"every": 0}, "`every` must be an integer >= 1, got 0; leave it out to have no such schedule"),
     ({"source": 1}, "`source` must be a valid string, got 1"),
     ({"learning_rate": "x"}, "`learning_rate` must be a valid number, got 'x'"),
     ({"names": ["a", 2]}, "`names[1]` must be a valid string, got 2"),

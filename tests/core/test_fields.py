@@ -54,7 +54,8 @@ def assert_refused(cls, name, value, rule, remedy, **others):
 
 @pytest.mark.parametrize("value", NOT_COUNTS, ids=stable_id)
 def test_every_must_be_an_integer_above_zero(value):
-    assert_refused(Example, "every", value, "an integer >= 1", "leave it out for no such schedule")
+    remedy = "leave it out to have no such schedule"
+    assert_refused(Example, "every", value, "an integer >= 1", remedy)
 
 
 @pytest.mark.parametrize("value", NOT_COUNTS, ids=stable_id)

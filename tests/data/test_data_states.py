@@ -645,7 +645,7 @@ def test_state_that_needs_pickle_is_reported():
     feed = DataFeed(Pickled(), None)
     take(feed, 2)
     (doubt,) = feed.doubts()
-    assert "state_dict of data (Pickled) has more in it" in doubt
+    assert "state_dict of data (Pickled) contains something other than" in doubt
     assert feed.state_dict()["place"] is None
 
 
