@@ -344,13 +344,13 @@ def _known_settings() -> set[str]:
 
 def _check_setting_names(names: Any, info: ValidationInfo) -> Any:
     is_list = isinstance(names, list | tuple)
-    known = _known_settings() if is_list else set()
+    known = sorted(_known_settings()) if is_list else []  # no set, as a name may be unhashable
     wrong = [name for name in names if name not in known] if is_list else [names]
     if is_list and not wrong and len(set(names)) == len(names):
         return names
     remedy = 'for example ("lr", "weight_decay"); () means none'
     if is_list and wrong and isinstance(wrong[0], str):
-        remedy = did_you_mean(wrong[0], sorted(known))
+        remedy = did_you_mean(wrong[0], known)
     raise ValueError(
         f"`{info.field_name}` must be names of settings, each once, got {names!r}; {remedy}"
     )

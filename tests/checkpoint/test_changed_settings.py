@@ -399,6 +399,7 @@ def test_writes_of_an_ignite_scheduler_are_no_change(tmp_path):
         (("lr", "lr"), "each once"),
         ((1,), "must be names of settings"),
         (None, "must be names of settings"),
+        ([["lr"]], "must be names of settings"),
     ],
 )
 def test_override_of_an_unknown_setting_is_an_error(override, message):
