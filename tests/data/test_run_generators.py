@@ -75,7 +75,7 @@ def test_generators_given_as_also_are_left_out(tmp_path):
 
 
 def test_an_event_filter_is_searched():
-    engine, rng = Engine(print), random.Random()
+    engine, rng = Engine(lambda engine, batch: None), random.Random()
     event = Events.EPOCH_STARTED(event_filter=lambda engine, epoch: rng.random() < 0.5)
     engine.add_event_handler(event, lambda: None)
     (name,) = names_in(engine)

@@ -465,11 +465,10 @@ def find_rates(make_engine, num_iter=12, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     engine, data, finder = make_engine(model, optimizer), batches_of(5), FastaiLRFinder()
     to_save = {"model": model, "optimizer": optimizer}
-    with (
-        warnings.catch_warnings(action="ignore"),
-        finder.attach(engine, to_save, num_iter=num_iter, end_lr=1e-2, **options) as finding,
-    ):
-        finding.run(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with finder.attach(engine, to_save, num_iter=num_iter, end_lr=1e-2, **options) as finding:
+            finding.run(data)
     trained = []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: trained.append(e.state.output))
     engine.run(data, max_epochs=2)
