@@ -293,7 +293,8 @@ class LoadedState:
                 metadata["flags"] = rename_flags(metadata["flags"], fit.renamed)
                 for current_name, saved_name in fit.renamed.items():
                     self._saved_names[f"{name}.{current_name}"] = f"{name}.{saved_name}"
-        if self._saved_names:  # the saved settings contain saved names of frozen parameters
+        if self._saved_names:
+            # The saved settings list the frozen parameters by their names in the saved run.
             self._changed_settings.translate_names(self._saved_names)
         if not self._state.is_sharded:
             found += self._optimizer_differences()
@@ -471,9 +472,10 @@ class LoadedState:
             A dict that maps each section to a dict of its objects by name.
         """
         trainer, also = self._trainer, self._state.also
-        # An object in `also` can be a handler, too. If its state was saved in the section "also",
-        # the object is left out of the handlers. Otherwise its state may have been saved in the
-        # section "handlers", before the script added the object to `also`.
+        # An object in `also` can be a handler, too. If the checkpoint has its state in the section
+        # "also", the object is left out of the handlers. If not, the object stays among the
+        # handlers: the script may have added it to `also` after the save, so that the checkpoint
+        # has its state in the section "handlers".
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
@@ -527,9 +529,9 @@ class LoadedState:
         """Sets the saved attributes of ``trainer.state``.
 
         ``apply`` sets only the attributes that ``trainer.state_dict_user_keys`` names. ``complete``
-        sets all saved attributes, also those that Ignite's handlers have added to the state. If
-        ``apply`` set the attribute of a handler that is attached after ``apply``, this handler
-        would raise an error, because the state already has the attribute.
+        sets all saved attributes, also those that Ignite's handlers have added to the state. They
+        must wait for ``complete``, because a handler may be attached between the two calls. It
+        would raise an error if the state had its attribute already.
 
         Args:
             keys: the names of the attributes to set; None for all saved attributes.

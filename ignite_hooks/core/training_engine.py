@@ -253,7 +253,7 @@ class TrainingEngine(Protocol):
 
     @property
     def is_ending(self) -> bool:
-        """True if the run ends, on all ranks, at the next place where requests are handled."""
+        """True if the run is about to end, on all ranks, because a stop was requested."""
 
     def finish_resumed_run(self, ended_by: str) -> None:
         """Makes the next ``run()`` train nothing, because the saved run was finished.

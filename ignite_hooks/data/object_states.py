@@ -41,7 +41,7 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 _ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
 _ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
 _NOT_COMPARABLE = object()
-_PRESENT = object()  # the value that `_values` gives to the path of an object itself
+_PRESENT = object()  # `_values` maps the path of an object to this value, and its parts to theirs
 # The attributes of a loader that make samples. The names of their parts begin with these names.
 # The states of samplers and streams (iterable data sets) are not restored here: the feed, which
 # reads the loader, moves them to its position, and a restored state would move them a second time.

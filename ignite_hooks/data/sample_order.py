@@ -1,4 +1,4 @@
-"""Makes iterators that begin in the middle of a sample order, about as fast as at its start.
+"""Makes an iterator that begins in the middle of a sample order, without iterating up to there.
 
 An *order* is a sampler, a batch sampler or another iterable. Its *elements* are indices or lists of
 indices. To *enter* an order at a position means to make an iterator over the elements after this
@@ -110,11 +110,10 @@ def samples_per_batch(order: Any) -> int | None:
 def elements_per_batch(order: Any) -> int:
     """Returns the number of elements that are consumed when every process takes one index batch.
 
-    The elements are those of the recorded order: indices, or index batches.
-
     Args:
         order: a recorded order (``RecordedOrder``), or a batch sampler of torch or Accelerate that
-            takes its elements from a recorded order.
+            takes its elements from a recorded order. The elements of a recorded order are indices
+            or index batches.
     """
     if type(order) is BatchSamplerShard and type(order.batch_sampler) is not BatchSampler:
         return 1 if order.split_batches else order.num_processes
@@ -189,10 +188,9 @@ def _enter_with_head(
 
     A shard pads the last batches of a pass with the first samples that it has seen. These must be
     the first samples of the pass, not the first ones after the position. So the result begins with
-    the first batch of each process, followed by the elements after the position. On each
-    process, ``_take_share`` skips the first batch that the shard makes from the result. If the
-    shard pads nothing, or if the first batches extend beyond the position, the result begins at the
-    position.
+    the first batches of the pass, one for each process, followed by the elements after the
+    position. On each process ``_take_share`` skips the first batch. If the shard pads nothing, or
+    if the first batches extend beyond the position, the result begins at the position.
 
     Args:
         shard: a ``BatchSamplerShard`` of Accelerate, which iterates over the batches of all
@@ -306,18 +304,18 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
         return list(sequence[:head_size]), iterator
-    # The global generators are in the state of the start of the pass. Some samplers draw the whole
-    # order when they yield the first element. Such a sampler draws the same order again, and needs
-    # no warning. So if the first element is before the position, this element is taken before the
-    # random state is captured.
+    # The global generators are in the state of the start of the pass. So a sampler that draws its
+    # whole order when it yields the first element draws the same order again. To avoid a warning
+    # about such a sampler, the first element is taken first, and draws are only looked for
+    # afterwards. (At position 0 nothing is taken.)
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)
     if begun.has_moved():
         warnings.warn(
-            f"{order_name(order)} draws from the global random generators while it is iterated: "
-            f"its first {start} elements are drawn again, without the draws that other code made "
-            "in between, so the elements that follow may differ. Give the sampler its own "
+            f"{order_name(order)} draws from the global random generators while it is iterated. "
+            f"Its first {start} elements are drawn again, but in the first run other code drew "
+            "between them, so the elements that follow may differ. Give the sampler its own "
             "generator, or the methods state_dict() and load_state_dict()",
             stacklevel=2,
         )

@@ -177,10 +177,10 @@ class ExperienceMaxRAM(RAMMetric):
 class StreamMaxRAM(RAMMetric):
     """The peak of resident memory in one whole validation, with all its loaders.
 
-    On a trainer the validation is measured from VALIDATION_STARTED to VALIDATION_COMPLETED, and on
-    any other engine from STARTED to COMPLETED. The metric starts automatically only if the
-    validation is within a run of the engine to which the metric is attached. To measure any other
-    validation, call ``start`` before it and ``stop`` after it, and read ``result``.
+    Attach it to the trainer: each validation of the trainer is measured, from VALIDATION_STARTED to
+    VALIDATION_COMPLETED. On any other engine, such as an evaluator, each run is measured, from
+    STARTED to COMPLETED. To measure a validation by other code, call ``start`` before it and
+    ``stop`` after it, and read ``result``.
 
     ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
