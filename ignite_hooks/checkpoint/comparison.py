@@ -156,7 +156,8 @@ class _StateReaders:
             self.parts[name] = dict(sorted(readers.items()))
             # `extra` has the values that a safetensors file cannot hold.
             self._add_readers(name, module_info["extra"])
-            # A lazy tensor is not initialized and has no value, so its kind is compared.
+            # A lazy tensor is not initialized and has no value. So it is only compared whether it
+            # is a parameter or a buffer (its kind).
             if lazy := module_info.get("lazy"):
                 self._add_readers(name, {key: f"lazy {kind}" for key, kind in lazy.items()})
         self.files |= {safe_file, pickle_file}

@@ -114,9 +114,10 @@ def admits_none(annotation: Any) -> bool:
 
 
 def container_and_items(annotation: Any) -> tuple[type, list[Any]] | None:
-    """Returns ``list`` or ``dict`` for a container type, and the annotations of its items.
+    """Returns how a container type is written in plain data, and the annotations of its items.
 
-    In plain data, for example the content of a YAML file, a value of the type is a list or a dict.
+    Plain data, for example the content of a YAML file, have only lists and dicts. So a set is
+    written as a list.
 
     Returns:
         A class and a list of annotations; None for a type that is not a container. For example,

@@ -29,10 +29,10 @@ _SIGNAL_NUMBERS = tuple(getattr(signal, name) for name in _NAMES if hasattr(sign
 class HeldSignals(AbstractContextManager["HeldSignals", None]):
     """A context manager within which Python signal handlers can be held back.
 
-    Entering the context manager only wraps the handlers: the wrappers call the handlers at once. To
-    hold signals back, the code within the ``with`` sets ``is_holding`` to True. Then the wrappers
-    only note the signals. ``release`` sets ``is_holding`` to False again, and calls the handlers of
-    the signals that were held back.
+    Entering the context manager only wraps the handlers. When a signal arrives, the wrapper calls
+    its handler. To hold signals back, the code within the ``with`` sets ``is_holding`` to True.
+    Then a wrapper only notes the signal. ``release`` sets ``is_holding`` to False again, and calls
+    the handlers of the signals that were held back.
 
     In a thread other than the main thread the context manager does nothing, because Python runs
     signal handlers in the main thread only. A handler that is installed within the ``with`` has no

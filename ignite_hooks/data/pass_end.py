@@ -39,8 +39,8 @@ class PassEnd:
 
     Args:
         source: the source of the batches.
-        accelerator: if given, all of its ranks end a pass together: when the rank with the
-            fewest batches has no more. None if each rank ends a pass at its own last batch.
+        accelerator: if given, all of its ranks end a pass after the same number of batches, that
+            of the rank with the fewest. None if each rank ends a pass at its own last batch.
     """
 
     def __init__(self, source: PlainIterable, accelerator: Accelerator | None = None) -> None:
@@ -58,8 +58,8 @@ class PassEnd:
 
         Args:
             digest: a hash of the states of the global random generators. If the ranks have
-                different hashes, a warning is given. Every rank passes 0 if no comparison is
-                needed, because the order of the samples is not drawn from these generators.
+                different hashes, a warning is given. If the order of the samples is not drawn from
+                these generators, they may differ: every rank then passes 0.
         """
         # `_local_length` keeps the number of this rank alone. `length` becomes the smallest number
         # of all ranks.
@@ -88,7 +88,7 @@ class PassEnd:
         After each ``yield`` of this method, the caller takes one batch from ``ahead``.
 
         Args:
-            batches: the batches of the pass without the first ``given``.
+            batches: the remaining batches of the pass.
             data_pass: the number of the pass, from 0, for error messages.
             given: the number of batches of the pass that were given before.
 
@@ -162,12 +162,12 @@ class PassEnd:
         if self._warned_of_different_orders:
             return
         self._warned_of_different_orders = True
-        loader = self._source.loader
+        part = rank_dependent_part(self._source.loader)
         warnings.warn(
-            f"the global random generators differ between ranks, and {rank_dependent_part(loader)} "
+            f"the global random generators differ between ranks, and {part} "
             "may draw the order of `data` from them: then each rank takes its share from a "
-            "different order, so that some samples are trained on twice and others never. Give "
-            "that object its own `generator`, or seed all ranks alike",
+            "different order, so that some samples are trained on twice and others never. Seed "
+            f"all ranks alike, or give {part} its own `generator`",
             stacklevel=2,
         )
 

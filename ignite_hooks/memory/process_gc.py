@@ -177,9 +177,9 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
 def _is_automatic() -> bool:
     """Returns whether the collection that starts now is automatic, and not a ``gc.collect()``.
 
-    Python starts an automatic collection when the youngest generation has more objects than its
-    threshold. So when a ``gc.collect()`` starts, there are usually fewer objects. Directly after
-    ``gc.enable()`` there may be more, and a ``gc.collect()`` then counts as automatic. With a
-    threshold of 0 Python never collects by itself.
+    Python starts an automatic collection as soon as the youngest generation has more objects than
+    its threshold. So at any other time, for example when ``gc.collect()`` is called, it has fewer.
+    The exception is a ``gc.collect()`` directly after ``gc.enable()``: there may be more objects,
+    and the collection counts as automatic. With a threshold of 0 Python never collects by itself.
     """
     return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

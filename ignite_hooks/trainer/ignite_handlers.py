@@ -25,8 +25,9 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
     if not isinstance(handler, BaseWeightsHandler):
         return
     # Several loggers of Ignite (TensorBoard, ClearML, …) have a GradsScalarHandler of their own.
-    # Some of them also have a GradsHistHandler. These classes are recognized by their names,
-    # because all their base classes also have subclasses that log no gradients.
+    # Some of them also have a GradsHistHandler. No base class has exactly these subclasses:
+    # handlers that log weights have the same base class. So the classes are recognized by their
+    # names.
     if not any(base.__name__.startswith("Grads") for base in type(handler).__mro__):
         return
     events = event if isinstance(event, EventsList) else [event]
@@ -37,8 +38,8 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
         warnings.warn(
             f"{type(handler).__name__} at {gradientless[0]} finds no gradients and logs nothing: a "
             "trainer zeroes the gradients when the handlers of ITERATION_COMPLETED have returned; "
-            "attach the handler to TrainEvents.OPTIMIZER_STEP_COMPLETED, where the gradients of a "
-            "whole window exist",
+            "attach the handler to TrainEvents.OPTIMIZER_STEP_COMPLETED, where the accumulated "
+            "gradients exist",
             stacklevel=4,
         )
 
