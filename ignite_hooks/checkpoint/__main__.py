@@ -62,7 +62,7 @@ _REMOVED = "removed meanwhile"
 _MAX_CELL_LENGTH = 40  # characters of a cell in the table of `list`
 _MAX_NAME_LENGTH = 60  # characters of a name, a value or a note in the other tables
 _MAX_DIFFERENCES = 10  # differences of one part or section; `diff --all` shows all of them
-# `diff` shows each section under its name. These sections have a longer title instead.
+# The titles of two sections in the output of `diff`. Any other section has its name as its title.
 _SECTION_TITLES = {
     "contents": "contents that only one checkpoint has",
     "files": "files, compared by checksum",

@@ -24,8 +24,8 @@ class Difference:
         name: the name of the value within its part, for example the name of a parameter.
         norm: the Euclidean norm of the difference between two tensors, over the elements that are
             finite in both; None if the values cannot be subtracted.
-        relative: ``norm`` divided by the norm of the first checkpoint's tensor; infinite if only
-            this tensor is zero; None if ``norm`` is None.
+        relative: ``norm`` divided by the norm of the first checkpoint's tensor; infinite if the
+            first tensor is zero and the second is not; None if ``norm`` is None.
         note: a text that describes a difference that ``norm`` does not show: for example in shape,
             in dtype, or in elements that are not finite.
         is_structural: whether only one checkpoint has the value, or the two tensors have different

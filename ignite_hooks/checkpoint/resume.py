@@ -68,12 +68,13 @@ class ResumeCheckpoint(Handler):
     is raised. Such a source is never treated as empty.
 
     The model, the optimizer, the scheduler and the counters are loaded when this handler is
-    attached. The trainer factory attaches this handler last. Random generators and the states of
-    handlers are restored only when the run starts, so that handlers which are attached after this
-    handler are restored too. The restoration takes place after all handlers of STARTED have
-    returned. If the run resumes in the middle of an epoch, the restoration takes place a second
-    time after the handlers of EPOCH_STARTED, because handlers of this event often reset a state.
-    The objects in ``also`` of each attached ``SaveCheckpoint`` are restored at the same times.
+    attached. The trainer factory attaches it after all other handlers that the factory gets.
+    Random generators and the states of handlers are restored only when the run starts. So you can
+    attach further handlers to the finished trainer, and their states are restored too. All of these
+    states are restored after the handlers of STARTED have returned. If the run resumes in the
+    middle of an epoch, they are restored a second time after the handlers of EPOCH_STARTED, because
+    handlers of this event often reset a state. The objects in ``also`` of each attached
+    ``SaveCheckpoint`` are restored at the same times.
 
     If ``source`` is a directory, and the trainer saves to the same directory, the trainer continues
     the run of the checkpoint: its ``SaveCheckpoint`` also removes old checkpoints that were saved
@@ -276,8 +277,8 @@ class ResumeCheckpoint(Handler):
                 )
             )
             # All files are open now, and an open file stays readable even if it is deleted. A
-            # removal renames the manifest before it deletes a file. So if the manifest has not
-            # changed until now, all files were complete when they were opened.
+            # removal renames the manifest before it deletes a file. So if the manifest still has
+            # its name and content now, all files were complete when they were opened.
             if ranks.call_on_rank_0(lambda: is_still_there(checkpoint)):
                 return states.pop()
         except (OSError, ValueError, RuntimeError):

@@ -54,7 +54,7 @@ class Encoder:
             value: a handler, a container of handlers, or the value of a field.
             path: the path of the value in the data, for messages.
             is_in_field: whether the value is the value of a field, or a part of such a value.
-                Outside of fields, only handlers and lists and mappings of handlers are allowed.
+                Outside of fields, a value must be a handler, or a list or mapping of handlers.
             depth: the number of containers and handlers around the value.
 
         Raises:
@@ -137,7 +137,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Returns whether two handlers, or lists or mappings of handlers, have the same content.
+    """Returns whether two handlers have the same content.
+
+    Two lists or two mappings of handlers can be compared too.
 
     ``==`` compares handlers by identity, so two handlers with the same settings are not equal. This
     function compares the classes and all fields. A NaN equals a NaN, a path equals its string, and

@@ -183,8 +183,8 @@ def _call_problems(
     for each in errors:
         argument = each["loc"][-1] if each["loc"] else ""
         if len(each["loc"]) > 1 or isinstance(argument, int):
-            # Two kinds of problems are skipped: a problem inside a value is not a problem of the
-            # call, and an extra positional argument was reported by the lines above.
+            # A problem inside a value is skipped, because it is not a problem of the call. An extra
+            # positional argument is skipped, because the lines above have reported it.
             continue
         if each["type"] == "unexpected_keyword_argument":
             yield f"`{name}` has no argument `{argument}`: {did_you_mean(argument, parameters)}"

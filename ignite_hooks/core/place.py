@@ -43,7 +43,7 @@ class Progress(NamedTuple):
         return Progress(self.iteration, self.epochs)
 
     def epochs_for(self, steps: int, window_size: int, epoch_length: int) -> int:
-        """Returns the total number of epochs of a run that has ``steps`` steps still to make.
+        """Returns the total number of epochs that a run needs for its remaining optimizer steps.
 
         The total includes the complete epochs and the current epoch.
 
@@ -60,7 +60,10 @@ class Progress(NamedTuple):
         return self.epochs + 1 + ceil(max(0, steps - in_this_epoch) / per_epoch)
 
     def steps_in(self, batches: int, window_size: int, epoch_length: int | None) -> int:
-        """Returns the least number of optimizer steps in the next ``batches`` batches.
+        """Returns the smallest possible number of optimizer steps in the next batches.
+
+        The end of an epoch closes its last window early, so the batches may make more steps if
+        they belong to several epochs. If ``epoch_length`` is None, all windows count as full.
 
         Args:
             batches: the number of batches still to come.

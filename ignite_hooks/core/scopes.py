@@ -59,8 +59,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
     def leave(self, depth: int) -> None:
         """Closes the scopes above the given depth, so that ``depth`` scopes stay open.
 
-        If closing a scope fails, the error is raised at once. The other scopes stay open until the
-        caller closes them with ``unwind``.
+        If closing a scope fails, this method raises the error and closes no further scope. The
+        other scopes stay open until the caller closes them with ``unwind``.
         """
         while len(self.open) > depth:
             self.open[-1].__exit__(None, None, None)
@@ -142,7 +142,8 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
     """Notes on ``error`` that closing ``scope`` has raised ``later``, and chains the two."""
     with suppress(Exception):  # an exception may refuse to be printed, or to be changed
         _append_context(later, error)
-        # If the class of the scope has no `__str__`, the text would show an address in memory.
+        # By default, the text of an object contains its address in memory. So the note shows the
+        # scope only if its class defines `__str__`.
         name = scope if "__str__" in vars(type(scope)) else "a scope"
         where = extract_tb(later.__traceback__)[-1]
         text = (

@@ -132,8 +132,8 @@ def has_custom_loading(module: torch.nn.Module, *, is_root: bool = False) -> boo
     Args:
         module: the module.
         is_root: whether ``load_state_dict`` is called on the module itself, and not on a parent.
-            Torch does not call ``load_state_dict`` of the children, so an override of this method
-            counts only if this is True.
+            Torch does not call ``load_state_dict`` of the children. So if ``is_root`` is False, an
+            overridden ``load_state_dict`` does not count.
     """
     if any(map(getattr, repeat(module), _STATE_HOOKS)):
         return True

@@ -59,7 +59,8 @@ class RecordedOrder(ExcludedFromSearch):
         size: the length that every index batch but the last must have, because Accelerate leaves
             out batches of another length; None if lengths may differ. If an element has another
             length, a run cannot resume in the middle of the pass.
-        is_beginning: whether the body of ``beginning`` is running, in which a new pass starts.
+        is_beginning: whether the body of a ``with recorded.beginning(…)`` is running. In this body
+            a new pass starts.
 
     Args:
         keeper: see the attribute.
@@ -80,12 +81,13 @@ class RecordedOrder(ExcludedFromSearch):
         self._start_pass: int | None = None  # the pass that `_start_state` belongs to
         # The state before the first element of a pass; None if unknown or not plain data.
         self._start_state: Any = None
-        # The state before the second element of the present pass, until this element is drawn.
+        # The state after the first element of the present pass. It is compared with other states
+        # when the second element is drawn, and is then set to None.
         self._second_state: Any = None
         self.is_beginning = False
         self._continues_pass = False  # whether the next iteration continues a pass
-        # The generators from which the sampler may draw. They are set during the body of
-        # `beginning`.
+        # The generators from which the sampler may draw; empty outside of the body of a
+        # `with recorded.beginning(…)`.
         self._generators: Mapping[str, RandomGenerator] = {}
         self._reset()
 
@@ -120,7 +122,8 @@ class RecordedOrder(ExcludedFromSearch):
     def has_usable_state(self) -> bool:
         """Returns whether the state of the sampler contains the position and can be saved.
 
-        Returns True as long as the elements that were drawn have not shown the contrary.
+        Whether the state contains the position is known after the first two elements of a pass.
+        Until then, the state counts as usable.
         """
         return self._state_advances is not False and not self._is_unsavable
 
@@ -142,8 +145,8 @@ class RecordedOrder(ExcludedFromSearch):
             self._continues_pass, self._is_over = False, False
             self._iterator = self._resumed_iterator()
             return self._record_elements(self._iterator)
-        # An iteration outside of the body of ``beginning`` is the user's own iteration of a loader
-        # with persistent workers. Such a pass has no number.
+        # If iter() is called outside of a ``with recorded.beginning(…)``, the user iterates a
+        # loader with persistent workers. Such a pass has no number.
         self._reset(self._data_pass if self.is_beginning else None)
         # The sampler's iter() may draw random numbers. It is called here, and not lazily with the
         # first element, so that it draws at the same time as without this wrapper. If there are
@@ -179,7 +182,7 @@ class RecordedOrder(ExcludedFromSearch):
     def beginning(
         self, data_pass: int, generators: Mapping[str, RandomGenerator]
     ) -> Iterator[None]:
-        """Makes an iteration that starts in the body count as a new pass.
+        """Treats an iteration that starts within the ``with`` block as a new pass.
 
         Args:
             data_pass: the number of the pass, from 0.
@@ -223,9 +226,10 @@ class RecordedOrder(ExcludedFromSearch):
             )
 
     def can_enter_at(self, data_pass: int, start: int) -> bool:
-        """Returns whether the record can continue a pass after its first ``start`` elements.
+        """Returns whether a pass can continue from its element with the index ``start``.
 
-        This is possible if these elements were drawn, and all later drawn elements are still kept.
+        This is possible if all elements before this index were drawn, and all elements that were
+        drawn after them are still kept.
         """
         is_kept = self._drawn_count - len(self._elements) <= start
         # ``start`` counts the last batch of a pass as a full batch, although it may be smaller. So
@@ -244,7 +248,7 @@ class RecordedOrder(ExcludedFromSearch):
         return [_copy_element(each) for each in (self._head * repeats)[:count]]
 
     def rest(self, start: int) -> Iterator[Any]:
-        """Returns the elements after the first ``start``: the recorded ones, then new ones."""
+        """Returns the elements of the pass from index ``start`` on: kept ones, then new ones."""
         kept = self._kept_after(start)
         if self._is_over:
             return iter(kept)
@@ -354,7 +358,7 @@ class RecordedOrder(ExcludedFromSearch):
         self._loaded_state = state
 
     def state_dict(self, data_pass: int, start: int, *, is_begun: bool) -> dict[str, Any] | None:
-        """Returns the present state, and the recorded elements after the first ``start``.
+        """Returns the present state, and the recorded elements from index ``start`` on.
 
         Args:
             data_pass: the number of the pass.

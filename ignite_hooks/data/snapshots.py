@@ -138,9 +138,10 @@ class PositionKeeper:
     def has(self, name: str) -> bool:
         """Returns whether the keeper's state includes the object or random generator ``name``.
 
-        A name is the attribute path of an object, for example "dataset.transform".
+        Args:
+            name: for an object, its attribute path, for example "dataset.transform". For a random
+                generator, its attribute path and its class, for example "sampler.rng (PCG64)".
         """
-        # The name of a random generator ends with its class: "sampler.rng (PCG64)".
         return any(f"{name}.".startswith((f"{path}.", f"{path} (")) for path in self.paths)
 
     def state_dict(self, *, is_at_start: bool) -> Any:
@@ -175,8 +176,9 @@ class _StatefulLoaderKeeper(PositionKeeper):
     In the first two cases, the keeper does not use the state of the loader, for two reasons:
 
     - Before the first iteration, a call of the loader's ``state_dict`` begins an iteration.
-    - After a pass, the state of the loader says that its iteration has finished. A loader that
-      resumes from such a state begins two iterations: the finished one, and then the next one.
+    - After a pass, the state of the loader says that its iteration has finished. If a loader
+      resumes from such a state, its ``__iter__`` creates two iterators: the first resumes the
+      finished iteration, and the second begins the next one.
     """
 
     def state_dict(self, *, is_at_start: bool) -> Any:
@@ -349,7 +351,7 @@ class Source(Protocol):
     object_states: ObjectStates
 
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass without the first ``skip``, and restores no saved state."""
+        """Yields the batches of a pass from index ``skip`` on, and restores no saved state."""
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
         """Returns the batches that follow the state that was loaded into the keeper.
@@ -451,11 +453,10 @@ class Snapshots:
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
-            # If no batch was fetched ahead, or if a request was interrupted, the noted states may
-            # be wrong for the generators that are part of the keeper's state. For example, an
-            # interrupted request may have left a generator in the middle of a batch. So the noted
-            # states of these generators are not used. The generators get the right states when the
-            # keeper is restored and the batches are fetched again.
+            # The generators that are part of the keeper's state get the right states when the
+            # keeper is restored and the batches are fetched again. Their noted states may be wrong:
+            # for example, an interrupted request may have left a generator in the middle of a
+            # batch. So these noted states are not used.
             states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
@@ -551,7 +552,7 @@ class Snapshots:
                 yield fetched.popleft()
 
     def _record(self, position: FeedPosition, snapshot: Snapshot) -> None:
-        """Keeps a snapshot, and drops a snapshot to which the feed cannot return any more."""
+        """Keeps a snapshot, and drops older snapshots to which the feed cannot return any more."""
         if not position.batches:
             self._snapshots.clear()
             self._fetched, self._needs_set_epoch = position, False
@@ -731,7 +732,7 @@ def _take_snapshot(
 
 
 def _without_keeper(source: Source, named: Mapping[str, _T]) -> dict[str, _T]:
-    """Returns ``named`` without the generators that are part of the keeper's state.
+    """Returns the entries of ``named`` whose generators are not part of the keeper's state.
 
     Args:
         source: the source of the data.

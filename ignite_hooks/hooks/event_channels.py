@@ -61,13 +61,13 @@ class EventChannels(Channels):
         if self._attachment is None and engine is not None:
             self._attachment = HookChannels().attach(engine)
         self._number_of_sets += 1
-        # Not `self.add`, which would call `_warn_once` a second time.
+        # Calls `add` of the base class, because `self.add` would call `_warn_once` a second time.
         super().add(hooks)
 
     def detach_set(self, hooks: Sequence[Hook]) -> None:
         """Removes a set of hooks.
 
-        With the last set, the handlers that open and close the channels are removed too, unless a
+        If no set is left, the handlers that open and close the channels are removed too, unless a
         context is open.
         """
         super().detach_set(hooks)
@@ -165,16 +165,16 @@ class HookChannels(Handler):
 
         opens("on_loop", Events.STARTED)
         opens("on_epoch", Events.EPOCH_STARTED)
-        # `opens` puts each handler before the handlers that are attached already. So on_step, which
-        # is attached after on_batch, opens before on_batch.
+        # `opens` attaches each handler in front of the others. So on_step, which is attached last,
+        # opens first, and on_batch opens within it.
         opens("on_batch", Events.ITERATION_STARTED)
         opens("on_step", Events.ITERATION_STARTED)
         opens("on_model_forward", TrainEvents.MODEL_FORWARD_STARTED)
         closes("on_model_forward", TrainEvents.MODEL_FORWARD_COMPLETED)
         opens("on_model_backward", TrainEvents.MODEL_BACKWARD_STARTED)
         closes("on_model_backward", TrainEvents.MODEL_BACKWARD_COMPLETED)
-        # At ITERATION_COMPLETED, on_batch is left before all handlers, and on_step is left after
-        # the handlers that are attached already.
+        # At ITERATION_COMPLETED, on_batch closes first. Then the engine calls the handlers that are
+        # attached already, and then on_step closes.
         closes("on_batch", Events.ITERATION_COMPLETED, first=True)
         closes("on_step", Events.ITERATION_COMPLETED)
         # If the epoch is terminated within an iteration, Ignite fires TERMINATE_SINGLE_EPOCH and no

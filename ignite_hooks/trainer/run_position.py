@@ -342,7 +342,7 @@ class RunPosition:
         self.mark_boundary(self.place.progress)
 
     def roll_back(self, *, has_failed: bool) -> None:
-        """Returns to the last step boundary at the end of a run.
+        """Moves back to the last step boundary at the end of a run.
 
         Args:
             has_failed: whether the run ended in a failure.
@@ -389,10 +389,11 @@ class RunPosition:
         # with the changes by handlers.
         if given == self.given_limits and not is_over:
             given = Limits()
-        # After a finished run, a call of ``run`` with a limit that is reached already begins a new
-        # run. So ``max_steps`` may be lower than the number of steps so far. As in Ignite,
-        # ``max_iters`` must be at least the number of iterations, and ``max_epochs`` at least the
-        # number of complete epochs. An epoch that has begun is not counted.
+        # If the finished run has already reached the limit of this call, the call begins a new run.
+        # So ``max_steps`` may be lower than the number of steps so far. The other two limits must
+        # not be lower than the counters, as in Ignite: ``max_iters`` must be at least the number of
+        # iterations, and ``max_epochs`` at least the number of complete epochs. An epoch that has
+        # begun is not counted.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
         else:
