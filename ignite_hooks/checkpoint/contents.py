@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 __all__ = ["Content", "Objects", "Tensors", "load_objects", "plain_part"]
 
-# Values of these types, dtypes and devices are known to load with `weights_only=True`: `_is_plain`
-# accepts them at once. Any other value is checked by a trial: it is written and read back.
+# Values of these types, dtypes and devices are known to load with `weights_only=True`. `_is_plain`
+# accepts them without a trial. Any other value is checked by a trial: it is written and read back.
 _SCALAR_TYPES = {bool, float, str, type(None)}
 _IMMUTABLE_TYPES = {*_SCALAR_TYPES, int}
 _CHECKED_DTYPES = {
@@ -33,8 +33,8 @@ _CHECKED_DEVICES = {"cpu", "cuda"}
 # Larger integers are checked by the trial: with `weights_only=True`, torch loads only integers of
 # at most 255 bytes.
 _MAX_INT = 2**63
-# The number of levels of nested containers that `_is_plain` enters. A list that contains itself has
-# no last level.
+# The number of levels of nested containers that `_is_plain` enters. Without this limit, the
+# check of a list that contains itself would never end.
 _MAX_DEPTH = 100
 
 

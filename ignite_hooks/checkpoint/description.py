@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    """Returns the version of a package; "unknown" without metadata, as for copied source files."""
+    """Returns the version of a package; "unknown" for a source folder that was not installed."""
     try:
         return str(importlib.metadata.version(package))
     except Exception:  # the metadata is missing or damaged

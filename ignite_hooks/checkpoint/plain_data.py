@@ -28,9 +28,10 @@ _MAX_EXACT = 2**63  # many readers of JSON have 64 bits for an integer
 def plain_data(value: Any) -> Any:
     """Converts a value to None, booleans, numbers, texts, lists, and dicts with texts as keys.
 
-    Numbers that JSON lacks become "NaN", "Infinity" and "-Infinity". An object of any other class
-    becomes the name of its class: a ``repr`` can be long, and may show an address that differs in
-    each run. Values beyond the bounds, such as ``MAX_ITEMS``, are replaced by "...".
+    Numbers that JSON lacks become "NaN", "Infinity" and "-Infinity". An object that has none of
+    these forms, such as a model, becomes the name of its class. Its ``repr`` is not used, because a
+    ``repr`` can be long, and may show an address that differs in each run. Values beyond the
+    bounds, such as ``MAX_ITEMS``, are replaced by "...".
     """
     copied = _copy_if_plain(value)
     return _Converter().convert(value, MAX_DEPTH) if copied is None else copied

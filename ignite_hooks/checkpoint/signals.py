@@ -145,7 +145,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         """Keeps torch's handler of SIGCHLD from raising an error when a loader worker has died.
 
         The stop signal may have ended the worker. Torch's handler would raise in whatever line the
-        main thread is executing, and so break off the step before the save. No error is lost: the
+        main thread is executing, and so break off the run before it can save. No error is lost: the
         loader also raises an error when it waits for a batch of the dead worker. ``triggers.py``
         handles the loader's error.
 

@@ -81,10 +81,10 @@ class TrainingState:
             model is written by ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved. A resume
             has to unpickle these objects.
-        uncertain: if the run failed after the step that is saved, the parts that the failed code
-            may have changed. Maps the name of a part in the ``ResumeReport``, for example
-            "handlers", to the reason. Parts that may have unsaved state even without a failure are
-            in ``unknown_parts``.
+        uncertain: the parts of the state that a failure of the run may have changed since the step
+            that is saved. Maps the name of a part in the ``ResumeReport``, for example "handlers",
+            to the reason. Empty if the run has not failed. Parts that may have unsaved state even
+            without a failure are in ``unknown_parts``.
     """
 
     trainer: TrainingEngine
@@ -219,7 +219,7 @@ class TrainingState:
                 ranks use it.
             unknown: has a dict for each rank, in the order of the ranks. The keys are the names of
                 the parts that may have unsaved state on this rank, and the values are the reasons,
-                as in ``unknown_parts``. Only rank 0 uses this argument. It ignores the first dict,
+                as in ``unknown_parts``. Only rank 0 uses this argument. The first dict is ignored,
                 because this method itself computes the parts of rank 0.
         """
         rank_content = self.trainer.position_state_dict()
@@ -247,8 +247,9 @@ class TrainingState:
             "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),
-            # If a checkpoint is saved between two runs, the model may still be in eval mode from
-            # an evaluation. A resume does not restore this mode, because the resumed run trains.
+            # Tells a resume whether to restore eval mode. If a checkpoint is saved between two
+            # runs, the model may still be in eval mode from an evaluation. A resume does not
+            # restore this mode, because the resumed run trains.
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():

@@ -91,12 +91,12 @@ def assert_resumable(
         for stop in stops:
             resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)
             difference = resumed.first_difference(unbroken)
-            # If the last iteration is missing, the resumed run has ended too early, unless it
-            # resumes at the last step, after which no iteration follows.
+            # A resumed run without the last iteration has ended too early. A run that resumes at
+            # the last step is an exception, because no iteration follows this step.
             missing = max(unbroken.iterations) not in resumed.iterations
             if difference is None and missing and stop < unbroken.steps:
                 last = max(resumed.iterations, default="none")
-                difference = f"the end: it stopped after iteration {last}"
+                difference = f"the last iteration ({last})"
             if difference:
                 raise AssertionError(
                     f"resumed at step {stop}, {difference} differs from the unbroken run"
@@ -176,7 +176,7 @@ def _checked_stops(max_steps: int, stops: Iterable[int] | None) -> list[int]:
     if not found or found[0] < 1 or found[-1] > max_steps:
         raise ValueError(
             f"`stops` must be steps from 1 to `max_steps`, which is {max_steps}, got {found}: "
-            "leave it out for five of them"
+            "leave `stops` out to resume from five steps"
         )
     return found
 

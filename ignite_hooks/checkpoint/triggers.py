@@ -126,11 +126,10 @@ class CheckpointTriggers:
             return self._scheduled_iteration == trainer.place.progress.iteration
 
         def save_and_stop() -> None:
-            # The trainer has set its deferred callbacks aside for the next run, which repeats the
-            # validation first. A save that a schedule has requested stays among these callbacks,
-            # because it is to be made with the metrics of the validation. Any other save is
-            # cancelled, because _handle_requests() defers a new one, which is made before the run
-            # ends.
+            # The trainer has broken off a validation, and has set its deferred callbacks aside for
+            # the next run, which repeats the validation first. A save that a schedule has requested
+            # stays set aside, because it must contain the metrics of the validation. Any other save
+            # is cancelled, because _handle_requests() defers a save for the present run.
             if not is_due():
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
@@ -140,8 +139,9 @@ class CheckpointTriggers:
             None if ranks.size == 1 else ranks.any_of,
             save_and_stop,
         )
-        # A checkpoint lists the work that a resumed run still has to do. The entry below adds the
-        # scheduled save to this list, so the resumed run repeats the validation and then saves.
+        # A checkpoint lists the work that was due when it was saved. add_due_entry() makes the
+        # scheduled save a part of this work. So a run that resumes from the checkpoint repeats the
+        # validation and then saves.
         undo = [add_due_entry(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
             undo.append(add_stop_monitor(trainer, monitor))
@@ -155,7 +155,7 @@ class CheckpointTriggers:
     def check_state(self, trainer: TrainingEngine) -> None:
         """Raises an error, before the first batch, if the state cannot be saved.
 
-        If the lock is not held, the method ends the run instead.
+        If the lock of the directory is not held, the method ends the run without a check.
         """
         if not self._writer.lock.is_held:
             # A signal has ended the wait for the lock, and without the lock nothing may be saved.
@@ -179,8 +179,8 @@ class CheckpointTriggers:
     def after_step(self, trainer: TrainingEngine) -> None:
         """Saves after a step if a signal or the clock has requested it.
 
-        The method also announces a checkpoint that was completed in the background. It is attached
-        only if there is a single process, see ``request_on_all_ranks``.
+        The method also announces a checkpoint that was completed in the background. With several
+        processes, ``request_on_all_ranks`` is used instead of this method.
         """
         if self._waits_for_signals_only and self._signals.received is None:
             return
@@ -297,8 +297,9 @@ class CheckpointTriggers:
     def _waiting_for_writer(self, trainer: TrainingEngine) -> Iterator[None]:
         """A scope around a run, which waits at the end until the background thread has written.
 
-        An error in the thread is raised. If the run has failed too, the error of the run is raised
-        instead, with a note that describes the error in the thread.
+        If the thread has failed, this scope raises the error of the thread. If the run has failed
+        too, the error of the run is raised instead, with a note that describes the error of the
+        thread.
         """
         if not is_interrupted(trainer):
             self._is_after_failure = trainer.stop_reason == "exception"
@@ -326,9 +327,9 @@ class CheckpointTriggers:
         else:
             self._save_now(trainer)
             self._last_save_time = monotonic()
-            # The save that the signal asked for is complete, so a further signal is a new request,
-            # and calls the signal handler that was set before the run. A save in the background is
-            # not complete yet.
+            # The save that the signal asked for is complete. From now on, a further signal does not
+            # count as part of the same request: it calls the signal handler that was set before the
+            # run. A save in the background is not complete yet.
             if self._is_stopping and not self._options.background:
                 self._signals.mark_complete()
 

@@ -32,7 +32,7 @@ class Channels:
     ``with channels.on_step:`` enters the contexts of the channel in order of their registration,
     and leaves them in reverse order. A channel without contexts costs next to nothing.
 
-    If the body of such a ``with`` fails, the ``with`` leaves the contexts open, so that handlers of
+    If the body of such a ``with`` fails, the contexts stay open, so that handlers of
     EXCEPTION_RAISED see the state at the failure. When these handlers have returned, the trainer
     closes the contexts through ``scopes``. On a plain Ignite engine the subclass ``EventChannels``
     does so. Only ``on_validation`` closes its contexts itself after a failure, because a user may
@@ -79,8 +79,8 @@ class Channels:
         self._set_hooks(tuple(each for each in self._hooks if each not in dropped))
 
     def _set_hooks(self, hooks: tuple[Hook, ...]) -> None:
-        # The channel objects are replaced, not changed, so that the `with` of an open channel still
-        # leaves the contexts that it has entered.
+        # The channel objects are replaced, not changed. So if a channel is open now, its `with`
+        # keeps the old object, and closes the contexts that were entered through this object.
         self._hooks = hooks
         for name in CHANNELS:
             own = tuple(hook for hook in hooks if hook.channel == name)

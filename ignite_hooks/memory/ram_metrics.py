@@ -179,8 +179,8 @@ class StreamMaxRAM(RAMMetric):
 
     Attach it to the trainer: each validation of the trainer is measured, from VALIDATION_STARTED to
     VALIDATION_COMPLETED. On any other engine, such as an evaluator, each run is measured, from
-    STARTED to COMPLETED. To measure a validation by other code, call ``start`` before it and
-    ``stop`` after it, and read ``result``.
+    STARTED to COMPLETED. To measure a validation that your own code runs, call ``start`` before the
+    validation and ``stop`` after it, and read ``result``.
 
     ``MaxRAM`` describes which memory is measured, and which peaks can be missed.
 
@@ -208,10 +208,10 @@ class StreamMaxRAM(RAMMetric):
             span.measure_between(Events.STARTED, Events.COMPLETED)
 
     def start(self) -> None:
-        """Starts a measurement of your own code; does nothing if this measurement is running.
+        """Starts a measurement of your own code, from scratch.
 
-        The measurement starts from scratch. It is independent of the measurements on engines to
-        which the handler is attached.
+        If a measurement that ``start`` has begun is still running, this measurement goes on. It is
+        independent of the measurements on engines to which the handler is attached.
         """
         if self not in _started_by_user:
             _started_by_user[self] = self._max_ram()

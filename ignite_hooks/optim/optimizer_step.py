@@ -196,8 +196,9 @@ class OptimizerStep(Handler):
         opens. The losses are then divided by this size. The same number is set for
         ``accelerator.backward``, which a user's code may call instead of this method.
 
-        Otherwise the losses are divided by the size of a full window. If the window turns out to be
-        shorter, its gradient is scaled up before the step, which rounds differently.
+        If the length of the data is not known, or on a plain engine, the losses are divided by the
+        size of a full window. If the window turns out to be shorter, its gradient is scaled up
+        before the step, which rounds differently.
         """
         self.prepared.backward(loss, self._divisor)
 
@@ -215,7 +216,10 @@ class OptimizerStep(Handler):
         return no_sync
 
     def take_batch(self, batches_left: Callable[[], int | None]) -> None:
-        """Adds a batch to the window. Sets ``sync_gradients``: True if the batch is the last one.
+        """Adds a batch to the window, and sets ``sync_gradients``.
+
+        ``sync_gradients`` is True if the batch is the last batch of the window, and otherwise
+        False.
 
         Args:
             batches_left: returns the number of batches from this batch to the end of the data, this

@@ -134,8 +134,8 @@ class PreparedOptimizer:
     def unscale(self) -> None:
         """Divides the gradients by the factor of the loss scaler, if there is a loss scaler.
 
-        Does nothing without data parallelism, for example with FSDP, where Accelerate decides when
-        to divide.
+        Does nothing if the model is split over processes, for example with FSDP. Accelerate then
+        decides when to divide.
         """
         if self.optimizer.scaler is not None and self.is_data_parallel:
             # The flag is set before the call: if ``unscale_`` raises, the scaler may already have
@@ -145,9 +145,10 @@ class PreparedOptimizer:
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
         """Clips the gradients by their norm; returns the norm from before the clipping."""
-        # With data parallelism, torch's function is called. Accelerate's function would first
-        # unscale the gradients of all prepared optimizers. The gradients of this optimizer are
-        # unscaled already, and torch's loss scaler raises an error if they are unscaled twice.
+        # If each process has the whole model, torch's function is called. Accelerate's function
+        # would first unscale the gradients of all prepared optimizers. The gradients of this
+        # optimizer are unscaled already, and torch's loss scaler raises an error if they are
+        # unscaled twice.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
         return norm

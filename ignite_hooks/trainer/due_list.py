@@ -73,7 +73,7 @@ class DueList:
         self.broken_off, self.entries = [*self.broken_off, *self.entries], []
 
     def resume(self) -> None:
-        """Puts the callbacks that were set aside back on the list, in front of later callbacks."""
+        """Moves the callbacks that were set aside to the beginning of the list."""
         earlier = [callback for _, callback in self.broken_off]
         later = [entry for entry in self.entries if entry[1] not in earlier]
         # One statement changes both lists. So after Ctrl-C each callback is in exactly one of them.

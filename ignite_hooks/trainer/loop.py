@@ -126,9 +126,9 @@ class TrainingLoop(QuickEngine):
         self._position.uncompleted_epoch = self.list_cleared_at(Events.EPOCH_COMPLETED)
         # The temporary changes that must be undone when the run ends, as callbacks that undo them.
         self._changes = UndoStack()
-        # The callbacks that undo changes of scopes around the whole ``run``, for example of a scope
-        # that ``Attachment.during_run`` has registered. The roll-back does not call these
-        # callbacks, because each of the scopes undoes its own change when ``run`` ends.
+        # The callbacks in ``_changes`` that the roll-back must not call. They belong to scopes
+        # around the whole ``run``, for example to a scope that ``Attachment.during_run`` has
+        # registered. Each of these scopes undoes its own change when ``run`` ends.
         self._outer_changes: tuple[Callable[[], None], ...] = ()
         # Whether the last run has been rolled back: the position is at a step boundary, and no
         # change is left to undo.
@@ -165,8 +165,8 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
-        # So far only the scopes around the whole ``run`` have made changes. Each of these scopes
-        # undoes its own change when ``run`` ends.
+        # So far only the scopes around the whole ``run`` have made changes. The roll-back leaves
+        # these changes to the scopes.
         self._outer_changes = self._changes.pending
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
@@ -185,9 +185,9 @@ class TrainingLoop(QuickEngine):
         """Runs from STARTED to COMPLETED, within on_loop, as in the drawing."""
         self._clear_times()
         self._started = time.time()
-        # While ``_loop_depth`` is 0, STARTED has not been fired. If a context on on_loop fails in
-        # this time and another context handles the failure, TERMINATE and COMPLETED are not fired
-        # either.
+        # ``_loop_depth`` stays 0 until all contexts on on_loop are entered. STARTED is fired after
+        # that. If one of these contexts fails on entry, and another one handles the failure, the
+        # run ends without TERMINATE and COMPLETED.
         self._loop_depth = self._epoch_depth = 0
         with self.hook_channels.on_loop:
             self._loop_depth = self._epoch_depth = len(self.hook_channels.scopes.open)
@@ -199,8 +199,9 @@ class TrainingLoop(QuickEngine):
                 self._end_terminated_run(self.stop_reason or self._requests.stop.reason)
             except EpochTerminated:
                 raise RuntimeError(
-                    "terminate_epoch() must be called within an epoch, and was called at STARTED "
-                    "or EPOCH_STARTED: call it at ITERATION_STARTED"
+                    "terminate_epoch() must be called within an epoch, that is, after "
+                    "EPOCH_STARTED, and was called at STARTED or EPOCH_STARTED: call it at "
+                    "ITERATION_STARTED"
                 ) from None
             self._complete_run()
 
@@ -279,9 +280,10 @@ class TrainingLoop(QuickEngine):
         """Completes the last step of the previous run, and calls the deferred callbacks.
 
         If a failure of the previous run came after its last step, STEP_COMPLETED and other work
-        that follows a step may still be missing. The deferred callbacks include those of handlers
-        of STARTED, such as ``Validation(at_start)``. If the epoch is full, the callbacks are called
-        after EPOCH_COMPLETED instead.
+        that follows a step may still be missing. The deferred callbacks include those of the
+        previous run, and those that handlers of STARTED have deferred in this run, for example a
+        ``Validation`` with ``at_start``. If the epoch is full, the callbacks are called after
+        EPOCH_COMPLETED instead.
         """
         position = self._position
         if self._pending_epoch_termination and not position.place.progress.is_full:
@@ -365,8 +367,8 @@ class TrainingLoop(QuickEngine):
                     self._show_lengths()
                 optimizer_step.take_batch(self._count_batches_left)
                 # At the first batch of a window of several batches, metrics are copied, to be
-                # restored if the window is dropped. A window of one batch needs no copies: if it is
-                # dropped, no metric has been updated with its batch yet.
+                # restored if the window is dropped. A window of one batch needs no copies: metrics
+                # are updated after the step, and a window is dropped only before its step.
                 if window.count == 1 < window.size:
                     self._running_metrics.open_window(progress.iteration - 1)
                 is_closing = window.is_closing
@@ -863,15 +865,16 @@ class TrainingLoop(QuickEngine):
 
         With several processes the run ends on all of them, at the same step boundary.
 
-        The next ``run()`` of this process continues the run. Another process that resumes from a
-        checkpoint continues the run only if all requests to end the run were resumable.
-        Requests of Ignite's ``TimeLimit`` and of signals are resumable. A run that
-        ``EarlyStopping`` ended is finished.
+        In this process, the next ``run()`` continues the run. In another process, which resumes
+        from a checkpoint, ``run()`` continues the run only if all requests to end the run were
+        resumable. Otherwise the run counts as finished, and ``run()`` trains nothing. Requests of
+        Ignite's ``TimeLimit`` and of signals are resumable, and those of ``EarlyStopping`` are not.
 
         Args:
             skip_completed: whether COMPLETED is left out, as in Ignite.
             resumable: whether a process that resumes from a checkpoint continues the run. Pass True
-                if, for example, a limit of time or cost is reached. If False, the run is finished.
+                if, for example, a limit of time or cost is reached. If False, the run counts as
+                finished for such a process.
         """
         if self.should_terminate in (False, AT_LIMIT):
             # No request of a handler is set now. So all entries of ``requested_stops`` belong to
@@ -941,10 +944,10 @@ class TrainingLoop(QuickEngine):
 
     @property
     def is_broken_off(self) -> bool:
-        """True if a stop broke off a validation, so that callbacks are set aside for the next run.
+        """True if callbacks are set aside for the next run, because a stop broke off a validation.
 
         Also True after the load of a checkpoint that lists callbacks as due, until the resumed run
-        has put these callbacks on its own list.
+        has put these callbacks on the list of its deferred callbacks.
         """
         return self._due.is_broken_off
 
@@ -984,8 +987,8 @@ class TrainingLoop(QuickEngine):
 
         The callback is called at the last step boundary, after the deferred callbacks and before
         TERMINATE and COMPLETED. So if the callback saves a checkpoint, the handlers of these two
-        events cannot change what is saved. A run with a higher limit, which goes on after this
-        boundary, saves the same state there. A run that fails, or that ends between two step
+        events cannot change what is saved. The checkpoint has the same state as the one that a run
+        with a higher limit saves at this boundary. A run that fails, or that ends between two step
         boundaries, does not call the callback.
 
         Returns:
@@ -998,7 +1001,7 @@ class TrainingLoop(QuickEngine):
         """Registers ``callback``, to be called when a resumed run restores its random generators.
 
         The callback can restore state that handlers of STARTED and EPOCH_STARTED reset, metrics for
-        example. The callback is also called if the resumed run is finished already, so that ``run``
+        example. The callback is also called if the resumed run is finished already and ``run``
         trains nothing.
 
         Returns:
