@@ -1,8 +1,9 @@
 """The lock of a directory of checkpoints, which allows one run at a time to write there.
 
 The lock is a file in the directory, ``.ignite_hooks.lock``. The file is never removed. The process
-that holds the lock is called its owner. The trainer that took the lock is called the owner too,
-because one process can have several trainers. Two mechanisms decide which process is the owner:
+that holds the lock is called its owner. If the process has several trainers, only the trainer that
+took the lock may write. This trainer is called the owner too. Two mechanisms decide which process
+is the owner:
 
 - Among the processes of one machine, ``flock`` on the file decides. The kernel releases the
   ``flock`` of a process when the process ends, also after a crash.
@@ -60,8 +61,9 @@ LOCK_NAME = ".ignite_hooks.lock"
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
-# The time between writing a record and reading it back, if two processes may write simultaneously.
-# After this time both processes read the same record, the one that was written last.
+# Without a reliable flock, two processes may write their records at the same time. So each process
+# waits for this time after its write, and then reads the file. Both find the same record, the one
+# that was written last.
 _SETTLE_SECONDS = 1.0
 _RECORD_ATTEMPTS, _RECORD_RETRY_SECONDS = 20, 0.05  # a new owner has 1 s to write its record
 # Every record is padded to this length and written in one call. So a process never reads half of a
@@ -302,7 +304,8 @@ class DirectoryLock:
             raise RuntimeError(
                 f"a checkpoint must be saved by the process that began the run, {self._pid}. This "
                 f"is process {os.getpid()}, forked from process {self._pid}: it writes and removes "
-                f"nothing in {self._directory}; end forked processes with os._exit()"
+                f"nothing in {self._directory}. End a forked process with os._exit(), so that it "
+                "does not go on with the run"
             )
 
     def _raise_busy(self, file: "_LockFile", waited: float | None = None) -> NoReturn:
@@ -321,7 +324,10 @@ class DirectoryLock:
                 "is written to by another trainer that is running or interrupted in this process, "
                 f"{owner}"
             )
-            remedy = "or end the other run first, with terminate() and run() if it is interrupted"
+            remedy = (
+                "or end the other run first (if it is interrupted, call terminate() and then run() "
+                "on its trainer)"
+            )
         elif waited is not None:
             case = f"is still written to by {owner} after {waited:.0f} s of waiting"
             remedy = "stop the other run, or give a longer `wait_seconds`"

@@ -113,8 +113,8 @@ class ChangedData:
         if self.drops_pass:
             return (
                 f"the current pass is dropped after {_quantity(self.batches, 'batch', 'batches')} "
-                "and the next pass starts; an epoch without a fixed length begins again at the "
-                "start of the next pass; the counts of iterations and steps continue"
+                "and the next pass starts; if each epoch is one pass, the current epoch starts "
+                "again with the next pass; the counts of iterations and steps continue"
             )
         if not self.batches and self._differs("order"):
             return "the samples come in another order"

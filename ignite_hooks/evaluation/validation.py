@@ -149,7 +149,8 @@ class Validation(ValidationSchedule, Scheduled):
             data; None for all. It must be given for data of unknown length, which may be endless.
 
     Raises:
-        TypeError: ``evaluate`` is not an engine and not such a callable.
+        TypeError: ``evaluate`` is neither an engine nor a callable of the form ``f()`` or
+            ``f(model)``.
         ValueError: an evaluator has no data; data have an unknown length, and ``max_batches`` is
             not given; a callable has data; the handler is attached without an event, and has no
             schedule.
@@ -180,7 +181,7 @@ class Validation(ValidationSchedule, Scheduled):
             )
         if any(each is engine for each in self.evaluations.engines):
             raise ValueError(
-                "`evaluate` must be another engine than the one it is attached to: pass "
+                "`evaluate` must not be the engine to which the Validation is attached: pass "
                 "create_supervised_evaluator(model, metrics)"
             )
         if self.evaluations.needs_model and not hasattr(engine, "model"):
@@ -259,9 +260,10 @@ class _ScheduledValidations:
 
     def validate_at_start(self, engine: Engine) -> None:
         """Validates before the first epoch. On a trainer this is the last handler of STARTED."""
-        # If a stop broke off a validation of the previous run, the trainer's loop repeats this
-        # validation after STARTED. The validation is not repeated here, because it uses the random
-        # generators, which a run that resumes from a checkpoint restores only after STARTED.
+        # If `is_broken_off` is true, a stop broke off a validation of the previous run. The
+        # trainer's loop repeats this validation after STARTED. At STARTED it is too early, because
+        # the validation uses the random generators. A run that resumes from a checkpoint has not
+        # restored them yet.
         if is_trainer(engine) and engine.is_broken_off:
             return
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
@@ -301,8 +303,8 @@ class _ScheduledValidations:
 
     def after_epoch(self, engine: Engine) -> None:
         """Validates at EPOCH_COMPLETED, if a schedule by epoch or by step is due."""
-        # On a plain engine `note_due_by_epoch` is not a handler of its own, so it is called here.
-        # On a trainer this second call changes nothing.
+        # On a plain engine `note_due_by_epoch` is not attached as a handler, so it is called here.
+        # On a trainer it is attached and has been called already. The call here changes nothing.
         self.note_due_by_epoch(engine)
         self.run_due()
 
@@ -315,8 +317,8 @@ class _ScheduledValidations:
                 run at this iteration is ignored.
         """
         iteration = engine.state.iteration
-        # Validations that became due at another iteration are forgotten: they belong to a run that
-        # was not continued.
+        # If the Validations in `self._due` became due at another iteration, the run that made them
+        # due was not continued. So they are forgotten.
         if self._due_iteration != iteration:
             self._due, self._due_iteration = [], iteration
         due = [*self._due, *(each for each in due if self._last_iterations.get(each) != iteration)]
@@ -408,8 +410,9 @@ def _validate(
     Args:
         engine: the engine.
         validations: the Validations to run as one.
-        due: the list of due Validations, which this function empties at its end. If the validation
-            fails or is broken off, the list is not emptied. None if there is no such list.
+        due: the list of due Validations; None if there is no such list. This function empties the
+            list when the validation is over. If the validation raises an exception, because it
+            fails or is broken off, the list is not emptied.
         stop_check: checks whether to break the validation off.
 
     Raises:
@@ -446,10 +449,9 @@ def _validate(
                 # been left. So these contexts see no exception.
                 is_broken_off = True
                 # `restore` restores the evaluators and their loaders, and may end the persistent
-                # workers of a loader. An evaluator may have the same loader as training. So
-                # `restore` is called within the scope `_data_and_generators_restored`: until this
-                # scope ends, the workers of training are detached from the loader, and `restore`
-                # cannot end them.
+                # workers of a loader. If an evaluator has the same loader as training, the workers
+                # of training must not end. So `restore` is called within the scope
+                # `_data_and_generators_restored`, which detaches these workers from the loader.
                 restore()
             else:
                 _write_results(engine, results)
@@ -465,8 +467,8 @@ def _validate(
             for step in attached_handlers(engine, OptimizerStep):
                 step.end_validation(are_results_missing=are_results_missing)
         due.clear()
-    # The schedulers move last, when the validation counts as complete already. So if a scheduler
-    # fails, the validation is not repeated.
+    # The schedulers move after `due.clear()`, which marks the validation as complete. So if a
+    # scheduler fails, the validation is not repeated.
     for step in attached_handlers(engine, OptimizerStep):
         step.scheduler.move_after_validation(engine)
 
@@ -476,8 +478,8 @@ def _merge(new: dict[str, Any], prefix: str, results: dict[str, Any]) -> None:
     duplicates = sorted(new.keys() & results.keys())
     if duplicates:
         raise ValueError(
-            f"`prefix` must tell apart two Validations that give the same metric, got {prefix!r} "
-            f"twice, and so two values of {duplicates[0]!r}: choose another prefix for one of them"
+            f"`prefix` must keep the metrics of two Validations apart, got {prefix!r}, and two "
+            f"values of {duplicates[0]!r}: choose another prefix for one of the Validations"
         )
     results.update(new)
 

@@ -162,7 +162,7 @@ DIFFERENCES = {
         lambda: loader(size=12),
         {},
         r"data: changed \(8 samples a pass then, 12 now: the current pass is dropped after 2 "
-        r"batches and the next pass starts; an epoch without a fixed length begins again at the",
+        r"batches and the next pass starts; if each epoch is one pass, the current epoch starts",
     ),
     "a list of another length": (
         lambda: batches_of(4),

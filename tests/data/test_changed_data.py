@@ -258,8 +258,8 @@ def test_epoch_starts_again_if_the_position_is_invalid(name, tmp_path):
     part = trainer.resume_report.parts["data"]
     assert part.level == "changed"
     assert part.reason == (
-        f"{message}: the current pass is dropped after 2 batches and the next pass starts; an "
-        "epoch without a fixed length begins again at the start of the next pass; the counts of "
+        f"{message}: the current pass is dropped after 2 batches and the next pass starts; if "
+        "each epoch is one pass, the current epoch starts again with the next pass; the counts of "
         "iterations and steps continue"
     )
     with pytest.warns(UserWarning, match=message):

@@ -146,7 +146,7 @@ def test_two_validations_that_give_one_name_are_an_error():
     trainer = make_trainer(batches_of(1))
     for _ in range(2):
         Validation(lambda: {"x": 1}, every_epochs=1).attach(trainer)
-    with pytest.raises(ValueError, match=r"`prefix` must tell apart two .*'val_' .*'val_x'"):
+    with pytest.raises(ValueError, match=r"`prefix` must keep the metrics .*'val_', .*'val_x'"):
         trainer.run()
 
 
