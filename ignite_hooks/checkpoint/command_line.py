@@ -88,8 +88,8 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
     A value is a secret if its name has a word such as token, key, secret or password, or if the
     value has the format of a well-known service's token. Named values are found in options,
     assignments, URLs, headers and JSON: ``--api-key=…``, ``--api-key …``, ``model.token=…``,
-    ``https://user:…@host?sig=…``, ``{"password": …}``. A number stays if its name has a plural
-    word, as in ``--max-tokens 512``.
+    ``https://user:…@host?sig=…``, ``{"password": …}``. A number is not replaced if its name
+    has such a word only in the plural, as in ``--max-tokens 512``.
     """
     return list(_redact_arguments(arguments))
 
@@ -130,7 +130,7 @@ def _redact_argument(text: str) -> str:
 def _redact_named_values(text: str) -> Iterator[str]:
     """Yields a text in pieces. ``***`` replaces each value that follows the name of a secret.
 
-    For example, the fields of JSON and the query of a URL have a value after a name.
+    A text can contain such values, for example, in the fields of JSON or in the query of a URL.
     """
     end = 0
     while named := _NAME_BEFORE_VALUE.search(text, end):

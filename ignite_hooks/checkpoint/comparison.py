@@ -156,8 +156,8 @@ class _StateReaders:
             self.parts[name] = dict(sorted(readers.items()))
             # `extra` has the values that a safetensors file cannot hold.
             self._add_readers(name, module_info["extra"])
-            # A lazy tensor is not initialized and has no value. So it is only compared whether it
-            # is a parameter or a buffer (its kind).
+            # A lazy tensor is not initialized and has no value. So only its kind is compared:
+            # whether the tensor is a parameter or a buffer.
             if lazy := module_info.get("lazy"):
                 self._add_readers(name, {key: f"lazy {kind}" for key, kind in lazy.items()})
         self.files |= {safe_file, pickle_file}
@@ -268,7 +268,8 @@ def _tensors_to_compare(
 
     The caller compares the bits of all pairs, and subtracts the tensors of the first pair. For
     quantized tensors the first pair holds the dequantized numbers, and a second pair holds the
-    integers: different integers with different scales may dequantize to equal numbers.
+    integers. The second pair is needed, because different integers with different scales may
+    dequantize to equal numbers.
     """
     if ours.is_quantized or theirs.is_quantized:
         yield ours.dequantize(), theirs.dequantize()

@@ -156,8 +156,8 @@ class SettingsRecord:
         writes: shows what handlers of STARTED and EPOCH_STARTED have written to the optimizer's
             groups. Maps the name of the event to the list [before, after]: the settings of the
             groups before and after the handlers of the event are called. For STARTED, "before" has
-            the settings at the call of ``record_settings``. For EPOCH_STARTED, only the settings of
-            the last epoch are kept.
+            the settings at the call of ``record_settings``. For EPOCH_STARTED, each epoch replaces
+            the list of the epoch before.
     """
 
     given: dict[str, Any]
@@ -190,10 +190,9 @@ def record_settings(attachment: Attachment) -> None:
     """Records the settings now, and adds callbacks that record them during a run.
 
     The callbacks record the settings after the handlers of STARTED, and both before and after the
-    handlers of EPOCH_STARTED. If the run is resumed, nothing is recorded at STARTED. If the epoch
-    is resumed in its middle, nothing is recorded at EPOCH_STARTED. In both cases, what the handlers
-    have written does not last, because the resume restores the settings when the handlers have
-    returned.
+    handlers of EPOCH_STARTED. In two cases nothing is recorded: at STARTED of a resumed run, and at
+    EPOCH_STARTED of an epoch that is resumed in its middle. In these cases the resume restores the
+    saved settings when the handlers have returned, so what the handlers have written does not last.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)

@@ -6,8 +6,8 @@ resume names those whose state could not be saved. The search reads values where
 names. To read the values, the search calls functions of the built-in types, such as ``dict.items``.
 It calls no code of the objects and evaluates no property, so it changes nothing.
 
-*Plain data* are objects that hold neither a generator nor an object with a state, such as numbers,
-texts and tensors. The search skips them.
+Some objects, such as numbers, texts and tensors, hold no generator and no object with a state. Such
+objects are called *plain data*. The search skips them.
 """
 
 import datetime
@@ -141,9 +141,10 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 }
 # Attributes that Python itself adds to each class.
 _CLASS_INTERNALS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
-# The name of an element of a dictionary ends with the key of the element. A string is shown as it
-# is. A key of one of the types below is shown by its value, and a tuple element by element. Of any
-# other key only the class is shown, because its `__repr__` could be code of users.
+# The name of a value in a dictionary ends with the key of the value. If the key is a string, the
+# name has the string itself. If the key has one of the types below, the name has its `repr`. In a
+# tuple, these rules apply to each element. Of any other key the name has only the class, because
+# the `__repr__` of the key could be code of users.
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
 _CODE_TYPES = (types.FunctionType, staticmethod, classmethod, property)
@@ -311,8 +312,8 @@ class ObjectSearch(ExcludedFromSearch):
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.is_complete = True
-        # The values keep the objects alive, because Python may give the identity of a freed object
-        # to a new object.
+        # `seen` refers to the objects themselves, so that none of them is freed. Python may give
+        # the identity of a freed object to a new object, and the search would skip the new object.
         seen: dict[int, Any] = {id(each): each for each in self._excluded}
         max_seen = self.max_objects + len(seen)
         queue = deque[tuple[str, Any]]()
@@ -470,8 +471,9 @@ class ObjectSearch(ExcludedFromSearch):
             if other_type_ids := type_ids - _CONTAINER_IDS:
                 classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
                 layouts = {each: self._layout(classes[each]) for each in other_type_ids}
-                # Of some classes, only some objects are plain data: an array of numbers is, and an
-                # array of objects is not. So each object of such a class is checked by itself.
+                # In some classes, some objects are plain data and others are not. For example, an
+                # array of numbers is plain data, but an array of objects is not. So each object of
+                # such a class is checked by itself.
                 undecided_type_ids = {
                     each
                     for each in other_type_ids
@@ -589,8 +591,8 @@ class _Layout(NamedTuple):
     def attributes(self, thing: Any) -> list[tuple[str, Any]]:
         """Returns (name, value) for each attribute of an instance that has a value."""
         found = [*dict.items(self.dict_of(thing) or {})]
-        # A `threading.local` has a separate dict for each thread. `dict_of` returns none of these
-        # dicts, so the attributes of the present thread are added here.
+        # A `threading.local` has a separate dict for each thread, which `dict_of` does not find. So
+        # the attributes of the present thread are added here.
         if issubclass(type(thing), threading.local):
             found += threading.local.__getattribute__(thing, "__dict__").items()
         for name, index in self.slots.items():
@@ -692,8 +694,8 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
 def _named_globals(code: types.CodeType, scope: dict[str, Any]) -> list[tuple[str, Any]]:
     """Returns (name, object) for the globals that a function or the functions defined in it use.
 
-    In the code of ``module.attribute``, nothing says that the two names belong together. So each
-    name in the code is looked up in each module that the code names.
+    If a function uses ``module.attribute``, its code object lists the two names, but not that one
+    is an attribute of the other. So each listed name is looked up in each listed module.
     """
     named = [(path, inside.get(name)) for inside, name, path in _global_places(code, scope)]
     return [each for each in named if not issubclass(type(each[1]), types.ModuleType)]
@@ -743,7 +745,7 @@ def reference_to(thing: Any) -> Callable[[], Any]:
 
 
 def _constant(thing: Any) -> Callable[[], Any]:
-    """Returns a function that returns ``thing``. The function is written in C, which is faster."""
+    """Returns a function that returns ``thing``: a method in C, which is faster than a lambda."""
     return repeat(thing).__next__
 
 

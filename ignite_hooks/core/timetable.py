@@ -47,9 +47,9 @@ class Timetable:
 
     def drop(self, callback: Callback) -> None:
         """Removes ``callback``, if it is there."""
-        # Compared by identity, because callbacks of two entries can be equal: each access to a
-        # bound method makes a new object, and these objects are equal. Entries that are only equal
-        # to `callback` stay.
+        # Callbacks are compared by identity, because two entries may have equal callbacks. For
+        # example, each access to a bound method makes a new object, and all these objects are
+        # equal. An entry whose callback is equal to `callback`, but another object, stays.
         self._entries = [entry for entry in self._entries if entry[1] is not callback]
         self._update_next_due()
 

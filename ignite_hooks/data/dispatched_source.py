@@ -89,9 +89,9 @@ class DispatchedStream(AdaptedLoader):
         """Sets the number of batches in a full accumulation window.
 
         An accumulation window is the batches that make one optimizer step. A run may roll back by
-        a whole window. For a window of ``batches`` batches on each rank, rank 0 reads more batches
-        from ``base_dataloader``, because it also reads the batches of the other ranks, and reads
-        ahead. So the source that reads ``base_dataloader`` gets a larger window size.
+        a whole window. Rank 0 reads more batches from ``base_dataloader`` than a window has,
+        because it also reads the batches of the other ranks, and reads ahead. So the source that
+        reads ``base_dataloader`` gets a larger window size.
         """
         # A round is one batch for each rank. Accelerate reads one round ahead to find the end of
         # the data, and reads the batches that a ``SkipDataLoader`` skips.
@@ -159,7 +159,7 @@ class DispatchedStream(AdaptedLoader):
             yield
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass after the first ``skip`` batches. Rank 0 skips these."""
+        """Yields the batches of a pass from index ``skip`` on. Rank 0 skips the earlier batches."""
         reads = self._reader.batches(*self._reader_position(FeedPosition(data_pass, skip)))
         if not self._is_reader:
             # On this rank, `reads` is a generator that begins the pass and yields no batch. It is

@@ -177,8 +177,8 @@ class _EvaluatorRun:
     def after_batch(self, evaluator: Engine) -> None:
         """Ends the run if it is to be broken off. This is the handler for a single process.
 
-        The weights are compared only if there is a request to stop, so the usual call costs next to
-        nothing.
+        Without a request to stop, the call costs next to nothing. The weights of the models are
+        compared with those of training only after a request.
         """
         for monitor in self._monitors:
             if monitor.is_asked():
@@ -241,9 +241,9 @@ def _first_at_epoch_completed(
             stack.enter_context(undo_on_exit(ending.remove))
             move_to_front(evaluator, Events.EPOCH_COMPLETED)
 
-        # `at_end_of_data` is attached only at STARTED, because it must come before the handler of
-        # `SharedMetrics`. An evaluator of this package puts the handler of `SharedMetrics` to the
-        # front when its `run` begins, before STARTED.
+        # `SharedMetrics` is another class that puts a handler of EPOCH_COMPLETED to the front. An
+        # evaluator of this package does so at the beginning of `run`. `at_end_of_data` must be
+        # called before that handler, so it is put to the front later, at STARTED.
         starting = evaluator.add_event_handler(Events.STARTED, attach)
         stack.enter_context(undo_on_exit(starting.remove))
         yield

@@ -16,8 +16,9 @@ from ignite_hooks.memory.sampled import unshared_bytes_of_children
 __all__ = ["backend_in_use", "ram_measurements"]
 
 # The first table maps a backend to the high-water mark of this process. The second table maps a
-# backend to the sum of the marks of the child processes. A reset changes a mark for all
-# measurements in this process, so all measurements must use the objects of these tables.
+# backend to the sum of the marks of the child processes. A reset of a mark affects all measurements
+# in this process. So all of them must share the objects of these tables: before a reset, a
+# `SharedMark` saves the peaks of the measurements that are running.
 _PROCESS_MARKS = {
     "kernel": SharedMark(KernelMark()),
     "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),

@@ -88,7 +88,7 @@ class RemainingData:
         self._may_be_resumed = False
 
     def has_whole_epoch(self, engine: Engine) -> bool:
-        """Returns whether the epoch that ends now had all its batches, as Ignite counts them."""
+        """Returns whether the epoch that ends now had all its ``epoch_length`` iterations."""
         return engine.state.iteration - self.epoch_began_after == engine.state.epoch_length
 
     def batches_left(self, engine: Engine) -> int | None:
