@@ -1,11 +1,11 @@
 """Compares the settings in a script that resumes a run with the settings of the saved run.
 
-The saved run is the run that saved the checkpoint. From the checkpoint, a resume restores the
-settings of the optimizer and of the learning rate schedule, and which parameters are frozen. If
-``ResumeCheckpoint(override=…)`` names one of these settings, and the script has changed it, the
-script's value is used instead. Other settings, for example gradient accumulation and clipping, are
-never restored: the script's values are always used. The resume report (``ResumeReport``) names each
-difference with both values.
+The saved run is the run that saved the checkpoint. A resume restores three kinds of settings from
+the checkpoint: those of the optimizer, those of the learning rate schedule, and whether each
+parameter is frozen. If ``ResumeCheckpoint(override=…)`` names one of these settings, and the script
+has changed it, the script's value is used instead. Other settings, for example gradient
+accumulation and clipping, are never restored: the script's values are always used. The resume
+report (``ResumeReport``) names each difference with both values.
 """
 
 import copy
@@ -144,10 +144,10 @@ class ChangedSettings:
     gave. The value in the saved state of the optimizer does not matter, because a schedule may have
     changed it.
 
-    An override applies to changed settings only. For example, a job is restarted many times with
-    ``override=("lr",)`` and a new learning rate. The first restart uses the new rate, and records
-    it as the setting of the run. The next restarts find no change, so they continue from the rate
-    that the schedule has reached.
+    An override applies to changed settings only. For example, a user writes a new learning rate
+    and ``override=("lr",)`` into the script, and then restarts the job many times with this script.
+    The first restart uses the new rate, and records it as the setting of the run. The next restarts
+    find no change, so they continue from the rate that the schedule has reached.
 
     Args:
         trainer: the trainer that resumes.
@@ -333,8 +333,8 @@ class ChangedSettings:
         """Notes for each difference whether the script's value is in use now.
 
         The method also updates the trainer's ``SettingsRecord``, which later checkpoints save. In
-        this record each setting gets the value of the saved run, or the script's value if that is
-        in use now.
+        this record a setting gets the script's value if the script's value is in use now. Otherwise
+        it gets the value of the saved run.
         """
         effective = plain(settings_of(self._trainer))
         given = copy.deepcopy(self._saved_given or effective)
@@ -412,7 +412,10 @@ class ChangedSettings:
         for event in dict.fromkeys(event for event, *_ in self._write_decisions):
             written = [each for (at, *_), each in self._write_decisions.items() if at == event]
             sentences = _sentences(written, len(self._script_groups))
-            reasons += [f"{each} (written before the end of {event})" for each in sentences]
+            reasons += [
+                f"{each} (written before the handlers of {event} had returned)"
+                for each in sentences
+            ]
         if not reasons:
             return EXACT
         everything = [*decided, *self._write_decisions.values()]

@@ -118,7 +118,8 @@ class LoadedState:
         self._report_parts: dict[str, ResumedPart | None] = {}
         # Maps the name of a handler to the reason why its state was not restored completely.
         self._unrestored: dict[str, str] = {}
-        # The settings of the optimizer's groups as `apply` has loaded them, for `complete`.
+        # The settings that `apply` has loaded into the optimizer's groups. `complete` loads these
+        # settings once more.
         self._group_settings: list[dict[str, Any]] = []
         # Maps the current name of a parameter to its saved name, if the two names differ.
         self._saved_names: dict[str, str] = {}
@@ -157,8 +158,9 @@ class LoadedState:
         saved_settings = self._trainer_content.get("settings")
         self._changed_settings = ChangedSettings(self._trainer, saved_settings, override)
         self._is_scheduler_overridden = "scheduler" in override
-        # The events after which `complete` is called, in reverse order. Each call takes one event
-        # from the end of the list. Handlers of this event may have changed the learning rates.
+        # `complete` is called after the handlers of STARTED, and perhaps once more after those of
+        # EPOCH_STARTED. These handlers may have changed the learning rates. Each call takes the
+        # last event off this list, and so knows which handlers were called.
         self._rate_events = ["EPOCH_STARTED", "STARTED"]
         # `trainer.pt` holds the states of rank 0. The file of another rank holds only those states
         # that differ from the states of rank 0.
@@ -189,7 +191,9 @@ class LoadedState:
             self._optimizer_file.close()
 
     def _problems_of_structure(self, own_file: str) -> Iterator[str]:
-        """Yields the errors in the files that all methods rely on (``problems``).
+        """Yields the errors in the files that all methods rely on.
+
+        The attribute ``problems`` lists these errors.
 
         Args:
             own_file: the name of the file of this process.
@@ -357,8 +361,9 @@ class LoadedState:
         yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
         # An optimizer with a state is not rolled back, because a copy of its state would take much
-        # memory. The rollback is not needed either: no object is loaded after the optimizer, and if
-        # torch's optimizers refuse a state, they have not changed anything yet.
+        # memory. The rollback is not needed either. The optimizer is loaded last, so no other
+        # object can fail afterwards. If an optimizer of torch itself refuses its state, it has not
+        # changed anything yet.
         if not trainer.optimizer.state:
             small.append(trainer.optimizer)
         yield from (each for each in small if each is not None)
@@ -472,10 +477,10 @@ class LoadedState:
             A dict that maps each section to a dict of its objects by name.
         """
         trainer, also = self._trainer, self._state.also
-        # An object in `also` can be a handler, too. If the checkpoint has its state in the section
-        # "also", the object is left out of the handlers. If not, the object stays among the
-        # handlers: the script may have added it to `also` after the save, so that the checkpoint
-        # has its state in the section "handlers".
+        # An object in `also` can be a handler, too. If the checkpoint has the state of this object
+        # in the section "also", the object is left out of the section "handlers". Otherwise the
+        # object is in both sections. For example, if the script had not yet given the object in
+        # `also` at the time of the save, the checkpoint has its state in the section "handlers".
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
@@ -529,9 +534,10 @@ class LoadedState:
         """Sets the saved attributes of ``trainer.state``.
 
         ``apply`` sets only the attributes that ``trainer.state_dict_user_keys`` names. ``complete``
-        sets all saved attributes, also those that Ignite's handlers have added to the state. They
-        must wait for ``complete``, because a handler may be attached between the two calls. It
-        would raise an error if the state had its attribute already.
+        sets all saved attributes, also those that Ignite's handlers have added to the state.
+        ``apply`` must not set these attributes. A handler of Ignite that is attached after
+        ``apply`` adds its attribute to the state, and raises an error if the state has the
+        attribute already.
 
         Args:
             keys: the names of the attributes to set; None for all saved attributes.
@@ -556,7 +562,8 @@ class LoadedState:
     def _load_validation_data(self) -> ResumedPart | None:
         """Moves the data of evaluators to their saved positions.
 
-        Both ``apply`` and ``complete`` call this method: an evaluator may be attached between them.
+        Both ``apply`` and ``complete`` call this method, because an evaluator may be attached after
+        ``apply`` and before ``complete``.
 
         Returns:
             The part of the report about these data; None if the trainer has no evaluators.

@@ -38,8 +38,8 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["StatefulObject", "has_module", "plain_state"]
 
-# For values of these types `_is_unsavable` returns False without further checks. Dicts, lists and
-# tuples can hold values that cannot be saved: `_drop_unsavable` searches them separately.
+# Values that cannot be saved are left out of the state of a scheduler. A value of one of these
+# types is always kept. The values within a dict, list or tuple are checked one by one.
 _DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 

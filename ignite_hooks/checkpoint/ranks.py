@@ -64,8 +64,8 @@ class Ranks:
     def call_on_all_ranks(self, callback: Callable[[], Result]) -> list[Result]:
         """Calls ``callback`` on every rank. If ``callback`` fails on any rank, all ranks raise.
 
-        If only the failed rank raised, the other ranks would continue, and in their next collective
-        would wait for the failed rank until the timeout.
+        All ranks raise, because a rank that continued would wait for the failed rank in the next
+        collective, until the timeout.
 
         Returns:
             The results of all ranks, in the order of the ranks.

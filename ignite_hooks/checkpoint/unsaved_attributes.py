@@ -65,8 +65,9 @@ def record_initial_attributes(trainer: TrainingEngine) -> None:
 def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
     """Returns messages about unsaved attributes that have changed since they were recorded.
 
-    The result maps the name of a part of the ``ResumeReport`` to the message. The objects are not
-    searched here. A save searches them earlier, when it looks for random generators.
+    The result maps the name of a part of the ``ResumeReport`` to the message. This function
+    compares the objects that the last search for random generators has found. A save makes this
+    search before it calls this function.
     """
     initial = _initial_values(trainer)
     changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}

@@ -367,7 +367,7 @@ def test_a_write_of_another_value_is_reported(tmp_path, case, override):
         now = writing_before_run(lambda lr, epoch: 0.003)
     trainer, told = resumed(tmp_path, 17, override, prepare=now)
     assert rates(trainer) == [0.003 if override else rate]
-    assert f"written before the end of {event.name}" in told[-1]
+    assert f"written before the handlers of {event.name} had returned" in told[-1]
     assert "optimizer: lr is 0.003" in told[-1]
     again, told = resumed(tmp_path, 18, override, prepare=now)
     assert rates(again) == rates(trainer)
