@@ -1,7 +1,7 @@
 """JSON Schemas of configurations, with the descriptions of fields from the docstrings.
 
-In a configuration, a mapping describes an instance of a class. The *tag* in the mapping, its entry
-"type", names the class.
+In a configuration, a mapping describes an instance of a class. The mapping has an entry "type", the
+*tag*, which names the class.
 """
 
 import re

@@ -41,10 +41,13 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 _ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
 _ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
 _NOT_COMPARABLE = object()
-_PRESENT = object()  # `_values` maps the path of an object to this value, and its parts to theirs
-# The attributes of a loader that make samples. The names of their parts begin with these names.
-# The states of samplers and streams (iterable data sets) are not restored here: the feed, which
-# reads the loader, moves them to its position, and a restored state would move them a second time.
+# `_values` returns a dict that maps the path of each attribute to its value. An object with
+# attributes has no value of its own, so its path is mapped to this mark.
+_PRESENT = object()
+# The attributes of a loader whose values make the samples. The path of each object that makes
+# samples begins with one of these names. The states of samplers and streams (iterable data sets)
+# are not restored here. The feed, which reads the loader, moves them to the position at which the
+# run resumes. If their states were restored as well, they would move too far.
 _SAMPLE_MAKERS = ("dataset", "collate_fn")
 
 Objects = Mapping[str, Callable[[], Any]]
@@ -172,9 +175,9 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
     ``_PRESENT``.
     """
     stateful = {id(each) for _, each in _stateful(present)}
-    # `_changed` ignores the attributes of new objects. For example, it compares "dataset.size" only
-    # if its argument `before` has the path "dataset". In the same way, it compares "dataset" only
-    # if `before` has the path "". So "" must always be in the dict.
+    # `_changed` compares a path only if its argument `before` has the path without the last part.
+    # For the path "dataset.size" this is "dataset". For the path "dataset" this is "", so "" must
+    # always be in the dict.
     found: dict[str, Any] = {"": _PRESENT}
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):

@@ -73,8 +73,8 @@ class WorkerStates:
         self._length: int | None = None
         # The number of the present iteration; 0 while no iteration is tracked. Workers read the
         # number from shared memory, because persistent workers live through several iterations.
-        # While the number is 0, workers send no states. When the number has changed, each worker
-        # sends its states once, even if they have not changed.
+        # While the number is 0, workers send no states. Otherwise a worker sends its states with
+        # its first batch of the iteration, and with a later batch only if they have changed.
         self._iteration: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self._iteration.share_memory_()  # type: ignore[no-untyped-call]
         self._iteration_count = 0  # the number of all iterations that were tracked so far
@@ -83,7 +83,7 @@ class WorkerStates:
     def starting(self, loader: Any, states: Sequence[bytes | None]) -> Iterator[None]:
         """Gives initial states to the workers that the loader starts in the body.
 
-        From then on, the workers send their states with the batches.
+        These workers send their states along with the batches that they load.
 
         Args:
             loader: the loader. Its attributes are replaced during the body.
@@ -127,8 +127,9 @@ class WorkerStates:
         self._has_ended = False
         # After a rollback, W new workers begin at the start of the window, or up to W - 1 batches
         # earlier (see the top of this file). Also, the loader may be one batch ahead of the run.
-        # So a rollback goes back at most window_size + W batches. Each worker has loaded at most
-        # window_size // W + 2 of these batches. One more entry has the state before these batches.
+        # So a rollback goes back at most window_size + W batches. Of these batches, each worker
+        # loads at most window_size // W + 2. Its deque has one entry for each of them, and one for
+        # the batch that it loaded before them. A new worker starts from the state after that batch.
         self._history = [
             deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
         ]

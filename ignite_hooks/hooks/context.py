@@ -190,8 +190,8 @@ class HookScope(AbstractContextManager[None, bool]):
         """True if code after the open context's ``yield`` may change more than local variables.
 
         The bytecode of the generator shows what follows the ``yield``. If the context is a function
-        that returns a context manager, the generator is that of ``_entered``. Its code after the
-        ``yield`` calls ``__exit__`` of the context manager, so the value is always True.
+        that returns a context manager, this object has made a generator that enters the context
+        manager, yields, and leaves it. Leaving it calls a function, so the value is always True.
         """
         if isinstance(self.context, HookContext):
             return self.context.after is not None
@@ -241,7 +241,9 @@ class HookScope(AbstractContextManager[None, bool]):
                 # line removes these frames.
                 error.with_traceback(traceback)
         generator.close()
-        raise RuntimeError(f"{self} must yield once, it yielded twice: let it end after the first")
+        raise RuntimeError(
+            f"{self} must yield once, it yielded twice: let it end after the first `yield`"
+        )
 
     def _entered(self, manager: Any) -> Generator[None, None, None]:
         """Returns a generator that enters ``manager``, yields once, and leaves ``manager``."""

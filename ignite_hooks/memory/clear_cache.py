@@ -33,9 +33,9 @@ class ClearCache(Upkeep):
     statistics of its memory.
 
     Args:
-        every_steps: clear the cache once in so many committed steps (iterations, on an engine that
-            has no ``OptimizerStep``).
-        every_epochs: clear the cache once in so many epochs.
+        every_steps: clear the cache at every n-th committed step. On an engine that has no
+            ``OptimizerStep``, iterations are counted instead.
+        every_epochs: clear the cache at the end of every n-th epoch.
         garbage_collection: collect Python's garbage first, including tensors in reference cycles.
             The collection takes 0.1 to 0.2 s.
         min_fragmentation: clear only if more than this fraction of the reserved memory is unused.

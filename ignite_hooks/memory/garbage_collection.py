@@ -35,10 +35,10 @@ logger = getLogger(__name__)
 class GarbageCollector(Upkeep):
     """Runs ``gc.collect`` on a schedule, by default at the end of each epoch.
 
-    By itself, Python collects garbage whenever a count of objects reaches a threshold: in the
-    middle of a step, and at a different step on each rank. While one rank collects, all others wait
-    for it at the next exchange of gradients. With ``disable_automatic`` garbage is collected by
-    this handler only, so all ranks pause at the same step.
+    By itself, Python collects garbage whenever a count of objects reaches a threshold. This happens
+    in the middle of a step, and at a different step on each rank. While one rank collects, all
+    others wait for it at the next exchange of gradients. With ``disable_automatic`` garbage is
+    collected by this handler only, so all ranks pause at the same step.
 
     A full collection of a process with torch, Accelerate and Ignite takes 120 to 200 ms. Almost all
     of this time goes to objects that live until the process ends. ``freeze_after`` excludes these
@@ -49,10 +49,10 @@ class GarbageCollector(Upkeep):
     there is also ``gc_pause_seconds``, the total duration of the automatic collections of the run.
 
     ``disable_automatic`` and ``freeze_after`` change settings of the process within ``run``. The
-    settings are restored when ``run`` is left, also after a failure. If several collectors, or two
-    nested runs, change the same setting, the setting is restored when the last of these runs is
-    left. A handler that is added as a callable, with ``engine.add_event_handler``, collects garbage
-    but changes no settings.
+    settings are restored when ``run`` is left, also after a failure. If several collectors or
+    nested runs change the same setting, it is restored when no run needs the change any more. A
+    handler that is added as a callable, with ``engine.add_event_handler``, collects garbage but
+    changes no settings.
 
     Args:
         every_steps: collect at every n-th committed step. A step is committed if the loss scaler

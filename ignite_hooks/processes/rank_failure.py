@@ -67,7 +67,7 @@ class RankFailure(NamedTuple):
     def of(
         cls, error: BaseException, rank: int, place: RunPlace, *, run_number: int, is_own: bool
     ) -> "RankFailure":
-        """Makes the failure that belongs to an exception.
+        """Returns the failure of a rank that raised an exception.
 
         Args:
             error: the exception.
@@ -94,11 +94,12 @@ class RankFailure(NamedTuple):
         return json.dumps(self)
 
     def is_like(self, other: "RankFailure") -> bool:
-        """Returns whether two ranks failed by themselves, with the same error at the same place.
+        """Returns whether two ranks failed with the same error at the same place.
 
-        Errors that all ranks raise together are compared by their shared text and place only. Their
-        classes may differ: the rank with the problem raises the original exception, and the other
-        ranks raise a RuntimeError.
+        The result is False if a rank failed only because of a failure of another rank. This does
+        not apply to errors that all ranks raise together: they are compared by their shared text
+        and place only. Their classes may differ, because the rank with the problem raises the
+        original exception, and the other ranks raise a RuntimeError.
         """
         if self.shared or other.shared:
             return (self.shared, self.place) == (other.shared, other.place)

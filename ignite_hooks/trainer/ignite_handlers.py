@@ -25,8 +25,8 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
     if not isinstance(handler, BaseWeightsHandler):
         return
     # Several loggers of Ignite (TensorBoard, ClearML, …) have a GradsScalarHandler of their own.
-    # Some of them also have a GradsHistHandler. No base class has exactly these subclasses:
-    # handlers that log weights have the same base class. So the classes are recognized by their
+    # Some of them also have a GradsHistHandler. These classes have no base class of their own: the
+    # handlers that log weights have the same base classes. So the classes are recognized by their
     # names.
     if not any(base.__name__.startswith("Grads") for base in type(handler).__mro__):
         return
@@ -58,9 +58,8 @@ def warn_of_lr_finder(handler: Any, event: Any, window_size: int) -> None:
     is_finder = isinstance(getattr(handler, "__self__", None), FastaiLRFinder)
     if is_finder and window_size > 1 and event == Events.STARTED:
         warnings.warn(
-            "FastaiLRFinder raises the learning rate after each batch, and a window has "
-            f"{window_size} batches here: steps are made once per window, so most losses "
-            "are recorded with a rate that no step has used; set gradient_accumulation_steps=1 to "
-            "find a rate",
+            "FastaiLRFinder raises the learning rate after each batch, but an optimizer step is "
+            f"made only once in {window_size} batches here, so most losses are recorded with a "
+            "rate that no step has used; set gradient_accumulation_steps=1 to find a rate",
             stacklevel=4,
         )

@@ -99,10 +99,10 @@ def _batch_processor_forward(
 
     def forward(model: torch.nn.Module, batch: Any) -> tuple[Any, Any, Any, Any]:
         if accelerator.native_amp:
-            # Accelerate has put a second autocast, with a cache, around the ``forward`` of the
-            # model. So a hook clears the cache before each call of the model. The hook is
-            # registered once per model, because torch.compile compiles a model again when it gets
-            # another hook.
+            # Accelerate has put an autocast of its own around the ``forward`` of the model, and
+            # this autocast uses a cache. So a hook clears the cache before each call of the model.
+            # The hook is registered once per model, because torch.compile compiles a model again
+            # when it gets another hook.
             if model not in hooked_models:
                 hooked_models.add(model)
                 model.register_forward_pre_hook(_clear_autocast_cache)

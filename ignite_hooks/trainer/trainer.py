@@ -75,10 +75,11 @@ class Trainer(TrainingLoop):
         process_function: is called with the trainer and each batch. It makes the forward and the
             backward pass, and returns ``state.output``.
         model: the prepared model.
-        optimizer_step: makes the optimizer steps, with its accelerator, optimizer and scheduler.
+        optimizer_step: makes the optimizer steps. The trainer takes its accelerator, optimizer and
+            scheduler from this object.
         feeds: prepares the data. Data that is used again is not prepared a second time.
-        modules: the arguments of the factory, other than the model, that are modules. Maps the name
-            of each argument to the module.
+        modules: maps the names of arguments of the factory, such as "loss_fn", to the modules that
+            were given as these arguments. The model is not included.
         agree_every: see ``create_supervised_trainer``.
         on_peer_failure: see ``create_supervised_trainer``.
 
@@ -87,7 +88,8 @@ class Trainer(TrainingLoop):
             or "max_steps"); "exception"; the class of the handler that called ``terminate()``
             ("EarlyStopping"); "terminate" if a function called ``terminate()``; or the name of the
             signal for which a ``SaveCheckpoint`` has stopped the run. If only some of several
-            processes requested the stop, the rank is added ("EarlyStopping on rank 1").
+            processes requested the stop, the lowest of their ranks is added, as in
+            "EarlyStopping on rank 1".
         ended_by: the name of the handler or function that finished the run before its limit; None
             if there is none. If a handler or function finished a saved run before its limit, a
             process that resumes this run trains nothing by default.
@@ -124,8 +126,9 @@ class Trainer(TrainingLoop):
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
         # Two scopes are entered around every run. In the first, signals can be held back. The
-        # second collects the changes that must be undone when the run ends. The functions get the
-        # trainer as an argument, so that they hold no reference to the trainer.
+        # second collects the changes that must be undone when the run ends. The two lambdas take
+        # the trainer as an argument and do not use `self`. With `self` there would be a reference
+        # cycle, because the trainer holds the lambdas.
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
         # A cache: the model with its wrappers, and the same model without them.
@@ -406,9 +409,10 @@ class Trainer(TrainingLoop):
             raise RuntimeError(_half_done_message(self))
 
     def _note_outcome(self) -> None:
-        """Notes whether the run is unfinished: it has failed, or a validation was broken off.
+        """Notes whether the run is unfinished.
 
-        ``run`` calls this method in its last statement.
+        A run is unfinished if it has failed, or if a stop has broken off a validation. ``run``
+        calls this method in its last statement.
         """
         if not is_interrupted(self):
             self._position.is_unfinished = self.stop_reason == "exception" or self.is_broken_off
@@ -465,8 +469,9 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        # From now on a call of ``run()`` continues the run. In the process in which the handler
-        # ended the run, a second call of ``run()`` would have continued it too.
+        # Only this call of ``run()`` trains nothing: the next call continues the run. In the
+        # process in which the handler ended the run, the next call of ``run()`` would have
+        # continued the run as well.
         position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
