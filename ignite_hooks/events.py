@@ -62,9 +62,9 @@ Details and special cases:
   on the state. The loop reads these attributes after STARTED, after EPOCH_STARTED, after each
   iteration and after each epoch. A new value takes effect when the loop next reads the attribute. A
   run ends when a limit is reached or passed. Writing None removes a limit, and a run without any
-  limit is an error. A new limit does not change which batches make a step: a window that has closed
-  is not opened again, and a window that is open when the run ends is dropped without a step. Limits
-  that a handler writes hold until the present run is over.
+  limit is an error. A new limit does not open a closed window again. If a window is open when a new
+  limit ends the run, the window is dropped without a step. Limits that a handler writes hold until
+  the present run is over.
 - After ``set_data`` the next batch comes from the new data. The present epoch then ends with the
   pass over the new data, or at ``epoch_length``. If data are assigned to ``state.dataloader``, the
   loop changes to them at the next DATALOADER_STOP_ITERATION, the next EPOCH_STARTED or the start of
@@ -93,9 +93,10 @@ Details and special cases:
 - After a stop or a failure the next ``run()`` continues from the last step boundary: the batches of
   the window that was dropped are given again. Ignite's running metrics continue from their values
   at the same step boundary.
-- A failure may come after a step was committed. The next run then fires STARTED, and does the work
-  that the failure left undone after this step: STEP_COMPLETED if none of its handlers was called,
-  the callbacks on step schedules, the validation and the save.
+- The work after a committed step is STEP_COMPLETED, the callbacks on step schedules, the validation
+  and the save. If a failure comes before this work is complete, the next run fires STARTED, and
+  then does the rest of the work. It fires STEP_COMPLETED only if no handler of STEP_COMPLETED was
+  called before the failure.
 - A signal that asks to stop breaks off a validation between two batches of an evaluator. The state
   is saved at once, and VALIDATION_COMPLETED is not fired. At the end of an epoch, the handlers of
   EPOCH_COMPLETED that follow the validation are not called either. The next run, in this process or
@@ -143,7 +144,8 @@ class TrainEvents(EventEnum, metaclass=_EventsType):
     - All other events: committed steps, which are the optimizer steps that have changed the
       parameters. At OPTIMIZER_STEP_STARTED the present step is not yet counted.
 
-    ``TrainEvents.event_to_attr()`` maps each event to the name of this counter in ``engine.state``.
+    The counters are attributes of ``engine.state``. ``TrainEvents.event_to_attr()`` maps each event
+    to the name of its counter.
     """
 
     MODEL_FORWARD_STARTED = "model_forward_started"

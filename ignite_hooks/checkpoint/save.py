@@ -49,8 +49,8 @@ __all__ = ["SaveCheckpoint"]
 
 # The end of the messages which say that nothing can be saved at EXCEPTION_RAISED.
 _WHY_NOT_SAVED = (
-    "after a failure a step may be half done: resume from the last checkpoint; "
-    'on_signals=("SIGINT", "SIGTERM") saves a run that Ctrl-C stops'
+    "after a failure a step may be half done: resume from the last checkpoint; to save a run that "
+    'Ctrl-C stops, set on_signals=("SIGINT", "SIGTERM")'
 )
 
 
@@ -61,10 +61,10 @@ class SaveCheckpoint(Scheduled):
     A checkpoint is a folder, ``directory/step_00000500``. Checkpoints are taken at step boundaries,
     that is between two optimizer steps. The save comes after the validation and after all other
     handlers of the same event, for example of EPOCH_COMPLETED. If several schedules are due at
-    once, one checkpoint is taken. First all files are written to the disk, then ``manifest.json``
-    makes the folder a checkpoint, and then older checkpoints are removed. So a crash, a full disk
-    or a kill costs at most the steps since the last checkpoint. When a checkpoint is complete,
-    ``last_checkpoint`` becomes its folder, and CHECKPOINT_SAVED fires.
+    the same boundary, one checkpoint is taken. First all files are written to the disk, then
+    ``manifest.json`` makes the folder a checkpoint, and then older checkpoints are removed. So a
+    crash, a full disk or a kill costs at most the steps since the last checkpoint. When a
+    checkpoint is complete, ``last_checkpoint`` becomes its folder, and CHECKPOINT_SAVED fires.
 
     A checkpoint holds the model (and the parameters of a loss function), the optimizer, the
     scheduler, the scaler, the random generators, the position in the data, the counters, the
@@ -93,13 +93,13 @@ class SaveCheckpoint(Scheduled):
     states of handlers and of ``also`` are saved and restored for each rank separately. The buffers
     of a model are saved from rank 0 only, since ``DistributedDataParallel`` sends the buffers of
     rank 0 to all ranks anyway. A model that is split over processes (FSDP, DeepSpeed) is written
-    with its optimizer by ``accelerator.save_state``. Saving and resuming have not been tested on
-    machines with FSDP or DeepSpeed. A resume of a split model needs ``trust_pickle``, because
+    with its optimizer by ``accelerator.save_state``. Saves and resumes of such a model have not
+    been tested with FSDP or DeepSpeed. A resume of such a model needs ``trust_pickle``, because
     Accelerate unpickles the files.
 
     Args:
-        directory: the folder of the checkpoints; it is created if missing. A relative path is made
-            absolute when the handler is created, and ``~`` is expanded, because the working
+        directory: the folder of the checkpoints; it is created if missing. ``~`` is expanded. A
+            relative path is made absolute when the handler is created, because the working
             directory may change later.
         every_steps: save whenever the number of committed optimizer steps is a multiple of this
             number. A step is committed if it has changed the parameters.

@@ -349,7 +349,8 @@ class PreparedWeights:
         if fit.differences:
             raise ValueError(
                 f"{self._label} does not fit the module, which is unchanged: "
-                f"{join_first(fit.differences, '; ')}: build the module as for the checkpoint"
+                f"{join_first(fit.differences, '; ')}: build the module as in the run that saved "
+                "the checkpoint"
                 + (", or say strict=False to load what has the same names" if strict else "")
             )
 
@@ -611,7 +612,7 @@ def _find_part(
         *(f"{kind}/{name}" for kind in ("also", "handlers") for name in objects[kind]),
     ]
     raise ValueError(
-        f"`part` must be one that was saved with a state, got {part!r}; {folder.name} has "
+        f"`part` must name an object that was saved with a state, got {part!r}; {folder.name} has "
         f"{join_first(names)}"
     )
 

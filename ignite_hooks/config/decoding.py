@@ -173,8 +173,8 @@ class _Decoder:
         """Decodes an instance of a dataclass.
 
         The value of the key ``type``, called the tag, names the class, which is one of ``classes``.
-        An annotation that is a dataclass is itself the class in two cases: if the data has no tag,
-        and if ``classes`` is empty.
+        If the data has no tag, or if ``classes`` is empty, an annotation that is a dataclass is
+        used as the class.
 
         Args:
             data: the data of the instance.

@@ -5,8 +5,9 @@ The module uses these members, and relies on the meaning given here:
 - ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the list of the combined
   schedulers. The ``state_dict`` of a ``SequentialLR`` or ``ChainedScheduler`` has an entry
   ``_schedulers`` with the states of the combined schedulers.
-- ``SequentialLR._milestones``: one number for each combined scheduler except the first. The
-  scheduler begins at the call of ``step`` with this number: at the tenth call if the number is 10.
+- ``SequentialLR._milestones``: one number for each combined scheduler except the first. The number
+  says at which call of ``step`` the scheduler begins. If it is 10, the scheduler begins at the
+  tenth call.
 - ``OneCycleLR._schedule_phases``: two phases, or three, each with its ``end_step``.
 - ``OneCycleLR._anneal_func_type``: "cos" or "linear".
 

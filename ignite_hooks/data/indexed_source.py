@@ -10,8 +10,8 @@
 - A *recorder* is a ``RecordedOrder`` around a sampler that has a ``state_dict``. The recorder keeps
   what the sampler has yielded last.
 - An *element* is one thing that a recorded sampler yields: an index or an index batch.
-- A *keeper* (``PositionKeeper``) wraps a sampler that has a ``state_dict``. The state of such a
-  sampler contains the position in the pass.
+- A *keeper* (``PositionKeeper``) saves and restores the state of a sampler that has a
+  ``state_dict``. This state contains the position in the pass.
 """
 
 from collections import deque
@@ -85,9 +85,9 @@ class IndexedLoader(TorchLoader):
         self._own_iterator: Callable[[], Any] = lambda: None
         self._recorder_with_workers = self._make_recorded_order()
         # The recorder above is for a loader with workers, the recorder below for a loader without
-        # workers. Without workers, the snapshots (see `snapshots.py`) contain the state of the
-        # sampler. So the recorder below only notes the states that the global generators have
-        # before the sampler draws its order from them.
+        # workers. Without workers, the state of the sampler is saved in the snapshots (see
+        # `snapshots.py`). The recorder below has another purpose: it notes the states that the
+        # global generators have before the sampler draws its order from them.
         keeper = None if self._is_torchdata else self.keeper
         self._recorder_without_workers = None if keeper is None else RecordedOrder(keeper)
 
@@ -134,7 +134,7 @@ class IndexedLoader(TorchLoader):
     def _full_pass_length(self) -> int | None:
         """The number of index batches in a pass that is iterated from its first batch on.
 
-        All batches of such a pass have the same size.
+        The batch size does not change within such a pass.
         """
         is_known = samples_per_pass(self._order) is not None
         return batches_after(self._order, 0) if is_known else self.promised_length
@@ -400,9 +400,9 @@ class IndexedLoader(TorchLoader):
 
     @contextmanager
     def _recording_pass(self, data_pass: int) -> Iterator[None]:
-        """Starts the recording of a pass. The iteration of the sampler must start in the body.
+        """Starts the recording of a pass; does nothing if there is no recorder.
 
-        Does nothing if there is no recorder.
+        The caller must start the iteration of the sampler within the ``with`` block.
         """
         recorded = self._recorder_with_workers
         if recorded is None:
@@ -420,13 +420,14 @@ class IndexedLoader(TorchLoader):
         """
         base = self.base
         prefetched = base.num_workers * (base.prefetch_factor or 0)
-        # New workers begin with a batch of worker 0, up to `aligned` batches before the position.
-        aligned = base.num_workers - 1
+        # New workers begin with a batch of worker 0. So up to this number of batches before the
+        # position are loaded again.
+        loaded_again = base.num_workers - 1
         # An accumulation window is the batches of one optimizer step. The run may roll back by one
         # window. To find the end of the pass, the feed may fetch one window and one more batch
         # ahead. One further batch is a margin.
         given = 2 * (self.snapshots.window_size + 1)
-        recorded.capacity = (prefetched + aligned + given) * elements_per_batch(self._order)
+        recorded.capacity = (prefetched + loaded_again + given) * elements_per_batch(self._order)
 
     @property
     def _can_track_workers(self) -> bool:
@@ -605,12 +606,12 @@ class IndexedLoader(TorchLoader):
         return chain([*islice(rest, self._count_drawn_ahead(data_pass, skip))], rest)
 
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
-        """Returns how many index batches to draw at once when a pass is entered at a position.
+        """Returns how many index batches to draw ahead when a pass is entered at a position.
 
         Before the pass was interrupted, some index batches after the position had already been
         drawn, for two possible reasons. The run may have gone past the position, and later
         moved back to it. And index batches are drawn ahead, for workers or to find the end of the
-        pass. The same number of index batches is drawn at once now. So all later index batches are
+        pass. The same number of index batches is drawn ahead now. So all later index batches are
         drawn at the same points of the run as without the interruption.
         """
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
@@ -625,7 +626,8 @@ class IndexedLoader(TorchLoader):
     def doubts(self) -> list[str]:
         """Returns the reasons why ``state_dict`` may lack some of the state of the data.
 
-        The reasons are those of the base class, the sampler, the seeds of workers and the workers.
+        The reasons are those of the base class, and those that concern the sampler, the seeds of
+        workers, or the states of workers.
         """
         is_over = self._worker_states.is_over and not self._has_running_workers
         order = (
@@ -645,10 +647,11 @@ class IndexedLoader(TorchLoader):
         """Returns the reason why workers may get other seeds after a resume, if there is one."""
         base, recorded = self.base, self._recorder_with_workers
         if recorded is None or self._order is not recorded.holder or not recorded.draws_on_iter:
-            # torch calls `iter` of the order, seeds the workers, and then requests the first index
-            # batch. So the sampler draws before the workers are seeded only if it is itself the
-            # order, and draws in its `__iter__`. If the order is a batch sampler of torch or
-            # Accelerate, it calls `iter` of its sampler when the first index batch is requested.
+            # torch calls `iter` of the order, then seeds the workers, and then requests the first
+            # index batch. Only a draw in the `__iter__` of the order comes before the seeding. The
+            # recorded sampler, if there is one, makes no such draw: it does not draw in its
+            # `__iter__`, or the order is a batch sampler of torch or Accelerate, which calls `iter`
+            # of the sampler only when the first index batch is requested.
             return []
         if base.num_workers == 1 and not base.persistent_workers:
             # A single worker continues a pass from its saved state, so its seed does not matter. If
@@ -664,9 +667,9 @@ class IndexedLoader(TorchLoader):
     def _at_start_of_pass(self, begun: RandomState) -> Iterator[None]:
         """Sets the generators to their states at the start of a pass, during the body.
 
-        After the body, most generators get back the states that they had before the body. A
-        generator from which nothing but the order is drawn keeps the state that it has at the end
-        of the body, because the rest of the order is drawn from this generator lazily.
+        After the body, most generators get back the states that they had before the body. The
+        exception is a generator that only the order uses. Its state is left as it is at the end of
+        the body, because the rest of the order is drawn from it after the body.
         """
         own = {id(each) for each in self._order_generators()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}

@@ -270,15 +270,15 @@ class GeneratorState:
         algorithm = _algorithm(self._generator)
         if state_dict.get("kind") != algorithm:
             raise ValueError(
-                f"the state must be of a random generator {algorithm}, got a state of "
-                f"{state_dict.get('kind')}: use a generator of the kind that was saved"
+                f"the state must be of a random generator with the algorithm {algorithm}, got a "
+                f"state of {state_dict.get('kind')}: use a generator of the kind that was saved"
             )
         try:
             set_generator_state(self._generator, state_dict["state"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"the state must be of a random generator {algorithm}, got a state that the "
-                f"generator refuses ({error}): use another checkpoint"
+                f"the state must be of a random generator with the algorithm {algorithm}, got a "
+                f"state that the generator refuses ({error}): use another checkpoint"
             ) from error
 
 

@@ -70,7 +70,7 @@ def global_generators_digest() -> int:
     """Returns a hash of the states of the global random generators, as a positive integer."""
     states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().numpy())
     # The hash has 7 bytes, so that both the hash and its negative fit into an int64. The ranks
-    # compare both numbers, to find the minimum and the maximum of their hashes. 1 is added because
-    # 0 means that there is no hash.
+    # compute the minimum of each of the two numbers, and the smallest negative belongs to the
+    # largest hash. 1 is added because 0 means that there is no hash.
     digest = hashlib.blake2b(pickle.dumps(states), digest_size=7).digest()
     return 1 + int.from_bytes(digest, "big")

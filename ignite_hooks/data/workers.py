@@ -99,8 +99,9 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
         stack.callback(_keep_queues, loader)
         if blocks:
             stack.enter_context(_blocked(requested))
-        # `out_of_order`: the generator by which a run gets its batches may have entered this scope.
-        # This generator can be closed while scopes that were entered later are still open.
+        # This scope may be open in the generator that gives a run its batches. The generator can be
+        # closed while scopes that were entered later are still open. In this case only the change
+        # of this scope must be undone (`out_of_order=True`).
         stack.enter_context(undo_on_exit(lambda: _set_init(loader, user_init), out_of_order=True))
         ignored = requested | _handled_signals()
         _set_init(loader, _IgnoreSignals(ignored, user_init, is_child=method != "forkserver"))
@@ -223,9 +224,9 @@ def _start_fork_server() -> None:
     """Starts a fork server that survives signals, unless a fork server is running.
 
     The server imports ``fork_server.py``. This module makes the server ignore signals, and restores
-    the signal handlers in the processes that the server forks. A simpler way is wrong: if this
-    process ignored or blocked SIGTERM during the start, the server and all forked processes would
-    inherit the setting. ``Pool.terminate`` would then wait for ever.
+    the signal handlers in the processes that the server forks. This process must not ignore or
+    block SIGTERM while it starts the server, although that is simpler: the server and all processes
+    that it forks would inherit the setting, and ``Pool.terminate`` would wait for ever.
     """
     from multiprocessing import forkserver
 
@@ -243,8 +244,8 @@ def _adopt_workers(before: set[BaseProcess]) -> None:
     """
     for worker in multiprocessing.active_children():
         if worker.daemon and worker not in before:
-            # The reference is weak, because a reference cycle would keep the file descriptors of
-            # the process open for longer.
+            # The reference is weak, because a strong one would make the worker part of a reference
+            # cycle. Its file descriptors would then stay open until a garbage collection.
             reference = ref(worker)
             worker.terminate = functools.partial(_kill, reference)  # type: ignore[method-assign]
             _own_workers.add(worker)

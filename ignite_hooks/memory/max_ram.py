@@ -42,9 +42,9 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     process count once. The memory of the children is read at ``start``, ``reset``, ``result`` and
     ``stop``, and by a thread every ``every`` seconds. A reading takes 3 to 10 ms. A peak of a child
     is missed if the child ends before the next reading. If the processes had their peaks at
-    different times, the sum may exceed the memory that was in use at any one time. The high-water
-    marks of the children are reset too, so a child that measures itself at the same time may report
-    too little.
+    different times, the sum may exceed the memory that was in use at any one time. With the backend
+    "kernel", ``start`` and ``reset`` also reset the high-water marks of the children. So a child
+    that measures itself at the same time may report too little.
 
     Args:
         every: seconds between two readings of the memory by a thread. The thread runs with the

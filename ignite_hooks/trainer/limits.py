@@ -156,9 +156,9 @@ class Limits:
             batches = self.max_iters - progress.iteration
             counts.append((progress.batches + batches) // length)
         if self.max_steps is not None:
-            # Step ``max_steps`` + 1 would be made in an epoch that the run does not complete. All
-            # epochs before it are completed. ``epochs_for`` counts the epoch of this step too, so 1
-            # is subtracted.
+            # The run ends before step ``max_steps`` + 1. So the run completes all epochs
+            # before the epoch in which this step would be made. ``epochs_for`` counts that epoch
+            # too, so 1 is subtracted.
             epochs = progress.epochs_for(self.max_steps - steps + 1, window_size, length)
             counts.append(epochs - 1 - progress.epochs)
         return min(counts)

@@ -93,8 +93,8 @@ class StopRequest(NamedTuple):
         """Returns the request that the code of ``frame`` makes by calling ``terminate()``.
 
         Ignite's handlers pass no reason to ``terminate()``, so the handler is found as the ``self``
-        of the frame. An ``EarlyStopping`` finishes the run. After a ``TimeLimit`` the next job
-        continues the run.
+        of the frame. The request of an ``EarlyStopping`` is final. The request of a ``TimeLimit``
+        is not final: a process that resumes from a checkpoint continues the run.
 
         Args:
             frame: the frame of the code that calls ``terminate()``.
@@ -193,9 +193,10 @@ class RunRequests:
             A pair. The first part maps the names of flags to their values. The second part is the
             request to end the run, which has default values if only other flags were set.
         """
-        # All ranks reach a limit together, so the value ``AT_LIMIT`` need not be shared. Any other
-        # value must be shared, unless the flag is active already with a value other than
-        # ``AT_LIMIT``: all ranks know of an active request.
+        # The value ``AT_LIMIT`` is not shared, because all ranks reach a limit together. A flag
+        # that is active already is not shared either, because all ranks know of an active flag. But
+        # if its active value is ``AT_LIMIT``, and this rank has set another value, only this rank
+        # knows of the other value, so the other value is shared.
         flags = {
             flag: value
             for flag, value in self.requested_flags.items()

@@ -372,9 +372,9 @@ def test_strict_false_loads_the_common_names(run):
         (True, "model", TypeError, "`which` must be"),
         (None, "model", TypeError, "`which` must be"),
         ("best", "ema", ValueError, "has model, loss_fn, also/ema"),
-        ("best", "also/teacher", ValueError, "`part` must be one that was saved"),
-        ("best", "also", ValueError, "`part` must be one that was saved"),
-        ("best", "../model", ValueError, "`part` must be one that was saved"),
+        ("best", "also/teacher", ValueError, "`part` must name an object that was saved"),
+        ("best", "also", ValueError, "`part` must name an object that was saved"),
+        ("best", "../model", ValueError, "`part` must name an object that was saved"),
         ("best", "", TypeError, "`part` must be a name"),
     ],
 )

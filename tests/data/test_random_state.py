@@ -198,11 +198,11 @@ def test_generator_state_has_state_dict_methods():
     ours, theirs = random.Random(1), random.Random(2)
     GeneratorState(theirs).load_state_dict(GeneratorState(ours).state_dict())
     assert ours.random() == theirs.random()
-    message = "of a random generator RandomState, got a state of Random"
+    message = "of a random generator with the algorithm RandomState, got a state of Random"
     with pytest.raises(ValueError, match=message):
         GeneratorState(np.random.RandomState()).load_state_dict(GeneratorState(ours).state_dict())
     for damaged in ({}, {"kind": "Random"}, {"kind": "Random", "state": [1]}):
-        with pytest.raises(ValueError, match="the state must be of a random generator Random"):
+        with pytest.raises(ValueError, match="must be of a random generator with the algorithm Ra"):
             GeneratorState(theirs).load_state_dict(damaged)
 
 
