@@ -1,10 +1,10 @@
 """Checks of the values in a checkpoint's files, before a trainer loads any value.
 
-A file with the right hash can still hold unexpected values: someone edited it and updated the hash,
-or another version of this package wrote it. Each function ``…_problems`` yields the problems of one
-file or one state. A problem is a text that names the field and the value found there. The state of
-a user's object is not checked: only the ``load_state_dict`` of the object can tell whether the
-state is right.
+A file with the right hash can still hold unexpected values, for example because someone edited it
+and updated the hash, or because another version of this package wrote it. Each function
+``…_problems`` yields the problems of one file or one state. A problem is a text that names the
+field and the value found there. The state of a user's object is not checked: only the
+``load_state_dict`` of the object can tell whether the state is right.
 
 The pydantic models below are the formats of the files. The modules that write the values explain
 them in full: ``trainer/run_position.py``, ``data/feed.py`` and ``checkpoint/state.py``. In the data
@@ -66,9 +66,9 @@ MAX_SHOWN_LENGTH = 60
 MAX_REPEATS = 1000
 """The largest allowed count of a milestone in the state of a ``MultiStepLR``.
 
-The state maps each milestone to a count: how many times the milestone was given. The scheduler can
-make a list in which each milestone occurs as often as its count says. With a huge count this list
-would not fit into memory.
+The state maps each milestone to a count: how many times the milestone was given. When ``step`` is
+called with an epoch, the scheduler makes a list in which each milestone occurs as often as its
+count says. With a huge count this list would not fit into memory.
 """
 MAX_BITS = 63
 """The largest number of bits, without the sign, of an integer that torch computes with (int64)."""
@@ -179,10 +179,13 @@ class _BegunPass(_StrictModel):
 class _Opening(_StrictModel):
     """The random states before a sampler drew the order of a pass from the global generators.
 
+    Some samplers draw the order in ``iter(sampler)``. Others draw it when the iterator is asked for
+    its first element.
+
     Attributes:
         iterator: the states before ``iter(sampler)``; None if this call did not draw the order.
-        first: the states before the iterator yielded its first element; None if the iterator did
-            not draw the order to yield this element.
+        first: the states before the iterator was asked for its first element; None if the order was
+            not drawn then.
     """
 
     iterator: _RandomStates | None
@@ -373,17 +376,18 @@ class _RankFile(_StrictModel):
         asked: the limits that were passed to ``run``.
         epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
             pass over the data.
-        passed_length: the number of batches in the last epoch that was one whole pass.
+        passed_length: the number of batches in the last epoch that was a pass over the data from
+            start to end; None if there was no such epoch.
         optimizer_step: the number of optimizer steps that have changed the parameters.
         data: the position in the training data.
         evaluations: the position in each set of validation data. The key is the prefix of the
             results, such as "val_".
         random: the states of the random generators.
-        has_drawn_since: whether batches were dropped when the run ended, because no optimizer step
-            had used them. Then ``random`` includes the random draws for these batches, although
-            ``data`` is the position before these batches.
+        has_drawn_since: whether the run ended with batches that no optimizer step had used. Such
+            batches are dropped, so ``data`` is the position before them. The random generators are
+            not rolled back, so ``random`` has the states after the draws for these batches.
         cut: the request that has ended the present epoch early; False without a request.
-        unknown: maps a part of the state to the reason why it may not be saved completely.
+        unknown: maps a part of the state to the reason why the saved part may be incomplete.
         validation: the number of completed validations.
         due: the work that was due and not done yet. For example, the value is
             ``{"validations": [1]}`` if the second ``Validation`` handler was due.
@@ -477,7 +481,7 @@ class _TrainerFile(_StrictModel):
         modules: maps the name of a module to the information about its file.
         settings: the result of ``SettingsRecord.state_dict``.
         uncertain: maps a part of the state to the reason why a failure may have changed it.
-        unknown: maps a part of the state to the reason why it may not be saved completely.
+        unknown: maps a part of the state to the reason why the saved part may be incomplete.
         in_run: whether the checkpoint was saved during a run, and not between two runs.
     """
 
@@ -868,7 +872,11 @@ _OTHER_TYPE = "something else"
 
 
 def _type_name(value: Any) -> str:
-    """Returns the name of a group of types that can replace each other, for messages."""
+    """Returns the name of the kind of a value, for messages.
+
+    For example, integers, floats and tensors with one element are of one kind, "a number", because
+    each of them can replace the others.
+    """
     if isinstance(value, bool):
         return "True or False"
     if isinstance(value, int) and value.bit_length() > MAX_BITS:

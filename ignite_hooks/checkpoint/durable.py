@@ -83,7 +83,9 @@ def sync_tree(folder: Path) -> None:
 
 
 def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
-    """Gives files the access mode of ``model``, a file that was created with the usual ``open``.
+    """Gives files the access mode of another file, ``model``.
+
+    The file ``model`` must have been created with the usual ``open``.
 
     safetensors creates files that only their owner may read. The mode is copied from ``model``,
     because computing the usual mode from the umask has two problems. To read the umask, a process

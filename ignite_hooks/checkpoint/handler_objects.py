@@ -106,7 +106,7 @@ class HandlerObjects:
         stateless: pairs of a path and an object without a state. A run may change the object, and
             no checkpoint saves the change.
         unnamed: the paths to objects that have a state, but are not saved. Each of these objects
-            is in a set, and the same set or another set has a second object of this class. The
+            is in a set, and a second object of the same class is in this set or in another one. The
             order of a set may differ in another process, so a resume could not tell the two objects
             apart.
         is_complete: whether the search has reached all objects; False if there are too many.
@@ -183,9 +183,9 @@ class _Search:
         for path, each in self._search:
             is_of_trainer = self._is_trainer_module(each, trainer_tensors)
             if id(each) in self._attached_ids:
-                # Attached handlers are saved already. They are put into `found`, too, because they
-                # can be owners of other objects. `collect` leaves an object out if the state of an
-                # owner in `found` contains the state of the object.
+                # An attached handler is in `self._attached` already. It is put into `found`, too,
+                # because it can be an owner of other objects. `collect` leaves an object out if the
+                # state of an owner in `found` contains the state of the object.
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
@@ -315,8 +315,7 @@ def _find_roots(trainer: TrainingEngine) -> list[Root]:
     handlers = [*attached_handlers(trainer, Handler), *(function for function, _ in calls)]
     validations = [each for each in handlers if isinstance(each, Validation)]
     owners = [getattr(each, "__self__", each) for each in handlers]
-    # Most handlers of this package have no state and hold no objects of a user. These handlers are
-    # left out.
+    # A handler of this package is left out if it has no state and holds no objects of a user.
     owners = [
         each
         for each in owners
@@ -340,8 +339,8 @@ def _user_functions(function: Any) -> list[Any]:
     """Returns the user's functions and objects that a process function calls.
 
     The process function of a supervised trainer is a function of this package. Its closure holds
-    the user's functions, such as ``loss_fn`` and ``batch_processor``, which are returned. A
-    function of the user may hold, for example, the second optimizer of a GAN.
+    the user's functions, such as ``loss_fn`` and ``batch_processor``. These functions are returned,
+    because they may hold objects with a state, for example the second optimizer of a GAN.
     """
     if not (isinstance(function, FunctionType) and _is_of_package(function)):
         return [function]
@@ -464,8 +463,8 @@ def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
     The owners of an object are the other objects on its path. For example, the object at
     "MyHandler" is an owner of the object at "MyHandler.ema".
     """
-    # An EpochOutputStore has no `state_dict`. So it is not part of any owner's state. As an owner,
-    # it has no state that could contain another object.
+    # An EpochOutputStore has no `state_dict`. So its state is never part of an owner's state. For
+    # the same reason it is not counted among the owners below.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [
@@ -536,9 +535,12 @@ def _name_objects(
     for path, each in found:
         root, class_name = _root_name(path), type(each).__name__
         inner = path.removeprefix(root).removeprefix(".")
-        # An object in a function is named after its class, because the names of roots can change:
-        # if a script adds a lambda, "<lambda>" becomes "<lambda>-2". If there are several objects
-        # of the class, the path below the root is added, or the root if the object is the root.
+        # An object in a handler gets a name that begins with the name of the handler. Any other
+        # object, for example an object in a function, is named after its own class. The name of the
+        # function is not used, because it can change: if a script adds another lambda before it,
+        # the name "<lambda>" becomes "<lambda>-2". If several objects have the same class, the path
+        # below the root is added. An object that is itself a root has no such path, so its name as
+        # a root is added.
         if inner and _is_handler_object(roots[root]):
             is_nested = "." in inner and count_in_root[root, type(each)] == 1
             is_only_object = count_by_root[root] == 1 and not has_state(roots[root])

@@ -195,7 +195,10 @@ class ScriptSchedule:
     def _scheduled_values(
         self, group: Mapping[str, Any], script: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns those values of a group that the schedule may set or the moves have changed.
+        """Returns the settings of a group that belong to the schedule.
+
+        These are the settings that a schedule may set, such as "lr", and all settings that the
+        moves have changed.
 
         Args:
             group: the present settings of the group, after the moves.

@@ -42,10 +42,11 @@ def to_dict(handler: Any, exclude_defaults: bool = False, exclude_none: bool = F
 def from_dict(data: Any) -> Any:
     """Returns the handler, or the list or mapping of handlers, that plain data describes.
 
-    In a mapping, the key ``type`` names the class of the handler. The class must belong to this
-    package, or must have been registered with ``register``. No other class is looked up, imported
-    or run. In a field that allows only one class, ``type`` may be left out. A value must have the
-    type of its field. Strings are not converted to numbers, except "inf", "-inf" and "nan".
+    One handler is a mapping in which the key ``type`` names the class of the handler. The class
+    must belong to this package, or must have been registered with ``register``. No other class is
+    looked up, imported or run. If a field of a handler allows only one class, the mapping for this
+    field may leave ``type`` out. A value must have the type of its field. Strings are not converted
+    to numbers, except "inf", "-inf" and "nan".
 
     Raises:
         ConfigError: the data is invalid. The error has all problems with their paths.

@@ -322,7 +322,7 @@ def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object
 
     This function is the callback of weak references. So the garbage collector may call it at any
     time, even in the middle of another call of this function. Therefore each line also works if
-    an entry was removed just before it.
+    another call has just removed an entry.
     """
     accelerator = accelerator_ref()
     if accelerator is None:

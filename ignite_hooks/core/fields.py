@@ -77,7 +77,8 @@ def must_be(
         holds: returns whether a value obeys the rule. It is called before pydantic has checked the
             type, so it must accept a value of any type.
         remedy: the words that tell what to do instead.
-        may_be_none: whether None is accepted too, for fields whose annotation allows None.
+        may_be_none: whether this validator lets None pass without a call of ``holds``. Then the
+            annotation of the field decides whether None is accepted.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -111,7 +112,11 @@ Every = Annotated[
 Iterations = Annotated[int, must_be("an integer >= 1", is_count, "it counts iterations"), _COUNT]
 """A number of iterations: an integer >= 1."""
 
-Batches = Annotated[int, must_be("an integer >= 1", is_count, "leave it out for all"), _COUNT]
+Batches = Annotated[
+    int,
+    must_be("an integer >= 1", is_count, "leave it out for all batches"),
+    _COUNT,
+]
 """The maximum number of batches to use: an integer >= 1."""
 
 Limit = Annotated[
@@ -344,7 +349,8 @@ def _known_settings() -> set[str]:
 
 def _check_setting_names(names: Any, info: ValidationInfo) -> Any:
     is_list = isinstance(names, list | tuple)
-    known = sorted(_known_settings()) if is_list else []  # no set, as a name may be unhashable
+    # `known` is not a set: a given name may be unhashable, and `in` a set raises an error for it.
+    known = sorted(_known_settings()) if is_list else []
     wrong = [name for name in names if name not in known] if is_list else [names]
     if is_list and not wrong and len(set(names)) == len(names):
         return names

@@ -91,7 +91,11 @@ class Handler:
         """Raises an error if this handler cannot be attached to ``engine``."""
 
     def attach_to(self, attachment: "Attachment") -> None:
-        """Adds the handler's own schedule and scopes to a new attachment."""
+        """Adds the handler's own schedule to a new attachment.
+
+        A handler that needs a context manager around each run adds it here too, with
+        ``attachment.during_run``.
+        """
         raise ValueError(
             f"{type(self).__name__} has no schedule of its own: give attach() an `event`, "
             "Events.EPOCH_COMPLETED for instance"
@@ -268,8 +272,9 @@ class Scheduled(Handler):
             attachment: the attachment.
             callback: is called with the engine.
             is_note: whether ``callback`` does no work, and only notes that work is due. If an
-                exception breaks off such a callback, it is called again. Any other callback is not
-                called again, because it may have done a part of its work.
+                exception breaks off such a callback, the OptimizerStep later calls the callback
+                again. Any other callback is not called again, because it may have done a part of
+                its work.
         """
         if self.every_steps is not None:
             every = self.every_steps
@@ -304,8 +309,9 @@ def _called_every_steps(
         def call_with_engine() -> None:
             callback(engine)
 
-        # `out_of_order` must be True, because an attachment may be removed while scopes that were
-        # entered later are still open.
+        # If the attachment is removed within a run, scopes that were entered after this one may be
+        # still open. `out_of_order=True` then removes only this callback, and does not undo the
+        # changes of those scopes.
         with undo_on_exit(lambda: timetable.drop(call_with_engine), out_of_order=True):
             timetable.add(every, call_with_engine, is_note=is_note)
             yield

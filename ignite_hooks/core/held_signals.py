@@ -38,9 +38,9 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
     signal handlers in the main thread only. A handler that is installed within the ``with`` has no
     wrapper until ``wrap_handlers`` is called again.
 
-    If the same signal arrives several times while it is held back, its handler is called once. The
-    operating system treats a blocked signal in the same way. SIGINT is the exception: the handler
-    is called at once for the second SIGINT, so a second Ctrl-C can end a step that hangs.
+    If the same signal arrives several times while it is held back, its handler is called once, as
+    for a signal that the operating system blocks. SIGINT is different: the second SIGINT calls the
+    handler immediately, so a second Ctrl-C can end a step that hangs.
 
     Attributes:
         is_holding: whether signals are held back now. The user of this object sets it to True;

@@ -39,8 +39,8 @@ class PassEnd:
 
     Args:
         source: the source of the batches.
-        accelerator: if given, all of its ranks end a pass after the same number of batches, that
-            of the rank with the fewest. None if each rank ends a pass at its own last batch.
+        accelerator: if given, all of its ranks end a pass after the same number of batches: the
+            smallest number that a rank has. None if each rank ends a pass at its own last batch.
     """
 
     def __init__(self, source: PlainIterable, accelerator: Accelerator | None = None) -> None:
@@ -108,9 +108,9 @@ class PassEnd:
                     ahead.clear()
                     raise RuntimeError(self._wrong_length_message(f"only {number - 1}", data_pass))
                 yield number == length
-            # After the last batch, one more batch is requested, because some samplers draw random
-            # numbers when they reach their end. If another rank has fewer batches, this rank has
-            # batches left, and requests none of them.
+            # A plain loop requests one more batch after the last one, and some samplers draw random
+            # numbers at this request. So the request is made here too. If another rank has fewer
+            # batches, this rank has not given its own last batch, and makes no such request.
             if self._local_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length_message("more", data_pass))
         else:

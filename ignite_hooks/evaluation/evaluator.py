@@ -134,8 +134,9 @@ class Evaluator(EventCheckingEngine):
         # Each run starts from scratch. If an earlier run was left in its middle, the feed must not
         # continue the old pass, and Ignite must not continue the old run.
         feed.next_pass()
-        # The feed keeps its iterator until `feed.close`. If Python deleted the iterator instead, a
-        # Ctrl-C that arrives during the deletion would be lost.
+        # The feed keeps a reference to its iterator until `feed.close`. Without the reference,
+        # Python would delete the iterator when the engine drops it, and a Ctrl-C that arrives
+        # during the deletion would be lost.
         feed.holds_iterator = True
         forget_run(self)
         try:

@@ -40,8 +40,9 @@ def broadcast_values(tensors: Mapping[str, torch.Tensor], device: torch.device) 
         own = tensors.get(name)
         is_same = own is not None and (own.shape, own.dtype) == (shape, dtype)
         if own is not None and is_same and not own.is_inference():
-            # `view` to a wider dtype needs an offset that is a multiple of the size of the dtype.
-            # The clone has the offset 0.
+            # A part may begin at any byte of `flat`, but `view` to a wider dtype needs a tensor
+            # that begins at a multiple of the size of the dtype. A clone begins at byte 0 of its
+            # own memory.
             own.detach().copy_(part.clone().view(dtype).view(shape))
 
 

@@ -37,7 +37,7 @@ class SameParameters:
     The digest of a model is computed from the checksums of its tensors. A checksum is the sum of
     the words of a tensor, which are its bytes read as integers. (``torch.hash_tensor`` is not
     used, because it computes an exclusive or. The result is 0 if each value appears an even number
-    of times, for example in a tensor of ones.)
+    of times, for example in a tensor of two ones.)
     """
 
     def __init__(self) -> None:
