@@ -9,7 +9,8 @@ values are clocks, files and connections.
 A class may inherit its ``state_dict`` from a class of Ignite, for example a user's metric from
 Ignite's ``Accuracy``. An inherited ``state_dict`` has only the attributes that Ignite's class
 defines. In this file, all other attributes of the object are called *attributes beside the state*.
-A resume in the middle of an epoch loses their values.
+A resume does not restore their values. For a metric that is reset before the next batch this does
+no harm, so the attributes of such a metric are not reported.
 """
 
 import io
@@ -123,14 +124,15 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
     reasons = []
     if handler_paths:
         reasons.append(
-            f"{summarize_names(handler_paths)} changed and cannot be saved: give the object "
-            "state_dict() and load_state_dict(), or keep the value in an object that has them"
+            f"{summarize_names(handler_paths)} changed and cannot be saved: define state_dict() "
+            "and load_state_dict() in the class of the object that holds the value, or keep the "
+            "value in an object that has these methods"
         )
     if paths_beside_state:
         reasons.append(
             f"{summarize_names(paths_beside_state)} changed and is in no state_dict(): after the "
-            "resume, values computed from it are wrong until it is reset; name such attributes in "
-            "the _state_dict_all_req_keys of the class"
+            "resume, values computed from this attribute are wrong until the attribute is reset; "
+            "name such attributes in the _state_dict_all_req_keys of the class"
         )
     if state_paths:
         names = ", ".join(repr(path.removeprefix(_STATE)) for path in sorted(state_paths))
@@ -140,8 +142,8 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
         )
     if handler_objects.unnamed:
         reasons.append(
-            f"{summarize_names(handler_objects.unnamed)} are not saved, because the order of a set "
-            "differs between processes: keep them in a list or a dict"
+            f"{summarize_names(handler_objects.unnamed)} are not saved, because they are in a set, "
+            "whose order differs between processes: keep them in a list or a dict"
         )
     if not handler_objects.is_complete:
         reasons.append("handlers hold too many objects to examine all of them")
@@ -150,7 +152,8 @@ def unsaved_changes(trainer: TrainingEngine, handler_objects: HandlerObjects) ->
 
 # In a message, the path of an attribute of `trainer.state` begins with this prefix.
 _STATE = "trainer.state."
-# The attributes beside the state are recorded under the path of their object with this suffix.
+# The attributes beside the state of an object have a record of their own. The key of the record is
+# the path of the object, followed by this suffix.
 _BESIDE = " beside its state"
 UNKNOWN = "?"
 """The digest of an iterator whose position cannot be read.
@@ -347,8 +350,8 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
     cls = type(value)
     if not is_library_code(cls):
         # A container of a user's class is not iterated, because an iteration could run any code.
-        # Its length is compared instead. If the container has a state, the checkpoint saves it, and
-        # not even the length is compared.
+        # Only its length is compared. If the container has a `state_dict`, the checkpoint saves the
+        # container, and the length is not compared either.
         return cls.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(cls, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:

@@ -53,12 +53,12 @@ class DataFeed:
     does not ask for this extra batch if it knows the number of batches. If the code at the end of
     ``__iter__`` does not run, two things go wrong. The loader's epoch (the argument of
     ``set_epoch``) does not advance. And the finished loader remains Accelerate's active loader (the
-    loader that counts as being iterated). While the active loader is at its end, Accelerate does
-    not accumulate gradients, even if another iterable gives the batches.
+    loader that counts as being iterated). While a finished loader is the active loader, Accelerate
+    does not accumulate gradients, even if the batches come from another iterable, such as a list.
 
-    ``iter(feed)`` begins at ``position``. If a stop or a failure closes the iterator in the middle
-    of a pass, the next ``iter`` continues the pass. If the iterator is still open, the next
-    ``iter`` abandons the present pass and begins the next pass.
+    ``iter(feed)`` begins at ``position``. In the middle of a pass there are two cases. If a stop or
+    a failure has closed the iterator of the pass, ``iter(feed)`` continues the pass. If the
+    iterator is still open, ``iter(feed)`` abandons the pass and begins the next pass.
 
     The last batch of a pass closes the accumulation window (the batches whose gradients are
     accumulated for one optimizer step). So before the engine trains on the last batch, the feed
@@ -111,8 +111,8 @@ class DataFeed:
         self.add_owner(self)
         is_distributed = accelerator is not None and accelerator.num_processes > 1
         ends_together = is_distributed and even_batches and not self._source.knows_its_end
-        # Without even batches, a small data set may have batches for some of the ranks only. Then a
-        # pass is empty on the other ranks.
+        # If `even_batches` is False, a small data set may have batches for some of the ranks only.
+        # Then a pass is empty on the other ranks.
         self._may_be_empty = is_distributed and not even_batches
         self._device = device_of_batches(self._source.loader, accelerator)
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
@@ -211,7 +211,8 @@ class DataFeed:
         if self._current_iterator() is not None:
             self.next_pass()
         elif self.is_last:
-            # The last batch was given, but the run was stopped before the pass reached its end.
+            # The last batch was given, and then the iterator was closed before it had ended the
+            # pass. So the pass is ended here.
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         iterator = self._iterate_pass()
@@ -314,17 +315,18 @@ class DataFeed:
             self._pass_end.ahead.clear()
         if iterator is not None:
             iterator.close()
-        # Cleared last: if a Ctrl-C interrupts `close` above, another call still finds the iterator.
+        # Cleared last, so that the next call of this method still finds the iterator if Ctrl-C
+        # interrupts `iterator.close()` above.
         self._iterator_ref = self._held_iterator = None
 
     def deactivate(self) -> None:
         """Removes the loader from the active loaders.
 
-        ``close`` also does this, but the end of an interruption may undo it. While ``interrupt()``
-        suspends a run, ``deactivated`` (in ``active_loader.py``) keeps the loader off the list.
-        When the interruption ends, ``deactivated`` makes the loader active again, even if the feed
-        was closed in the meantime. If the feed is not used any more, the trainer calls this method
-        after the interruption.
+        ``close`` removes the loader, too, but this is not enough if the feed is closed while
+        ``interrupt()`` suspends the run. During the suspension, ``deactivated`` (in
+        ``active_loader.py``) keeps the loader off the list. When the suspension ends,
+        ``deactivated`` makes the loader active again, even if the feed has been closed. So if the
+        feed is not used any more, the trainer calls this method after the suspension.
         """
         if hasattr(self.loader, "end"):
             self.loader.end()
@@ -470,8 +472,8 @@ class DataFeed:
         if is_within and not restores_position:
             found.append(
                 "earlier batches of this pass are iterated again: if the data draws random numbers "
-                "during a pass, they differ until this pass ends; if the data draws none, the "
-                f"resume is exact{self._source.remedy}"
+                "during a pass, these numbers differ until this pass ends; if the data draws none, "
+                f"the resume is exact{self._source.remedy}"
             )
         restores_worker_draws = self._source.draws_in_workers and state_dict.get(
             "draws_in_workers", False
@@ -554,7 +556,7 @@ class DataFeed:
     def _iterate_pass(self) -> Generator[Any, None, None]:
         """Yields the rest of a pass from ``position`` on. The first ``next`` begins the pass."""
         if not self.at_start and self.position.batches == self._pass_end.length:
-            # All batches were given, but the run was stopped before the end of the pass.
+            # All batches of this pass have been given already, so the pass is ended here.
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         if self.can_repeat:
@@ -641,10 +643,11 @@ class Feeds:
     """The feeds of one engine, one for each loader or other iterable of batches.
 
     Data that is used again keeps its feed. So no loader is prepared twice, and the feed continues
-    at the position where it was left. A loader has its feed as an attribute, so loader and feed
-    live equally long. This object itself refers only to the newest feed, which is the feed that was
-    used last, and to the feeds for which ``feed_for`` was called with ``remember=True``. Only the
-    loader of the newest feed is on Accelerate's list of prepared loaders.
+    at the position where it was left. A ``DataLoader`` has its feed as an attribute, so both live
+    equally long. A ``Feeds`` object refers to two kinds of feeds only: the newest feed, which is
+    the feed that was used last, and the feeds of other iterables for which ``feed_for`` was called
+    with ``remember=True``. Only the loader of the newest feed is on Accelerate's list of prepared
+    loaders.
 
     Args:
         accelerator: prepares the loaders.
@@ -696,8 +699,9 @@ class Feeds:
             if isinstance(loader, DataLoader):
                 _loader_feeds(loader)[self] = feed
         feed.add_owner(self)
-        # A loader stays on Accelerate's list while an owner exists. From now on the loader keeps
-        # its feed alive. So if the feed stayed an owner, the loader would never leave the list.
+        # A loader stays on Accelerate's list while an owner exists. If the feed stayed an owner,
+        # the loader would never leave the list: the list keeps the loader alive, and from now on
+        # the loader keeps the feed alive.
         feed.remove_owner(feed)
         if former is not None and former is not feed:
             former.remove_owner(self)
@@ -749,7 +753,7 @@ class _LoaderFeeds(ExcludedFromSearch):
     A feed refers to its loader. If a module-level ``WeakKeyDictionary`` had the feeds as values and
     the loaders as keys, the feeds would keep the loaders alive, and neither would ever be freed.
     With an attribute, a loader and its feeds form a reference cycle, which the garbage collector
-    frees. A copy of the loader has no feeds.
+    frees. A copy of the loader does not use these feeds.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -757,12 +761,12 @@ class _LoaderFeeds(ExcludedFromSearch):
         self.feeds: WeakKeyDictionary[Feeds, DataFeed] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # in a copy or pickle of the loader the attribute is None
+        return type(None), ()  # in a deep copy or a pickle of the loader the attribute is None
 
 
 def _loader_feeds(loader: Any) -> "WeakKeyDictionary[Feeds, DataFeed]":
-    # `copy.copy` of a loader copies the attribute, too. The copied attribute refers to the original
-    # loader, so it is replaced here.
+    # A shallow copy of a loader (`copy.copy`) still has the `_LoaderFeeds` of the original loader,
+    # so the copy gets its own here.
     known = vars(loader).get("_ignite_hooks_feeds")
     if known is None or known.loader() is not loader:
         known = loader._ignite_hooks_feeds = _LoaderFeeds(loader)

@@ -1,7 +1,7 @@
 """Prepares the data of a run with Accelerate, and wraps the data in a source of batches.
 
-Only a ``DataLoader`` is prepared. It stays unprepared if Accelerate would lose a part of it, such
-as an overridden method.
+A ``DataLoader`` is prepared, unless Accelerate would lose a part of it, such as an overridden
+method. All other data is used unchanged.
 
 A run gets its batches from a feed (``DataFeed``), and the feed gets them from a source. Each type
 of data has its own class of sources (see ``sources.py``).
@@ -152,8 +152,8 @@ def _refuse_undivided_custom_loader(
     if accelerator is not None and accelerator.num_processes > 1 and not is_divided:
         raise ValueError(
             f"`data` must be divided over {accelerator.num_processes} processes, got a "
-            f"{type(loader).__name__}, whose class iterates in its own way. If Accelerate divided "
-            "the loader, this way would be lost: give the loader a "
+            f"{type(loader).__name__}, which overrides how a DataLoader iterates. If Accelerate "
+            "divided the loader, the override would be lost: give the loader a "
             "torch.utils.data.DistributedSampler, or pass an iterable that gives each process its "
             "own batches"
         )

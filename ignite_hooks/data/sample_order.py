@@ -94,7 +94,7 @@ def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
 
 
 def samples_per_batch(order: Any) -> int | None:
-    """Returns the number of samples in one index batch of each process, summed over the processes.
+    """Returns how many samples all processes take together when each takes one index batch.
 
     An index batch is a list of indices. Returns None for batch samplers of other classes than those
     of torch and Accelerate, because their batches may vary in size.
@@ -108,12 +108,12 @@ def samples_per_batch(order: Any) -> int | None:
 
 
 def elements_per_batch(order: Any) -> int:
-    """Returns the number of elements that are consumed when every process takes one index batch.
+    """Returns how many elements of a recorded order are used when each process takes one batch.
 
     Args:
         order: a recorded order (``RecordedOrder``), or a batch sampler of torch or Accelerate that
             takes its elements from a recorded order. The elements of a recorded order are indices
-            or index batches.
+            or index batches (lists of indices).
     """
     if type(order) is BatchSamplerShard and type(order.batch_sampler) is not BatchSampler:
         return 1 if order.split_batches else order.num_processes
@@ -164,12 +164,12 @@ def enter_at_sample(order: Any, samples: int) -> Iterator[Any]:
 
 
 def enter_at_element(order: Any, start: int) -> Iterator[Any]:
-    """Enters an order that draws from a recorded order.
+    """Enters a recorded order, or a batch sampler that takes its elements from a recorded order.
 
     The recorded order must still have the elements after ``start`` (``can_enter_at``).
 
     Args:
-        order: the recorded order, or a batch sampler that draws from the recorded order.
+        order: the recorded order, or the batch sampler.
         start: the number of elements of the recorded order before the position.
     """
     if samples_per_batch(order) is not None:
@@ -217,7 +217,8 @@ def _take_share(
         order: the shard.
         batches: the batches of all processes.
         begins_with_first_batches: whether ``batches`` begin with the first batch of each process.
-            The shard pads with these batches, and they are not part of the result.
+            If so, the shard reads these batches to pad the last batches of the pass with their
+            samples, and the result begins after them.
     """
     shard = copy.copy(order)
     shard.batch_sampler = batches
@@ -306,17 +307,17 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         return list(sequence[:head_size]), iterator
     # The global generators are in the state of the start of the pass. So a sampler that draws its
     # whole order when it yields the first element draws the same order again. To avoid a warning
-    # about such a sampler, the first element is taken first, and draws are only looked for
-    # afterwards. (At position 0 nothing is taken.)
+    # about such a sampler, the states of the global generators are noted only after the first
+    # element was taken. (At position 0 no element is taken.)
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)
     if begun.has_moved():
         warnings.warn(
             f"{order_name(order)} draws from the global random generators while it is iterated. "
-            f"Its first {start} elements are drawn again, but in the first run other code drew "
-            "between them, so the elements that follow may differ. Give the sampler its own "
-            "generator, or the methods state_dict() and load_state_dict()",
+            f"Its first {start} elements are drawn again. When they were first drawn, other code "
+            "may have drawn random numbers in between, so the elements that follow may differ. "
+            "Give the sampler its own generator, or the methods state_dict() and load_state_dict()",
             stacklevel=2,
         )
     return before[:head_size], iterator

@@ -268,7 +268,7 @@ def test_data_that_may_draw_during_a_pass_is_not_exact(make):
     assert feed.differences(feed.state_dict()) == []
     next(given)
     (difference,) = feed.differences(feed.state_dict())
-    assert "random numbers during a pass, they differ until this pass ends" in difference
+    assert "random numbers during a pass, these numbers differ until this pass ends" in difference
     feed.close()
 
 

@@ -501,11 +501,11 @@ def test_another_order_of_a_set_is_no_change(make):
 def test_objects_without_an_order_are_reported(tmp_path):
     several = {Timer(), Timer()}
     reason = reason_after_run(on(lambda: several), tmp_path)
-    assert "the order of a set differs" not in reason  # they have no state
+    assert "they are in a set" not in reason  # they have no state
 
     stores = {EarlyStopping(1, float, make_trainer(batches_of(1))) for _ in range(2)}
     reason = reason_after_run(on(lambda: stores), tmp_path)
-    assert "<lambda>.stores.{EarlyStopping} are not saved, because the order of a set" in reason
+    assert "<lambda>.stores.{EarlyStopping} are not saved, because they are in a set" in reason
 
 
 def test_values_are_compared_with_the_first_run_of_the_process(tmp_path):
@@ -531,7 +531,8 @@ def test_the_report_names_unsaved_and_saved_objects(tmp_path):
     part = trainer.resume_report.parts["handlers"]
     assert part.level == "unknown"
     assert part.reason == (
-        "Counter.number changed and cannot be saved: give the object state_dict() and "
-        "load_state_dict(), or keep the value in an object that has them"
+        "Counter.number changed and cannot be saved: define state_dict() and load_state_dict() in "
+        "the class of the object that holds the value, or keep the value in an object that has "
+        "these methods"
     )
     assert part.names == ("EarlyStopping",)
