@@ -40,8 +40,8 @@ class MetricValue:
 
     def __init__(self, name: str | None, trainer: TrainingEngine) -> None:
         self._name = name
-        # The value and its version at the beginning of the iteration. The reference keeps the value
-        # alive: otherwise a new object could get its memory, and look like the same object.
+        # The value and its version at the beginning of the iteration. The value itself is kept, and
+        # not its `id`, because a new object may get the `id` of an object that was freed.
         self._value_before: Any = None
         self._version_before: Any = None
         if name is not None:
@@ -120,10 +120,12 @@ def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
 
 
 def _version_of(value: Any) -> Any:
-    """Returns a version of ``value``: an object that differs after ``value`` was changed in place.
+    """Returns the version of ``value``, by which a change in place is noticed.
 
-    Returns None if the value has no version, for example a float. For most tensors the version is a
-    counter that torch keeps on the host, so this function does not synchronize with the device.
+    If two versions of the same object differ, the object was changed in place in between. The
+    version is None if there is nothing to compare, for example for a float. For most tensors the
+    version is a counter that torch keeps on the host, so this function does not synchronize with
+    the device.
     """
     if isinstance(value, torch.Tensor) and not value.is_inference():
         return value._version  # torch counts the in-place changes of each tensor

@@ -220,8 +220,8 @@ def check_module_fit(
     current = names.plain_state(own_state)
     submodules = list(_parts_with_own_loading(module))
     paths = [names.plain(path) for path, _ in submodules]
-    # A buffer that is still None in the module is created before loading. So it is no difference if
-    # only the state has a value for the buffer.
+    # A buffer that is still None in the module is created before loading. So if only the state has
+    # a value for such a buffer, this does not count as a difference.
     empty = {names.plain(key) for key in empty_buffers(module)} - current.keys()
     if any(isinstance(value, torch.Tensor) and value.is_meta for value in current.values()):
         return ModuleFit([f"the {name} is on the meta device: call its to_empty() first"], {})
@@ -488,7 +488,8 @@ def _has_special_tensors(module: torch.nn.Module) -> bool:
     """Returns whether the module has a tensor that torch may refuse to copy into.
 
     Even if the shapes are equal, torch may refuse to copy into inference tensors, sparse tensors
-    and expanded tensors, whose elements share memory. Submodules of the module are not searched.
+    and expanded tensors. (The elements of an expanded tensor share memory.) Submodules of the
+    module are not searched.
     """
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(
@@ -623,9 +624,9 @@ def _is_safetensors_value(value: Any) -> bool:
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns the aliases: if a tensor has several names, all its names except the first.
+    """Returns the aliases of the tensors that have several names, such as a tied weight.
 
-    For example, a tied weight has several names.
+    An alias is any name of a tensor except its first name.
 
     Returns:
         Maps each alias to the first name of the tensor.

@@ -10,8 +10,8 @@ runs at the end. A save comes before the end:
 - At the end of an epoch, a checkpoint is saved while the contexts on ``on_epoch`` are open. The
   resumed run begins with the next epoch.
 
-So the changes that the code after the ``yield`` makes are neither in the checkpoint nor made by the
-resumed run.
+So the checkpoint lacks the changes that the code after the ``yield`` makes, and the resumed run
+does not make these changes.
 
 Such a context is reported if its code can reach a saved state: the trainer's model or optimizer, or
 an object whose state is in the checkpoint. A timer or the range of a profiler is not reported.

@@ -68,8 +68,8 @@ def loads(text: str, format: str) -> Any:
     module = _format_module(format)
     if not isinstance(text, str):
         raise TypeError(f"`text` must be a str, got {type(text).__name__}: load() reads files")
-    # The limit is a number of bytes, and a character takes at least one. So a text with too many
-    # characters is too large, and need not be encoded to count its bytes.
+    # The limit is a number of bytes. A character takes at least one byte, so a text with more than
+    # MAX_SIZE characters is too large, and need not be encoded to count its bytes.
     check_size(len(text) if len(text) > MAX_SIZE else len(text.encode(errors="replace")))
     # An empty text may come from a file that was cut off, so it is an error. The TOML parser would
     # accept it as an empty mapping.

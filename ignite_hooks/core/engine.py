@@ -351,7 +351,9 @@ class QuickEngine(EventCheckingEngine):
         that an exception is unlikely to come between the two.
 
         Handlers with ``Turn.NOTE`` do not count as the first handler: the engine calls them before
-        it clears the list. So they may be called twice. Such a handler only notes that work is due.
+        it clears the list. If an exception ends the run after these calls and before the list is
+        cleared, the next run calls these handlers a second time. This does no harm, because a
+        handler with ``Turn.NOTE`` only notes that work is due.
         """
         due: list[Any] = []
         self._due_lists[_key_of(event)] = due
@@ -565,12 +567,12 @@ def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
 
 
 def bound_object(function: Any, owner_type: type) -> Any:
-    """Returns the object to which a method is bound, if the object is an ``owner_type``; else None.
+    """Returns the instance of ``owner_type`` to which a method is bound; None if there is none.
 
-    ``function`` may be a wrapper of the method. So each function is checked, from the outermost
-    wrapper to the innermost function. The innermost function alone is not enough. For example,
-    ``Metric.iteration_completed`` is decorated in its class, so its innermost function is a plain
-    function, which is bound to no object.
+    ``function`` is the method or a wrapper of the method. Each function is checked, from the
+    outermost wrapper to the innermost function. It would not be enough to check the innermost
+    function. For example, ``Metric.iteration_completed`` is decorated in its class, so its
+    innermost function is a plain function, which is bound to no object.
     """
     while function is not None:
         owner = getattr(function, "__self__", None)

@@ -46,7 +46,7 @@ def explain_ignite_arguments(
 
     Args:
         ignite_factory: Ignite's factory or method of the same name. If too many arguments are given
-            by position, the error names these arguments as Ignite's factory does.
+            by position, the error takes their names from the signature of ``ignite_factory``.
     """
 
     def decorate(factory: Callable[P, R]) -> Callable[P, R]:

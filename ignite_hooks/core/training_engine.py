@@ -214,14 +214,15 @@ class TrainingEngine(Protocol):
         """
 
     def terminate(self, *, resumable: bool = False) -> None:
-        """Ends the run after the present event. An open window is dropped.
+        """Ends the run.
 
-        With several processes, a call on one process is enough. All processes end the run at the
-        same step boundary.
+        With one process, the run ends after the present event, and an open window is dropped. With
+        several processes, a call on one process is enough. All processes then end the run at the
+        same step boundary, or at the end of the epoch if this comes first.
 
         Args:
-            resumable: whether a resume from a checkpoint continues the run. If this is False, the
-                caller has finished the run (``ended_by``).
+            resumable: whether a resume from a checkpoint continues the run. If False, the caller
+                counts as the handler or function that finished the run (``ended_by``).
         """
 
     def stop_on_all_ranks(self, reason: str) -> None:

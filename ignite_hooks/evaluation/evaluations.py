@@ -53,8 +53,8 @@ class Evaluations:
                 ``f(model)``; ``data`` is not an iterable.
             ValueError: an evaluator has no data; ``data`` or ``max_batches`` is given although
                 there is no evaluator; the data are empty; the data are an iterator that several
-                evaluators would share; the length of the data is unknown, so that they may be
-                endless, and ``max_batches`` is not given.
+                evaluators would share; ``max_batches`` is not given for data of unknown length,
+                which may be endless.
         """
         if not self._evaluate:
             raise ValueError(
@@ -105,8 +105,8 @@ class Evaluations:
             stop_check: breaks evaluators off when the training run is to stop.
 
         Raises:
-            ValidationStopped: the training run is to stop, so an evaluator was broken off, or an
-                evaluator or callable was not begun.
+            ValidationStopped: the training run is to stop. If an evaluator was running, it was
+                broken off. The evaluators and callables that follow are not run.
         """
         for name, evaluate in self._evaluate.items():
             prefix = _extended_prefix(self._prefix, name)
@@ -130,8 +130,8 @@ class Evaluations:
     def runs(self) -> Iterator[tuple[str, Evaluator, Any]]:
         """Yields (prefix of the results, evaluator, data) for each run of an ``Evaluator``.
 
-        Engines of other classes and callables are left out, because only an ``Evaluator`` has a
-        ``DataFeed``, which knows the position in the data.
+        Callables are left out, and so are engines of other classes, because only an ``Evaluator``
+        has a ``DataFeed``, which knows the position in the data.
         """
         for name, evaluate in self._evaluate.items():
             if isinstance(evaluate, Evaluator):
@@ -167,8 +167,8 @@ class Evaluations:
 def _workers_survive_signals(data: Any) -> AbstractContextManager[None]:
     """Returns a context manager in which the loader ``data`` starts workers that ignore signals.
 
-    This is for plain Ignite engines. An ``Evaluator`` iterates over a ``DataFeed``, which makes the
-    workers ignore signals itself.
+    Only plain Ignite engines need this context manager. An ``Evaluator`` iterates over a
+    ``DataFeed``, and a feed always makes its workers ignore signals.
     """
     loader = getattr(data, "base_dataloader", data)  # the torch loader inside Accelerate's wrapper
     is_torch = isinstance(loader, DataLoader)

@@ -12,7 +12,7 @@ from ignite_hooks.memory.mark import Mark
 __all__ = ["DeviceMark", "DevicePeaks", "allocator_module", "memory_in_use"]
 
 DevicePeaks = tuple[int, int]
-"""Two peaks, in bytes: of the memory allocated for tensors, and of the memory reserved for them."""
+"""The highest memory that tensors used, and the highest memory that was reserved, in bytes."""
 
 _STATISTICS = ("allocated_bytes", "reserved_bytes")
 _NO_STATISTIC = {"all": {"peak": 0}}

@@ -1,4 +1,4 @@
-"""Functions that mark an error as shared: all ranks raise it together, for the same failure.
+"""Functions that mark errors as shared: each rank raises its own error, but for the same failure.
 
 For example, a save fails on one rank. The ranks exchange the outcome of the save, and each rank
 raises an error. Afterwards all ranks are at the same place, and can continue together. The marks

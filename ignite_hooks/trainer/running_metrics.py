@@ -119,14 +119,16 @@ class RunningMetrics:
         if self._to_restore is not None:
             return  # this run ended before it restored the copies, so the next run restores them
         opened, kept = self._before_window or (None, [])
-        # If metrics were copied before the dropped window, the next run restores the copies.
-        # Otherwise it restores the present metrics, which contain no batch of a dropped window. If
-        # a dropped window has no copies, it has only one batch. Metrics are updated with this batch
-        # after the optimizer step, and a window is dropped only before its step.
+        # Metrics are copied before each window of several batches. If such a window is dropped, the
+        # next run restores the copies. In all other cases the next run restores the present
+        # metrics. They contain no batch of a dropped window, even if a window of one batch is
+        # dropped: metrics are updated with this batch only after the optimizer step, and after its
+        # step a window is not dropped.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
-        # One statement sets both attributes. If an exception comes before this statement, the
-        # roll-back calls ``end_run`` again.
+        # One statement sets both attributes. If an exception such as Ctrl-C comes before this
+        # statement, the trainer repeats the roll-back of the run later, and calls ``end_run``
+        # again.
         self._to_restore, self._missed = kept if is_of_window else self._snapshots(), missed
 
     def forget(self) -> None:
