@@ -103,8 +103,8 @@ def order_parts(loader: Any) -> dict[str, Any]:
 # Caveats: reasons why the rest of a resumed pass may differ from the saved run, although the state
 # of the data is restored.
 _WORKER_ORDER_CAVEAT = (
-    "torchdata asks persistent workers in another order after a pass that was entered in its "
-    "middle, so batches come in another order: use one worker, or leave out persistent_workers"
+    "after a pass that was entered in its middle, torchdata takes batches from persistent workers "
+    "in another order than the saved run did: use one worker, or leave out persistent_workers"
 )
 PADDING_CAVEAT = (
     "the samples that Accelerate repeats to fill the last batch of this pass are the first samples "
@@ -140,7 +140,8 @@ class PlainIterable:
         object_states: saves and restores the states of users' objects, for example of a data set
             with a ``state_dict``.
         position_before_move: the position that the feed had before it was last moved, for example
-            by a rollback. The indices of all batches before this position have been drawn already.
+            by a rollback. When ``IndexedLoader`` enters the pass again, it first draws the indices
+            of all batches before this position, because the run had drawn them already.
         snapshots: the snapshots of the data at its last positions, if there is a keeper. A snapshot
             contains all states that determine the rest of a pass.
 
@@ -243,7 +244,7 @@ class PlainIterable:
 
     @property
     def remedy(self) -> str:
-        """A hint how to make a resume exact, which ends a message; empty if there is none."""
+        """A hint how to make a resume exact, as the end of a message; empty if there is none."""
         return ""
 
     @property
@@ -304,15 +305,16 @@ class PlainIterable:
     def roots(self) -> dict[str, Any]:
         """The objects to search for random generators and states, by name.
 
-        These are the objects that make the batches. Empty if batches cannot be repeated.
+        These are the objects that make the batches. If batches cannot be repeated, the dict is
+        empty, because no state is saved for such data.
         """
         return {"data": self.loader} if self.can_repeat else {}
 
     @property
     def objects_outside_keeper(self) -> Objects:
-        """The objects that are not part of the keeper's state, by name.
+        """The objects within the data, by name, without those that the keeper's state includes.
 
-        Their states are saved separately.
+        The states of these objects are saved separately.
         """
         watched, keeper = self.found_generators.watched, self.keeper
         if keeper is None:
@@ -364,7 +366,7 @@ class PlainIterable:
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Returns the batches of pass ``data_pass`` (from 0), without the first ``skip``.
 
-        If there is a keeper, its object is first restored to this position.
+        If there is a keeper and a usable snapshot, the data are first restored to the snapshot.
         """
         if self.keeper is None:
             return self.replay_batches(data_pass, skip)
@@ -412,7 +414,7 @@ class PlainIterable:
 
         Args:
             data_pass: the number of the pass, from 0.
-            skip: the number of batches before the first batch to give.
+            skip: the number of batches to skip at the start of the pass.
             begun: the random state at the start of the pass, from which the order is drawn.
         """
         with self._at_start_of_pass(begun):
@@ -429,7 +431,7 @@ class PlainIterable:
         """Returns the batches that follow the state that was loaded into the keeper.
 
         Args:
-            skip: the number of batches of the pass before the loaded state.
+            skip: the number of batches of the pass that precede the position of the loaded state.
         """
         # If the pass continues in its middle, torch draws seeds for workers a second time. This
         # second draw must not change the generators, so it uses copies of the generators.
@@ -454,14 +456,14 @@ class PlainIterable:
         self._started_pass = self._requested_pass = None
 
     def end_pass(self, data_pass: int, given: int) -> None:
-        """Ends a pass that was stopped after its last batch, before its iterator was exhausted.
+        """Ends a pass that has given all its batches, but whose iterator was not exhausted.
 
-        Does nothing here. A subclass exhausts its samplers, because some samplers draw random
-        numbers at their end.
+        This happens if a run stops directly after the last batch of a pass. Does nothing here. A
+        subclass exhausts its samplers, because some samplers draw random numbers at their end.
 
         Args:
             data_pass: the number of the pass, from 0.
-            given: the number of batches that were given: all batches of the pass.
+            given: the number of batches in the pass, all of which were given.
         """
 
     def facts(self) -> dict[str, int | str | None]:
@@ -508,7 +510,7 @@ class PlainIterable:
     def is_in_order(self) -> bool:
         """Returns whether batches come in the same order when a pass is entered again.
 
-        False in a subclass for workers with ``in_order=False``.
+        A subclass returns False if the loader has workers and was made with ``in_order=False``.
         """
         return True
 
@@ -558,9 +560,10 @@ class PlainIterable:
     def order_state_at(self, position: FeedPosition) -> dict[str, Any] | None:
         """Returns the state of the sampler at a position; None if the state is not known.
 
-        If workers prefetch, the sampler is ahead of the position. So a subclass records the
-        elements that the sampler yields, if the sampler has a state (see ``recorded_order.py``).
-        Such a sampler is called the *recorded sampler*. Here no sampler is recorded.
+        If workers prefetch, the sampler is ahead of the position. A resume then needs the state of
+        the sampler, and the elements that the sampler has yielded after the position. So if the
+        sampler has a state, a subclass records the elements (see ``recorded_order.py``). Such a
+        sampler is called the *recorded sampler*. Here no sampler is recorded.
         """
         return None
 
@@ -593,7 +596,10 @@ class PlainIterable:
             return []
         now = "there is nothing with a state now"
         if (keeper := self.keeper) is not None:
-            now = f"{keeper.name} does not run ahead of the batches now"
+            now = (
+                "it was saved while workers prefetched, and "
+                f"{keeper.name} does not run ahead of the batches now"
+            )
         return [f"the state of {state_dict['of']} is not restored, because {now}"]
 
     def order_state_includes(self, name: str, state_dict: Mapping[str, Any] | None) -> bool:
@@ -746,15 +752,16 @@ class TorchLoader(PlainIterable):
         base: Any = self.base
         if is_stateful_loader(base):
             # When Accelerate prepares the loader, it calls `state_dict`, and the loader creates an
-            # iterator. The first pass would use this iterator, although `set_epoch` had not been
-            # called yet when it was created. Loading an empty state drops the iterator.
+            # iterator before `set_epoch` is called. The first pass must not use this iterator.
+            # Loading an empty state drops it.
             base.load_state_dict({})
 
     @property
     def base(self) -> DataLoader[Any]:
         """The loader to iterate: the torch loader inside Accelerate's adapter.
 
-        If ``_make_stateful_loader`` has made a torchdata loader, this loader takes its place.
+        If ``_make_stateful_loader`` has made a torchdata loader, the torchdata loader is iterated
+        in place of the torch loader.
         """
         base: DataLoader[Any] = getattr(self.loader, "base_dataloader", self.loader)
         return base if self._stateful_loader is None else self._stateful_loader
@@ -775,7 +782,7 @@ class TorchLoader(PlainIterable):
     def _is_stateful_stream(self) -> bool:
         """Returns whether the data set is a stateful stream: an iterable data set with a state.
 
-        If the data set is a shard that Accelerate made, the data set inside the shard counts.
+        If the data set is a shard that Accelerate made, the data set inside the shard is examined.
         """
         stream = unsharded(self.base.dataset)
         return isinstance(stream, IterableDataset) and has_state_dict(stream)
@@ -1035,7 +1042,7 @@ class CustomLoader(TorchLoader):
 
 
 def _is_reseeded(dataset: Any) -> bool:
-    """Returns whether Accelerate's shard seeds the generator of a stream at each iteration.
+    """Returns whether Accelerate's shard seeds a stream's generator at the start of each pass.
 
     The state of such a stream is of no use for a resume: the shard would overwrite the restored
     state of the generator.

@@ -358,7 +358,7 @@ def test_changed_order_of_persistent_workers_is_reported(given):
     take(feed, given)
     (difference,) = feed.differences(feed.state_dict())
     assert (
-        "torchdata asks persistent workers in another order after a pass that was entered"
+        "torchdata takes batches from persistent workers in another order than the saved run did"
         in difference
     )
 

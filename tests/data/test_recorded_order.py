@@ -743,6 +743,7 @@ def test_state_of_another_sampler_class_is_named():
         (sampler_loader(Ordered, **ONE), "there is batch_sampler.sampler (Ordered) now"),
         (
             sampler_loader(ContinuingSampler),
+            "it was saved while workers prefetched, and "
             "batch_sampler.sampler (ContinuingSampler) does not run ahead of the batches now",
         ),
         (sampler_loader(lambda: None), "there is nothing with a state now"),
