@@ -90,11 +90,11 @@ class PlainNames:
 
         Args:
             state: the state, with plain names.
-            own_names: the names in the module's own ``state_dict``. Each plain name in ``state`` is
-                replaced by the name in ``own_names`` that has this plain name. If ``own_names`` has
-                no such name, for example because the module has renamed a parameter, the name in
-                ``state`` is translated with ``actual``. The module's loading code may then rename
-                the entry, or refuse it.
+            own_names: the names in the module's own ``state_dict``. Each key of ``state`` is
+                replaced by the name in ``own_names`` whose plain name is equal to the key. If there
+                is no such name, for example because the module has renamed a parameter, the key is
+                translated with ``actual``. The module's loading code may then rename the entry, or
+                refuse it.
         """
         if not self._has_wrappers:
             return dict(state)
@@ -102,10 +102,10 @@ class PlainNames:
         return {own_by_plain.get(name) or self.actual(name): value for name, value in state.items()}
 
     def actual_metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the versions of submodules with their actual paths as keys.
+        """Returns the metadata of submodules, such as their versions, by actual path.
 
         Args:
-            metadata: maps the plain path of a submodule to its version.
+            metadata: maps the plain path of a submodule to its entry in ``state_dict()._metadata``.
         """
         if not self._has_wrappers:
             return dict(metadata)

@@ -22,8 +22,8 @@ class SourceError(OSError):
     """Raised if a source cannot be read, for example because the network fails.
 
     Nothing is then known about the checkpoints of the source. Callers must not treat this error
-    like a missing or damaged checkpoint: a run would start from scratch although its checkpoints
-    may be intact.
+    like a missing or damaged checkpoint, because they would then start a run from scratch although
+    its checkpoints may be intact.
     """
 
 

@@ -113,9 +113,9 @@ class CheckpointWriter:
 
         Args:
             trainer: the trainer.
-            uncertain: the parts of the state that may have changed between the saved step and a
-                failure of the run. Maps the name of a part in the ``ResumeReport``, for example
-                "handlers", to the reason.
+            uncertain: if the run failed after the step that is saved, the parts of the state that
+                the failed code may have changed. The dict maps the name of each part in the
+                ``ResumeReport``, for example "handlers", to the reason.
 
         Raises:
             OSError: the checkpoint could not be written; all older ones are still there.
@@ -286,9 +286,9 @@ class CheckpointWriter:
         self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
         if self.ranks.size == 1:
             # The checkpoint is complete. `_saved_at` and `_unannounced` are set now, so that the
-            # save is not repeated if anything below fails. With several ranks, this statement would
-            # set them on rank 0 alone. But after a failure the other ranks repeat the save, and
-            # rank 0 must repeat it too. So _write_and_commit() and _save() set the attributes
+            # save is not repeated if anything below fails. With several ranks, the attributes are
+            # not set here, because this method runs on rank 0 alone, and after a failure all ranks
+            # must repeat the save together. So _write_and_commit() and _save() set the attributes
             # later, on all ranks.
             self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
@@ -353,8 +353,8 @@ class CheckpointWriter:
     def warn_of_other_runs(self, trainer: TrainingEngine) -> None:
         """Warns if the directory has checkpoints of other runs, and none of this run.
 
-        The method first decides which run this is: the trainer continues its run, or begins a
-        branch, which is a new run without checkpoints.
+        The method first decides whether the trainer continues its run or begins a branch. A branch
+        is a new run, which has no checkpoints yet.
         """
         if not self.ranks.is_rank_0:
             return
@@ -364,8 +364,8 @@ class CheckpointWriter:
             directory = str(self._store.directory)
             warnings.warn(
                 f"{directory} has {len(found)} checkpoints of other runs, the newest of step "
-                f"{found[0].step}: they stay, and a resume from the directory loads the newest "
-                "checkpoint of all runs; continue the run of this checkpoint with "
+                f"{found[0].step}: they stay in the directory, and a resume from it loads the "
+                "newest checkpoint of all runs; continue the newest of the other runs with "
                 f"resume_from=ResumeCheckpoint({directory!r}), or give this run its own directory",
                 stacklevel=2,
             )

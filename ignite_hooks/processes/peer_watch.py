@@ -74,11 +74,12 @@ class TimeLimits(NamedTuple):
             After this time the main thread counts as blocked.
         unwinding: the time from the error in the main thread until the run must have ended. If an
             optimizer step holds the signal back, the watcher waits at most this time for the step.
-        acknowledgement: at the end of a run, the longest wait for the other ranks to read the
-            failure of this rank, or to end the run too. This rank waits because the store may end
-            when this process ends.
-        other_failures: if a run begins after a failed run, the time to wait for each rank's report
-            on the failed run.
+        acknowledgement: the longest time that a rank waits for the other ranks at the end of a run.
+            After a failure, the rank waits until the others have read the failure. Without a
+            failure, it waits until the others have ended the run too. It waits because the store
+            may end when its process ends, and the others still use the store.
+        other_failures: the longest time to wait for each rank to report its failure. This wait
+            comes at the beginning of the run that follows a failed run.
         place_check: the time between two checks of the place of the main thread: its position in
             the run and its line of code.
         stalled: the time without progress after which a warning says that ranks wait at different
@@ -239,7 +240,7 @@ class PeerWatch:
             run: the run that failed.
 
         Returns:
-            The first failure of all ranks, if another rank has reported it; None otherwise.
+            The failure that was reported first, if another rank has reported it; None otherwise.
         """
         # The flag is set first, so that no failure of another rank interrupts this rank.
         self.is_failing = True
@@ -271,8 +272,8 @@ class PeerWatch:
 
         Args:
             error: the error of this rank.
-            peer_failure: the first failure of all ranks, if another rank has reported it; None
-                otherwise.
+            peer_failure: the failure that was reported first, if another rank has reported it;
+                None otherwise.
 
         Raises:
             RuntimeError: the error of this rank comes from a collective, and another rank has
@@ -453,8 +454,8 @@ class _Watcher:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Raises an error with the failure of another rank.
 
-        Does nothing if this rank is failing already. If other code than the watcher has sent the
-        signal, calls the former handler.
+        Does nothing if this rank is failing already. If the signal does not come from the watcher,
+        calls the former handler.
         """
         failure = self._to_raise
         if failure is None:
@@ -476,8 +477,8 @@ class _Watcher:
                     self._end_run(failure)
                 self._check_places()
         except StoreGone:
-            # Rank 0 or the launcher has ended, and no failure can be read any more. If rank 0 ended
-            # too early, the next collective of this rank raises an error.
+            # Rank 0 or the launcher has ended, and no failure can be read any more. So this thread
+            # ends. If rank 0 ended too early, the next collective of this rank raises an error.
             return
 
     def _end_run(self, failure: RankFailure) -> None:

@@ -78,10 +78,10 @@ def test_job_that_falls_back_to_an_older_checkpoint_continues_its_run(runs):
 def test_a_run_from_scratch_warns_of_other_runs(runs):
     (message,) = run_on(trainer_of(runs), 6)
     assert message.startswith(
-        f"{runs} has 2 checkpoints of other runs, the newest of step 10: they stay, and a resume "
-        f"from the directory loads the newest checkpoint of all runs; continue the run of the "
-        f"newest one with resume_from=ResumeCheckpoint('{runs}'), or give this run its own "
-        f"directory"
+        f"{runs} has 2 checkpoints of other runs, the newest of step 10: they stay in the "
+        f"directory, and a resume from it loads the newest checkpoint of all runs; continue the "
+        f"newest of the other runs with resume_from=ResumeCheckpoint('{runs}'), or give this run "
+        f"its own directory"
     )
     assert steps(runs) == [8, 10, 4, 6]
 
