@@ -1,7 +1,7 @@
 """Limits of a configuration: the size of its text, its nesting, and its floats.
 
-A text beyond these limits is refused. Otherwise it could take too much time or memory, or overflow
-the stack.
+A text beyond these limits is refused, because reading it could take too much time or memory, or
+overflow the stack.
 """
 
 import math

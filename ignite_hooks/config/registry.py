@@ -136,7 +136,7 @@ def registered_subclasses(annotation: Any) -> dict[str, type]:
 
 
 def not_data_message(cls: type) -> str:
-    """Returns the error message for an object that cannot be written: its class has no tag."""
+    """Returns the error message for an object that cannot be written as data for lack of a tag."""
     for base, reason in _HOLD_OBJECTS.items():
         if issubclass(cls, base):
             return f"a {cls.__name__} cannot be written as data, {reason}"
@@ -177,8 +177,8 @@ def _check_class(tag: str, cls: Any) -> None:
             default = "no default" if field.is_required else repr(field.default)
             raise ValueError(
                 f"`{name}` of {cls.__name__} admits None, so None must be its default, got "
-                f"{default}: TOML has no None; use another value for this meaning, for example "
-                '"all"'
+                f"{default}: TOML has no None; make None the default, or replace None by another "
+                'value, for example "all"'
             )
 
 

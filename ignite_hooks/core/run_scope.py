@@ -29,8 +29,8 @@ def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Cal
 
     The method ``run`` of a trainer enters the scopes itself. For a plain Ignite engine, the first
     call of this function replaces the method ``run`` with a wrapper, which enters the scopes. If
-    this first call comes within a run, that run does not use the wrapper. So the scope is not
-    entered before the next run.
+    this first call comes within a run, that run does not use the wrapper. In this case the scope is
+    not entered around the rest of the run. It is first entered at the next run.
 
     Returns:
         A function that removes the scope. If the scope is open, the function leaves it at once.
@@ -123,8 +123,8 @@ class _RunScopes:
         owner: Any = engine  # untyped, to replace its method
         run = owner.run
         # If other code has already replaced `run` on this object, `drop` must restore that
-        # replacement. Otherwise `run` is the method of the class: when `drop` deletes the wrapper,
-        # the method is found again.
+        # replacement. If `run` is still the method of the class, `drop` has nothing to restore: it
+        # deletes the wrapper, and Python finds the method again.
         is_method_of_class = getattr(run, "__func__", None) is type(owner).run
         replaced_run = None if is_method_of_class else run
 

@@ -29,7 +29,8 @@ attribute                 type                      meaning
 ========================  ========================  ================================================
 ``accelerator``           Accelerator               owns device and processes
 ``model``                 Module                    as Accelerate prepared it
-``optimizer``             AcceleratedOptimizer      changes of its ``param_groups`` take effect
+``optimizer``             AcceleratedOptimizer      wraps the user's optimizer, and has the same
+                                                    ``param_groups``
 ``lr_scheduler``          LRScheduler | None        the trainer calls its ``step()``
 ``state.epoch``           int                       the present epoch, from 1; 0 before the first
 ``state.iteration``       int                       batches so far, with the present one
@@ -120,8 +121,8 @@ class Hooks(Handler):
     fails, its contexts are left too, and the exception is raised at their ``yield``. A context can
     end the failure in one way only: it catches the exception and calls ``trainer.terminate()``
     before the generator returns. Then the run stops cleanly. If leaving one context fails, the
-    other contexts are left nonetheless. If an earlier failure was the reason for leaving the
-    contexts, the failure of the context becomes a note on the earlier exception.
+    other contexts are left nonetheless. If several exceptions are raised, for example by the loop
+    and by a context, the first one propagates, with a note on each later one.
 
     A trainer has one set already, ``trainer.hooks``. Further sets can be attached to the trainer,
     or given to ``create_supervised_trainer`` in ``handlers``. Contexts can be registered and
@@ -136,16 +137,17 @@ class Hooks(Handler):
     and ``on_validation`` opens if the engine has a ``Validation``.
 
     On a plain engine, contexts are entered before all handlers of the event that opens the channel.
-    At the event that closes the channel, the handlers that were attached before the set are called
-    first, then the contexts are left. (Contexts on ``on_batch`` are left before all handlers.) So
+    At the event that closes the channel, the contexts are left after the handlers that were
+    attached earlier than the set. (Contexts on ``on_batch`` are left before all handlers.) So
     attach the set after the OptimizerStep, and after the handlers that belong inside the contexts.
     If the engine had no set when a run began, a set that is attached within this run takes effect
     with the next run.
 
     If a failure ends an epoch or the loop, a plain engine does not fire the event that would close
     the channel. Contexts on ``on_loop`` then stay open until ``run`` is left. Contexts on
-    ``on_epoch`` stay open until ``run`` is left or the next epoch starts. If a handler of
-    EXCEPTION_RAISED has swallowed the failure, these contexts do not see the failure.
+    ``on_epoch`` stay open until ``run`` is left or the next epoch starts. The next epoch can start
+    only if a handler of EXCEPTION_RAISED has swallowed the failure. These contexts do not see a
+    failure that was swallowed.
     """
 
     def __init__(self) -> None:
@@ -167,7 +169,7 @@ class Hooks(Handler):
         return new
 
     def register(self, channel: ChannelName, context: Context) -> Registration:
-        """Registers ``context``: it is entered when ``channel`` opens, and left when it closes.
+        """Registers ``context``, which is entered when ``channel`` opens and left when it closes.
 
         Returns:
             The registration: its ``remove()`` removes this registration and no other.
@@ -242,7 +244,7 @@ class Hooks(Handler):
     def attach_to(self, attachment: Attachment) -> None:
         """Adds the contexts of the set to the engine's channels.
 
-        A context that is registered on the set later is added when it is registered.
+        If more contexts are registered on the set later, ``_add_hooks`` adds them.
         """
         channels = channels_of(attachment.engine)
         channels.attach_set(self._hooks)

@@ -47,8 +47,8 @@ class KernelMark(ByteMark):
     before its last ``exec``. The floor is not known, so ``read`` checks each value that
     ``getrusage`` reports:
 
-    1. No reported value is below the floor. So a value above the lowest value ever reported is
-       above the floor, and is the mark.
+    1. A reported value is the mark or the floor, whichever is higher. The floor is at most the
+       lowest value ever reported. So a value above the lowest one is the mark.
     2. Otherwise, if the memory that is resident now is at least the reported value, the resident
        memory is the mark. (The mark is never above the reported value, and never below the
        resident memory.)
@@ -56,7 +56,8 @@ class KernelMark(ByteMark):
 
     To make the first case frequent, ``open`` updates the lowest reported value, and then allocates
     a block of memory (the ballast), which keeps later values above the lowest one. After
-    ``read`` has used ``status``, the next ``reset`` updates the lowest reported value too.
+    ``read`` has used ``status``, the next ``reset`` updates the lowest reported value too, for the
+    same purpose.
     """
 
     # An attribute of the class, because the floor is the same for all objects in the process.

@@ -78,7 +78,10 @@ class Measurement(Generic[Reading]):
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
-        """Keeps the mark open in the body, so that ``start`` need not open it each time."""
+        """Keeps the mark open in the body, so that ``start`` need not open it each time.
+
+        ``SharedMark`` explains when a mark is open.
+        """
         self.shared_mark.hold_open(self.every)
         try:
             yield

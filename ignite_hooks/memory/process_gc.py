@@ -35,8 +35,8 @@ class _SharedChange:
     The first block makes the change, and the last block to end undoes the change.
 
     Args:
-        prepare: returns two functions: the first makes the change, the second undoes it. It is
-            called directly before the change is made.
+        prepare: is called directly before the change is made. It returns two functions. The first
+            one makes the change, and the second one undoes it.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ def _are_objects_frozen() -> bool:
 
     A count of frozen objects above 0 does not prove this: in Python 3.12 a full collection freezes
     immortal objects (PEP 683). But the dict ``sys.modules``, which is not immortal, is frozen only
-    by ``gc.freeze()``. ``gc.get_objects()`` does not return frozen objects.
+    by ``gc.freeze()``. The dict is frozen if ``gc.get_objects()`` does not return it.
     """
     return gc.get_freeze_count() > 0 and all(each is not sys.modules for each in gc.get_objects())
 
@@ -178,8 +178,9 @@ def _is_automatic() -> bool:
     """Returns whether the collection that starts now is automatic, and not a ``gc.collect()``.
 
     Python starts an automatic collection as soon as the youngest generation has more objects than
-    its threshold. So at any other time, for example when ``gc.collect()`` is called, it has fewer.
-    The exception is a ``gc.collect()`` directly after ``gc.enable()``: there may be more objects,
-    and the collection counts as automatic. With a threshold of 0 Python never collects by itself.
+    its threshold. So when ``gc.collect()`` is called, this generation has no more objects than its
+    threshold. The exception is a ``gc.collect()`` directly after ``gc.enable()``: the generation
+    may have more objects, and the collection counts as automatic. With a threshold of 0 Python
+    never collects by itself.
     """
     return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

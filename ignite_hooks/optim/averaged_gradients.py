@@ -143,7 +143,7 @@ def _gradient_or_zeros(parameter: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(parameter)
     if parameter.grad.is_sparse:
         raise RuntimeError(
-            "a parameter outside of `model` must have a dense gradient on several processes, got a "
+            "with several processes, a parameter outside `model` must have a dense gradient, got a "
             f"sparse gradient of shape {tuple(parameter.shape)}: make the embedding with "
             "sparse=False, or make its module a submodule of `model`"
         )

@@ -113,16 +113,16 @@ class SchedulerDriver:
                 raise ValueError(
                     f"`lr_scheduler` must last as long as the run, got a {type(schedule).__name__} "
                     f"with total_steps={total} that can be moved {left} more times, and this run "
-                    f"({limits}) moves it {moves} times, after each {self.at}: give it "
-                    f"total_steps={total - left + moves}, and if a run is resumed, pass "
-                    'ResumeCheckpoint(override=("scheduler",)); or end the run earlier'
+                    f"({limits}) moves it {moves} times, after each {self.at}: end the run "
+                    f"earlier, or give the scheduler total_steps={total - left + moves} (in a "
+                    'resumed run, also pass ResumeCheckpoint(override=("scheduler",)))'
                 )
 
     def check_not_moved_elsewhere(self) -> None:
         """Warns once if other code has moved the scheduler since the last noted position.
 
-        There is no warning if the position of the scheduler is lower than the noted one, because
-        the scheduler has then loaded a state.
+        If the position of the scheduler is lower than the noted one, the scheduler has loaded a
+        state, and there is no warning.
         """
         last_position, position = self._last_position, self._current_position()
         # The caller moves the scheduler next. If the move raises, the position may have changed or
@@ -287,7 +287,7 @@ def _finite_schedules(
 ) -> Iterator[tuple[Any, int]]:
     """Yields (schedule, moves left until its end) for each OneCycleLR in ``scheduler``.
 
-    A schedule is left out if a SequentialLR replaces it with the next one before it ends.
+    If a SequentialLR goes on to its next part before a OneCycleLR ends, the OneCycleLR is left out.
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.

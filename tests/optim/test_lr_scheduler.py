@@ -677,7 +677,7 @@ def test_the_error_names_the_length_that_is_needed():
     with pytest.raises(ValueError, match=r"total_steps=4 that can be moved 1 more times") as error:
         trainer.run(max_steps=9)
     assert "this run (max_steps=9) moves it 6 times, after each step" in str(error.value)
-    assert "give it total_steps=9" in str(error.value)
+    assert "give the scheduler total_steps=9" in str(error.value)
     trainer.run(max_steps=4)  # the run can still be continued
 
 
