@@ -78,8 +78,9 @@ class Downloads:
             return checkpoint
         with self._os_errors_as_source_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._check_room(manifest)
         with self._draft() as draft, self._os_errors_as_source_errors():
+            # Only now, because `_draft` has freed the space of downloads that were killed.
+            self._check_room(manifest)
             files = draft / "files"
             files.mkdir()
             download(files)

@@ -1,6 +1,7 @@
 """Tests of the cache of downloads, which several processes use at once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,22 @@ def test_draft_of_a_killed_process_is_removed_a_live_one_kept(cache, manifest, c
     assert len(entries(cache)) == 2, "one draft was removed, and one is a checkpoint now"
     alive.proceed()
     assert alive.read_line().startswith("[] ")
+    assert len(entries(cache)) == 1
+
+
+def test_space_of_a_killed_download_can_be_used(cache, manifest, child, monkeypatch):
+    killed = child()
+    assert killed.read_line() == "ready"
+    killed.process.send_signal(signal.SIGKILL)
+    killed.end()
+    (draft,) = entries(cache)
+    usage = shutil.disk_usage(cache)
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda path: usage._replace(free=0 if draft in entries(cache) else 10**9),
+    )
+    get(cache, manifest)
     assert len(entries(cache)) == 1
 
 
