@@ -67,10 +67,14 @@ class Handler:
             )
         self.check(engine, event)
         attachment = Attachment(self, engine)
-        if event is None:
-            self.attach_to(attachment)
-        else:
-            attachment.on(event, self)
+        try:
+            if event is None:
+                self.attach_to(attachment)
+            else:
+                attachment.on(event, self)
+        except BaseException:
+            attachment.remove()  # what was added before the failure must not stay on the engine
+            raise
         _attachments(engine).append(attachment)
         return attachment
 

@@ -1,6 +1,7 @@
 import gc
 import weakref
 from contextlib import contextmanager
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -131,6 +132,21 @@ def test_attaching_to_an_unknown_event_is_ignites_error(engine):
     with pytest.raises(ValueError, match="not a valid event"):
         Recorder().attach(engine, "unknown")
     assert attached_handlers(engine, Recorder) == []
+
+
+def test_handler_that_fails_while_it_is_attached_leaves_nothing_behind(engine):
+    class Failing(Handler):
+        def attach_to(self, attachment):
+            attachment.on(Events.ITERATION_COMPLETED, seen.append)
+            attachment.during_run(lambda engine: nullcontext(seen.append(engine)))
+            raise OSError("no")
+
+    seen = []
+    with pytest.raises(OSError, match="no"):
+        Failing().attach(engine)
+    run(engine)
+    assert seen == []
+    assert attached_handlers(engine, Failing) == []
 
 
 # Schedules
