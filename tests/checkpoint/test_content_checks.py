@@ -232,7 +232,12 @@ REFUSED = {
     "an unknown limit": (RANK, ("limits",), GROWN, r"limits\.bogus is not a field"),
     "a limit that is a text": (RANK, ("limits", "max_epochs"), "x", r"limits\.max_epochs must be"),
     "negative counters": (RANK, ("progress",), [-5, -1, -2, False], "progress must be three"),
-    "more epochs than batches": (RANK, ("progress",), [3, 9, 3, False], "as many iterations"),
+    "more epochs than batches": (
+        RANK,
+        ("progress",),
+        [3, 9, 3, False],
+        "must not have more epochs",
+    ),
     "another step": (RANK, ("optimizer_step",), 2, "step is 2, but 3 in the manifest"),
     "no step": (RANK, ("optimizer_step",), None, "optimizer_step must be a valid integer"),
     "no random states": (RANK, ("random",), {}, "python must be a state of a Random"),

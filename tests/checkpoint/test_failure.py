@@ -177,7 +177,7 @@ def test_due_callbacks_that_are_left_out_are_reported(tmp_path, event, level):
     assert saved(tmp_path) == [2]
     report = trainer_of(validation=validation, resume_from=tmp_path).resume_report
     assert report.parts["counters"].level == level
-    assert ("saves that are due after step 2" in str(report)) == (level == "approximate")
+    assert ("the work that is due after step 2" in str(report)) == (level == "approximate")
 
 
 @pytest.mark.parametrize("schedule", [{"every_steps": 2}, {"every_epochs": 1}])

@@ -399,7 +399,9 @@ def test_recreated_trainer_takes_over_from_an_interrupted_one(tmp_path):
         gc.enable()
     assert trainer.state.iteration == 3
     other = trainer_of(tmp_path)
-    with pytest.raises(RuntimeError, match=r"with terminate\(\) and run\(\) if it is interrupted"):
+    with pytest.raises(
+        RuntimeError, match=r"if it is interrupted, call terminate\(\) and then run"
+    ):
         other.run()
     trainer.terminate()
     trainer.run()
