@@ -62,16 +62,15 @@ Details and special cases:
   on the state. The loop reads these attributes after STARTED, after EPOCH_STARTED, after each
   iteration and after each epoch. A new value takes effect when the loop next reads the attribute. A
   run ends when a limit is reached or passed. Writing None removes a limit, and a run without any
-  limit is an error. A new limit does not open a closed window again. If a window is open when a new
-  limit ends the run, the window is dropped without a step. Limits that a handler writes hold until
-  the present run is over.
+  limit is an error. If a window is open when a new limit ends the run, the window is dropped
+  without a step. Limits that a handler writes hold until the present run is over.
 - After ``set_data`` the next batch comes from the new data. The present epoch then ends with the
   pass over the new data, or at ``epoch_length``. If data are assigned to ``state.dataloader``, the
   loop changes to them at the next DATALOADER_STOP_ITERATION, the next EPOCH_STARTED or the start of
   the next run, whichever comes first.
-- All validations that schedules make due at one step boundary run as one validation. A Validation
-  that is attached to an event runs separately, in order of attachment among the handlers of that
-  event.
+- Several Validations may be due by schedule at one step boundary. They run together, between one
+  VALIDATION_STARTED and one VALIDATION_COMPLETED. A Validation that is attached to an event runs
+  separately, in order of attachment among the handlers of that event.
 - At the last batch of an epoch, the validation and the save are deferred to EPOCH_COMPLETED. The
   last batch may also be a batch at which ``terminate_epoch()`` ends the epoch.
 - A learning rate scheduler *moves* when its ``step()`` is called. A scheduler that moves once per

@@ -247,8 +247,8 @@ class ResumeCheckpoint(Handler):
         if removed:
             raise FileNotFoundError(
                 f"`source` must keep its checkpoint while it is read, got {self.source}, where "
-                f"{removed} was removed meanwhile: give the directory, to use its newest "
-                "checkpoint, or a checkpoint that no run removes"
+                f"{removed} was removed meanwhile: give the directory, or a checkpoint that no run "
+                "removes"
             )
         if self.on_missing == "start":
             return None

@@ -112,10 +112,9 @@ class SaveCheckpoint(Scheduled):
         keep_best: how many of the best checkpoints by ``metric`` to keep in addition. A checkpoint
             whose value is NaN is never among the best.
         metric: the name in ``state.metrics`` of the value that ranks checkpoints. A value from an
-            earlier iteration is ignored, because it was measured with earlier weights. A handler of
-            your own must store a new object for each new value. If the handler stores the same
-            object again, for example the literal ``1.0``, the new value is taken for the earlier
-            value, and is ignored.
+            earlier iteration is ignored, because it was measured with earlier weights. Values are
+            compared by identity (``is``): if your handler stores the very same Python object again,
+            for example a constant, the value counts as the earlier one.
         mode: "max" if the largest value is best, "min" if the smallest value is best.
         on_signals: names of the signals that ask for a save and the end of the run.
         safe_serialization: whether the model is written with safetensors. If False, the model is
@@ -141,8 +140,8 @@ class SaveCheckpoint(Scheduled):
     Raises:
         ValueError: an argument is out of its range. When attached: the engine is not a trainer; or
             the directory cannot be written to; or objects are registered with the accelerator, and
-            ``trust_pickle`` is False. When the first checkpoint is saved: ``state.metrics`` has no
-            ``metric``, although all validations have been run.
+            ``trust_pickle`` is False. When the first checkpoint is saved: every ``Validation`` of
+            the trainer has been run, and ``state.metrics`` still has no ``metric``.
         RuntimeError: when a run begins: another run writes to the directory.
         TypeError: an object in ``also`` has no state.
     """

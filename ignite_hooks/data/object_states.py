@@ -44,7 +44,7 @@ _NOT_COMPARABLE = object()
 # `_values` returns a dict that maps the path of each attribute to its value. An object with
 # attributes has no value of its own, so its path is mapped to this mark.
 _PRESENT = object()
-# The attributes of a loader whose values make the samples. The path of each object that makes
+# A loader makes its samples with these two attributes, so the path of each object that makes
 # samples begins with one of these names. The states of samplers and streams (iterable data sets)
 # are not restored here. The feed, which reads the loader, moves them to the position at which the
 # run resumes. If their states were restored as well, they would move too far.
@@ -175,9 +175,8 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
     ``_PRESENT``.
     """
     stateful = {id(each) for _, each in _stateful(present)}
-    # `_changed` compares a path only if its argument `before` has the path without the last part.
-    # For the path "dataset.size" this is "dataset". For the path "dataset" this is "", so "" must
-    # always be in the dict.
+    # `_changed` compares the path "dataset.size" only if the earlier values have "dataset", and
+    # the path "dataset" only if they have "". So "" is always in the dict.
     found: dict[str, Any] = {"": _PRESENT}
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):

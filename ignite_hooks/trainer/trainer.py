@@ -151,8 +151,8 @@ class Trainer(TrainingLoop):
         # ``trainer.hooks += more`` changes the set in place and then assigns it here.
         if hooks is not self._hooks:
             raise AttributeError(
-                f"`trainer.hooks` must stay the same set, got {hooks!r}: call "
-                "trainer.hooks.register_all(), or attach(trainer) of the new set"
+                f"`trainer.hooks` must stay the same object, got {hooks!r}: call "
+                "trainer.hooks.register_all(…), or hooks.attach(trainer) on the new object"
             )
 
     @property
@@ -469,9 +469,8 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        # Only this call of ``run()`` trains nothing: the next call continues the run. In the
-        # process in which the handler ended the run, the next call of ``run()`` would have
-        # continued the run as well.
+        # Only this call of ``run()`` trains nothing. The next call continues the run, just as it
+        # would without a resume, in the process in which the handler ended the run.
         position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
@@ -539,7 +538,7 @@ class Trainer(TrainingLoop):
             set_seed((seed + self.accelerator.process_index) % _SEED_COUNT)
 
     def set_data(self, data: Iterable[Any]) -> None:
-        """Takes the next batch from ``data``.
+        """Makes training continue with the batches of ``data``.
 
         If a run is in progress, its present epoch goes on with the batches of ``data``, and ends at
         the end of the pass over ``data``. If the run has an ``epoch_length``, or a handler has
