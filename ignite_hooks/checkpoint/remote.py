@@ -58,7 +58,9 @@ class RemoteSource(Source):
     makes_copies = True
 
     def __init__(self, url: str, cache: Path) -> None:
-        import fsspec  # imported lazily: the import takes 20 ms, and imports of protocols take more
+        # Imported lazily: the import takes 20 ms, and imports of protocols take more.
+        import fsspec
+        from fsspec.archive import AbstractArchiveFileSystem
 
         self._url = url
         self._downloads = Downloads(cache)
@@ -75,6 +77,7 @@ class RemoteSource(Source):
             ) from error
         except Exception as error:
             raise self._source_error(error) from error
+        self._is_archive = isinstance(self._fs, AbstractArchiveFileSystem)
         # A URL may lead to local files. These are opened with open_regular, because fsspec would
         # block on a FIFO.
         self._is_local = isinstance(self._fs, fsspec.get_filesystem_class("file"))
@@ -243,7 +246,9 @@ class RemoteSource(Source):
         except NotRegularFileError:
             raise
         except Exception as error:
-            if _is_absent(error):
+            # Archives raise a KeyError for a file that they do not contain.
+            is_missing_entry = isinstance(error, KeyError) and self._is_archive
+            if is_missing_entry or _is_absent(error):
                 raise _AbsentError from error
             raise self._source_error(error) from error
 

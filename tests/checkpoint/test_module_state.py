@@ -99,6 +99,7 @@ DTYPES = (
     *("float8_e5m2fnuz", "float8_e8m0fnu", "complex64", "complex128", "bool", "uint8", "uint16"),
     *("uint32", "uint64", "int8", "int16", "int32", "int64"),
 )
+DTYPES = tuple(each for each in DTYPES if hasattr(torch, each))  # torch 2.6 lacks one
 
 
 class AllBuffers(torch.nn.Module):

@@ -86,12 +86,14 @@ def supervise(program, arguments, count, limit, environment, logs):
             become_rank(program, arguments, Path(logs) / f"rank_{rank}.log")
         ranks.append(child)
     # The store has threads: it begins after the forks. Ranks that are earlier wait in its socket.
+    # Up to torch 2.6, libuv's store cannot begin on a socket.
     store = TCPStore(
         "127.0.0.1",
         port,
         is_master=True,
         wait_for_workers=False,
         master_listen_fd=meeting.detach(),
+        use_libuv=False,
     )
     codes, is_late = wait_for(ranks, limit)
     reply = {"codes": codes, "is_late": is_late, "left": end_what_is_left(ranks)}
