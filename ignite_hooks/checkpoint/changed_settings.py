@@ -126,7 +126,7 @@ class _Difference(NamedTuple):
         label = self.label.removesuffix(".code")
         # Both values are digests of a function's code. A digest begins with the version of Python,
         # and each version compiles code differently. So different digests show a change of the code
-        # only if both have the same version. `why` completes the message below.
+        # only if both have the same version.
         versions = [str(each).split()[:1] for each in (self.saved, self.given)]
         why = "has other code" if versions[0] == versions[1] else "is of another version of Python"
         owner = "script" if uses_script else "checkpoint"
@@ -140,9 +140,9 @@ class ChangedSettings:
     checkpoint is used. Create the object before anything is loaded, while the trainer still has the
     settings that the script gives.
 
-    A setting counts as changed if this script gives another value than the script of the saved run
-    gave. The value in the saved state of the optimizer does not matter, because a schedule may have
-    changed it.
+    A setting counts as changed if the two scripts, of the saved run and of this run, give different
+    values. The value in the saved state of the optimizer does not matter, because a schedule may
+    have changed it.
 
     An override applies to changed settings only. For example, a user writes a new learning rate
     and ``override=("lr",)`` into the script, and then restarts the job many times with this script.
@@ -212,12 +212,10 @@ class ChangedSettings:
     def _restored_differences(self) -> Iterator[_Difference]:
         """Yields the differences in the settings that the checkpoint restores.
 
-        A script may set a value before or after it attaches the checkpoint handlers. The value of
-        the resuming script is the one at the moment when ``ResumeCheckpoint`` is attached. For the
-        saved run two values were recorded: the value when its first checkpoint handler was
-        attached, and the value when the run started. A setting counts as unchanged if the resuming
-        script's value equals either of the two, because the saved run's script may have set the
-        value after it attached the handler.
+        The saved run recorded each setting twice: when its first checkpoint handler was attached,
+        and when the run started. The resuming script's value is read when ``ResumeCheckpoint`` is
+        attached. If it equals one of the two recorded values, the setting counts as unchanged,
+        because the script may set the value before or after it attaches the handlers.
         """
         for name in ("optimizer", "scheduler", "frozen"):
             script, path, given = self._script_settings[name], (name,), self._saved_given.get(name)
@@ -264,8 +262,8 @@ class ChangedSettings:
                 of the names of the frozen parameters. If "requires_grad" is overridden, this method
                 replaces the list.
             moves: maps "step", "epoch" and "validation" to the numbers of optimizer steps, epochs
-                and validations before the checkpoint. The setting ``scheduler_at`` is one of these
-                three keys: the scheduler moves once after each step, epoch or validation.
+                and validations before the checkpoint. The setting ``scheduler_at`` says which of
+                these numbers is the number of the scheduler's moves.
 
         Raises:
             ValueError: the script's schedule cannot be moved to the step of the checkpoint.
@@ -332,9 +330,9 @@ class ChangedSettings:
     def settle(self) -> None:
         """Notes for each difference whether the script's value is in use now.
 
-        The method also updates the trainer's ``SettingsRecord``, which later checkpoints save. In
-        this record a setting gets the script's value if the script's value is in use now. Otherwise
-        it gets the value of the saved run.
+        The method also updates the trainer's ``SettingsRecord``, which later checkpoints save. The
+        record gets the script's value of each setting for which this value is in use, and the value
+        of the saved run for all other settings.
         """
         effective = plain(settings_of(self._trainer))
         given = copy.deepcopy(self._saved_given or effective)
@@ -357,9 +355,9 @@ class ChangedSettings:
         """Finds the values that handlers have written to the optimizer's groups since the resume.
 
         For example, a handler of STARTED sets a learning rate. On each resume the handler is called
-        again, and replaces the restored rate. The caller undoes such writes: after this method, the
-        caller writes ``groups`` to the optimizer. For the report, this method notes two kinds of
-        writes: writes that the saved run did not make, and writes to overridden settings.
+        again, and replaces the restored rate. After this method, the caller restores the rate: it
+        writes ``groups`` to the optimizer. For the report, this method notes each written value
+        that the saved run did not write, or whose setting is overridden.
 
         Args:
             groups: the settings from the checkpoint, for each group. If handlers have written a
@@ -370,9 +368,8 @@ class ChangedSettings:
         record, present = settings_record(self._trainer), copied_groups(self._trainer)
         handlers = handlers_with_state(self._trainer).values()
         if any(isinstance(each, _SCHEDULERS) for each in handlers):
-            # If a handler is a scheduler, it computes the rates from its own state, which is
-            # restored, too. The rates that it wrote before its state was restored do not matter,
-            # and are not compared.
+            # A scheduler computes the rates from its own state, which is restored too. So the rates
+            # that it has written until now are not compared.
             present = []
         for index, (group, now) in enumerate(zip(groups, present, strict=False)):
             for name in sorted(group.keys() & now.keys() - _IMPLEMENTATION_OPTIONS):
@@ -459,11 +456,10 @@ _EXCLUDED_KEYS = {"params", "param_names", "initial_lr"} | SCHEDULE_KEYS
 def _differences(saved: Any, given: Any, path: tuple[Any, ...]) -> Iterator[_Difference]:
     """Yields the differences between two values, which are plain data such as lists and dicts.
 
-    Two dicts are compared key by key, and two lists of dicts of the same length are compared
-    element by element. So if only a learning rate differs, the path of the difference is
-    ("optimizer", "groups", 0, "lr") and not ("optimizer",). All other values are compared as a
-    whole. Two dicts are also compared as a whole if their entries "class" differ, for example the
-    settings of a StepLR and of a OneCycleLR.
+    Two dicts are compared key by key, unless their entries "class" differ. Two lists of dicts are
+    compared element by element if they have the same length. So if only a learning rate differs,
+    the path of the difference is ("optimizer", "groups", 0, "lr") and not ("optimizer",). All other
+    values are compared as a whole, for example the settings of a StepLR and of a OneCycleLR.
 
     Args:
         saved: the value of the saved run.
@@ -542,8 +538,7 @@ def _value_at(data: Any, path: tuple[Any, ...]) -> Any:
 def _set_value_at(data: Any, path: tuple[Any, ...], value: Any) -> None:
     """Sets the value at a path of keys in plain data.
 
-    Does nothing if the path without its last key leads to no dict or list, or if the list is too
-    short.
+    Does nothing if a dict or list on the path is missing, or if a list is too short.
     """
     *parents, last = path
     container = _value_at(data, tuple(parents))

@@ -14,11 +14,7 @@ _CHUNK_BYTES = 2**24  # tensors are copied and hashed in chunks, which bounds th
 
 
 def digest_of(value: Any) -> str:
-    """Returns a digest of a value.
-
-    The digests of two values are equal if the contents of the values are equal bit for bit.
-    Otherwise the digests differ.
-    """
+    """Returns a digest. Digests are equal if and only if the contents are equal bit for bit."""
     hasher = xxh3_128()
     _update_hash(value, hasher)
     return hasher.hexdigest()

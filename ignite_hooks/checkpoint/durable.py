@@ -1,7 +1,4 @@
-"""Functions that sync files and folders to the disk, so that a power loss does not lose them.
-
-The function ``file_record`` computes the checksum by which a later read of a file detects damage.
-"""
+"""Functions that sync files and folders to the disk, and compute the checksums of files."""
 
 import errno
 import os
@@ -35,7 +32,6 @@ _FOLDER_SYNC_UNSUPPORTED = {
 """The values of ``errno`` that mean: this file system cannot sync folders.
 
 If syncing a folder fails with one of these values, ``sync`` warns, and does not raise the error.
-All other errors are raised.
 """
 
 
@@ -87,10 +83,9 @@ def copy_file_mode(model: Path, paths: Iterable[Path]) -> None:
 
     The file ``model`` must have been created with the usual ``open``.
 
-    safetensors creates files that only their owner may read. The mode is copied from ``model``,
-    because computing the usual mode from the umask has two problems. To read the umask, a process
-    has to change the umask for all its threads for a moment. And if the folder has a default ACL,
-    the ACL overrides the umask.
+    safetensors creates files that only their owner may read. The usual mode is not computed from
+    the umask: to read the umask, a process has to change it for all its threads, and a default ACL
+    of the folder would override it.
     """
     mode = stat.S_IMODE(os.stat(model).st_mode)
     for path in paths:

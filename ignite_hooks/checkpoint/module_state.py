@@ -209,9 +209,8 @@ def check_module_fit(
             "metadata" is used.
         module: the module.
         strict: whether the module and the state must have the same names.
-        keeps_parameters: whether every trainable parameter must still be the same Python object
-            after loading. If so, a parameter that loading replaces by a new object counts as a
-            difference, because an optimizer would continue to update the old object.
+        keeps_parameters: whether a trainable parameter that loading replaces by a new Python object
+            counts as a difference. An optimizer would continue to update the old object.
     """
     if saved is None:
         return ModuleFit([f"the {name} is not in the checkpoint"], {})
@@ -254,8 +253,6 @@ def check_module_fit(
                 failure = error
             current_ids = {id(each) for each in submodule.parameters()}
             trainable = {key: each for key, each in before.items() if each.requires_grad}
-            # The optimizer holds the objects that were the trainable parameters before the trial.
-            # If loading replaces such an object, the optimizer does not update the new object.
             replaced = [key for key, each in trainable.items() if id(each) not in current_ids]
         if failure is not None:
             differences += _entry_differences(
@@ -317,8 +314,8 @@ def load_into_module(
     )
     unmatched = missing, unexpected
     # torch's own loading copies every value as it is. So only submodules that customize their
-    # loading are compared with the state. If loading is not strict, nothing is compared, because
-    # the names may differ anyway.
+    # loading are compared with the state. Without `strict` nothing is compared, because even the
+    # names may differ.
     if not (paths and strict):
         return ModuleLoadResult(converted, set(), unmatched)
     current_state = names.plain_state(module.state_dict())
@@ -478,18 +475,16 @@ def _parts_with_own_loading(module: torch.nn.Module) -> Iterator[tuple[str, torc
     above: list[str] = []
     for path, each in module.named_modules():
         if any(path.startswith(f"{other}." if other else "") for other in above):
-            continue  # loaded together with the submodule that contains it
+            continue
         if has_custom_loading(each, is_root=not path) or _has_special_tensors(each):
             above.append(path)
             yield path, each
 
 
 def _has_special_tensors(module: torch.nn.Module) -> bool:
-    """Returns whether the module has a tensor that torch may refuse to copy into.
+    """Returns whether the module itself has an inference tensor, a sparse or an expanded tensor.
 
-    Even if the shapes are equal, torch may refuse to copy into inference tensors, sparse tensors
-    and expanded tensors. (The elements of an expanded tensor share memory.) Submodules of the
-    module are not searched.
+    torch may refuse to copy into such a tensor, even if the shapes are equal.
     """
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(
@@ -517,13 +512,7 @@ def _is_renamed(state: Mapping[str, Any], name: str, source: str) -> bool:
 def _entry_differences(
     name: str, saved: Mapping[str, Any], current: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yields the differences in names, shapes, layouts and dtypes that make loading impossible.
-
-    Args:
-        name: the name of the module, for messages.
-        saved: the saved entries by name.
-        current: the module's entries by name.
-    """
+    """Yields the differences in names, shapes, layouts and dtypes that make loading impossible."""
     for key in sorted({*current, *saved}):
         if key not in current:
             yield f"the checkpoint has {key}, the {name} has not"
@@ -602,8 +591,7 @@ def _memory_key(value: Any) -> Any:
 @lru_cache
 def _is_safetensors_dtype(dtype: torch.dtype) -> bool:
     """Returns whether the installed safetensors can hold tensors of ``dtype``."""
-    # One tensor is saved and loaded as a test, because the versions of both safetensors and torch
-    # decide which dtypes can be saved.
+    # The versions of safetensors and torch decide which dtypes can be saved, so saving is tried.
     try:
         content = safetensors.torch.save({"": torch.empty(1, dtype=dtype)})
         return safetensors.torch.load(content)[""].dtype == dtype
@@ -624,13 +612,7 @@ def _is_safetensors_value(value: Any) -> bool:
 
 
 def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns the aliases of the tensors that have several names, such as a tied weight.
-
-    An alias is any name of a tensor except its first name.
-
-    Returns:
-        Maps each alias to the first name of the tensor.
-    """
+    """Returns the aliases: maps each further name of a tied weight to its first name."""
     first: dict[Any, str] = {}
     aliases = {}
     for name, tensor in tensors.items():

@@ -13,8 +13,7 @@ class SaveOptions(Protocol):
     """The options of ``SaveCheckpoint``: where, when and how checkpoints are written.
 
     ``SaveCheckpoint`` is the only implementation. It documents the options in full, and checks
-    their values. The modules that ``save.py`` imports use this protocol, because they cannot import
-    ``save.py`` themselves: the import would be circular.
+    their values. The modules that ``save.py`` imports use this protocol.
     """
 
     @property

@@ -21,9 +21,8 @@ _MAX_LISTINGS = 20
 class SourceError(OSError):
     """Raised if a source cannot be read, for example because the network fails.
 
-    Nothing is then known about the checkpoints of the source. Callers must not treat this error
-    like a missing or damaged checkpoint, because they would then start a run from scratch although
-    its checkpoints may be intact.
+    The checkpoints of the source may be intact. So callers must not treat this error like a missing
+    or damaged checkpoint, and must not start a run from scratch.
     """
 
 

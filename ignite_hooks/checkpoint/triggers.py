@@ -1,8 +1,7 @@
 """The triggers of a save: a schedule, the clock, a signal, or the end of a run.
 
 A trigger makes a save due: the save is made once all other handlers of the present event have
-returned. Being due is the first of the four stages of a save. ``writer.py`` has a table of all
-stages.
+returned. ``writer.py`` has a table of all four stages of a save.
 
 A step boundary is a point between two optimizer steps. A checkpoint can be saved only at a step
 boundary.
@@ -89,7 +88,7 @@ class CheckpointTriggers:
 
         self._writer = CheckpointWriter(options, trainer, announce_saved)
         is_single_process = self._writer.ranks.size == 1
-        # If True, a signal is all that after_step() has to check for, which takes one comparison.
+        # True if after_step() only has to check whether a signal has arrived.
         self._waits_for_signals_only = (
             is_single_process and options.every_seconds is None and not options.background
         )
@@ -101,7 +100,7 @@ class CheckpointTriggers:
         enter_at_each_run(trainer, self._waiting_for_writer)
 
     def defer(self, trainer: TrainingEngine) -> None:
-        """Defers a save until the present event's handlers and a due validation have returned."""
+        """Defers a save until after the present event's handlers and a due validation."""
         trainer.defer(self.save, Turn.CHECKPOINT)
 
     def schedule(self, trainer: TrainingEngine) -> None:
@@ -129,7 +128,7 @@ class CheckpointTriggers:
             # The trainer has broken off a validation, and has set its deferred callbacks aside for
             # the next run, which repeats the validation first. A save that a schedule has requested
             # stays set aside, because it must contain the metrics of the validation. Any other save
-            # is cancelled, because _handle_requests() defers a save for the present run.
+            # is made in the present run instead: _handle_requests() defers it once more.
             if not is_due():
                 trainer.cancel(self.save)
             self._handle_requests(trainer, ranks.gather(self._own_request()))
@@ -139,9 +138,8 @@ class CheckpointTriggers:
             None if ranks.size == 1 else ranks.any_of,
             save_and_stop,
         )
-        # A checkpoint lists the work that was due when it was saved. add_due_entry() makes the
-        # scheduled save a part of this work. So a run that resumes from the checkpoint repeats the
-        # validation and then saves.
+        # With add_due_entry(), a checkpoint lists the scheduled save as due. So a run that resumes
+        # from the checkpoint repeats the validation and then saves.
         undo = [add_due_entry(trainer, "saves", is_due, lambda: self.schedule(trainer))]
         if self._options.on_signals:
             undo.append(add_stop_monitor(trainer, monitor))
@@ -161,8 +159,8 @@ class CheckpointTriggers:
             # A signal has ended the wait for the lock, and without the lock nothing may be saved.
             trainer.terminate(resumable=True)
             return
-        # around_run() noted the position before the trainer set up the run. For a new run the
-        # trainer then reset its counters. So the position is noted a second time here.
+        # around_run() has noted the position, but for a new run the trainer has since reset its
+        # counters.
         self._note_start(trainer)
         self._writer.rehearse(trainer)
 
@@ -201,8 +199,7 @@ class CheckpointTriggers:
 
     def _handle_requests(self, trainer: TrainingEngine, requests: Sequence[str | None]) -> None:
         """Defers a save if any rank has a request, and stops the run if a request is a signal."""
-        # If a signal has ended the wait for the lock, the lock is not held, and nothing may be
-        # written.
+        # If a signal has ended the wait for the lock, nothing may be written.
         if any(requests) and self._writer.lock.is_held:
             self.defer(trainer)
         reason = _first_signal(requests)
@@ -240,8 +237,7 @@ class CheckpointTriggers:
                         self._save_now(trainer)
                     self._writer.note_end(trainer)
             if _has_ended_well(trainer):
-                # A signal may have arrived during the last save. If so, this call makes the signal
-                # the stop reason.
+                # Sets the stop reason if a signal has arrived during the last save.
                 self._has_signal(trainer)
 
     def wait_for_others(self) -> None:
@@ -272,7 +268,7 @@ class CheckpointTriggers:
         During a run nothing is done, because the end of the run releases the lock.
         """
         # After a run, the background thread may still be writing, because Ctrl-C can break off the
-        # wait for it. In this case the lock is kept too.
+        # wait for it.
         if not (self.is_in_run or self._writer.is_writing):
             self._writer.lock.release()
 
