@@ -137,7 +137,8 @@ class RunSettings:
         )
         trainer.run()
 
-    A subclass with its own tag can add further settings, for example a learning rate.
+    A subclass can add further settings, for example a learning rate. It needs its own tag, which is
+    the entry "type" in a settings file.
 
     Args:
         seed: the seed of the random generators of Python, numpy and torch. ``set_up`` seeds them
@@ -282,8 +283,7 @@ class RunSettings:
             on_peer_failure=self.on_peer_failure,
             **functions,
         )
-        # `set_up` has seeded all processes alike, so that they made the same initial weights. In
-        # the run, each process is to draw different random numbers.
+        # `set_up` has seeded all processes alike. In the run, each process draws its own numbers.
         if self.seed is not None:
             trainer.seed_ranks(self.seed)
         trainer.set_limits(max_epochs=self.max_epochs, max_steps=self.max_steps)

@@ -40,9 +40,8 @@ class _Generator(GenerateJsonSchema):
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         """Returns the schema of a dataclass: its fields, its tag, and its registered subclasses.
 
-        The subclasses are included, because a field of this class accepts them too. The class of
-        the whole document, whose schema is generated first, is an exception: a document has exactly
-        this class.
+        The subclasses are included, because a field of this class accepts them too. The
+        schema of the whole document, which is generated first, leaves them out.
         """
         cls = schema["cls"]
         is_document = not self._begun

@@ -1,10 +1,10 @@
 """A search through all objects that a run can reach, for random generators and objects with state.
 
-A checkpoint saves the states of the generators and objects that the search finds. The report of a
-resume names those whose state could not be saved. The search reads values where they are stored: in
-``__dict__``, slots, containers, closures, defaults, and the globals that the code of a function
-names. To read the values, the search calls functions of the built-in types, such as ``dict.items``.
-It calls no code of the objects and evaluates no property, so it changes nothing.
+A checkpoint saves the states of the generators and objects that the search finds. The search reads
+values where they are stored: in ``__dict__``, slots, containers, closures, defaults, and the
+globals that the code of a function names. To read the values, the search calls functions of the
+built-in types, such as ``dict.items``. It calls no code of the objects and evaluates no property,
+so it changes nothing.
 
 Some objects, such as numbers, texts and tensors, hold no generator and no object with a state. Such
 objects are called *plain data*. The search skips them.
@@ -60,18 +60,18 @@ MAX_OBJECTS = 10_000
 _MAX_REFERENTS = 20 * MAX_OBJECTS
 
 SET_ELEMENT_PREFIX = "{"
-"""The first character of the name of an element of a set, for example "{Dropout}".
+"""The first character of the name that the search gives to an element of a set.
 
-Such a name has the class of the element and no index, because the order of a set may differ in
-another process.
+The name is the class of the element in braces, for example "{Dropout}". It has no index, because
+the order of a set may differ in another process.
 """
 
 
 class ExcludedFromSearch:
     """A base class of objects that every search skips.
 
-    An example is an object that keeps the results of a search. The results include functions, and
-    the globals of these functions would lead the next search to all modules of the process.
+    An example is an object that keeps the results of a search. These results would lead the next
+    search to all modules of the process.
     """
 
     __slots__ = ()
@@ -141,10 +141,8 @@ _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
 }
 # Attributes that Python itself adds to each class.
 _CLASS_INTERNALS = frozenset({"_abc_impl", "__dict__", "__weakref__", "__doc__", "__module__"})
-# The name of a value in a dictionary ends with the key of the value. If the key is a string, the
-# name has the string itself. If the key has one of the types below, the name has its `repr`. In a
-# tuple, these rules apply to each element. Of any other key the name has only the class, because
-# the `__repr__` of the key could be code of users.
+# The types of dictionary keys for which `_key_name` calls `repr`. The `__repr__` of any other key
+# could be code of users.
 _NAMED_BY_VALUE = frozenset(map(id, (bool, int, float, complex, bytes, type(None))))
 _MAX_KEY_LENGTH = 100
 _CODE_TYPES = (types.FunctionType, staticmethod, classmethod, property)
@@ -168,8 +166,8 @@ class ObjectSearch(ExcludedFromSearch):
     well-known libraries are skipped too.
 
     Args:
-        roots: the objects to begin with, by name. The name of any other object begins with the name
-            of a root.
+        roots: the objects that the search starts from, by name. The name of any other object begins
+            with the name of a root.
         max_objects: the largest number of objects to visit.
         excluded: objects that are neither yielded nor searched.
         parts_of: a function that selects the parts of an object to search. It is called with the
@@ -215,10 +213,10 @@ class ObjectSearch(ExcludedFromSearch):
         The check takes only a few calls, however many objects were searched, because one call of
         the garbage collector returns the references of many objects. Numbers and texts are not
         compared. In a container of more than 1000 elements, the elements that are not plain data
-        are compared, but not the objects that these elements hold. In a container of more than
-        10,000 elements, only the number and the classes of the elements are compared. An object
-        that is gone counts as a change. For this check the search keeps weak references to the
-        objects. It keeps an object alive only if Python cannot make a weak reference to the object.
+        are compared, but not what these elements hold. In a container of more than 10,000 elements,
+        only the number and the classes of the elements are compared. An object that is gone counts
+        as a change. To notice this, the search keeps weak references to the objects. An object that
+        allows no weak reference is kept alive.
         """
         # numpy does not report the elements of an array to the garbage collector, so a change in an
         # array of objects would go unnoticed. Such an array always counts as changed.
@@ -243,11 +241,9 @@ class ObjectSearch(ExcludedFromSearch):
     def _take_snapshot(self, watched: list[Any], selected: list[Any]) -> list[int] | None:
         """Returns the identities of the objects that the given objects hold.
 
-        ``has_changed`` compares the identities with those of an earlier snapshot. A container is
-        represented by the identities of its elements, or by a digest if it is long.
-
-        Each save of a checkpoint checks for changes, and a Python loop over all objects that a run
-        holds would take too long. So most loops run in C (``map``, ``compress``).
+        A container is represented by the identities of its elements, or by a digest if it is long.
+        Most loops run in C (``map``, ``compress``), because each save of a checkpoint takes a
+        snapshot of all objects that a run holds.
 
         Args:
             watched: objects of which all references are taken.
@@ -285,10 +281,7 @@ class ObjectSearch(ExcludedFromSearch):
     def _watch(self, name: str, thing: Any, selected: Any) -> None:
         """Adds a yielded object to one of the three lists of objects that ``has_changed`` checks.
 
-        Args:
-            name: the name of the object.
-            thing: the object.
-            selected: the result of ``parts_of`` for the object.
+        ``selected`` is the result of ``parts_of`` for the object.
         """
         object_type = type(thing)
         get = reference_to(thing)
@@ -312,8 +305,8 @@ class ObjectSearch(ExcludedFromSearch):
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         self.is_complete = True
-        # `seen` refers to the objects themselves, so that none of them is freed. Python may give
-        # the identity of a freed object to a new object, and the search would skip the new object.
+        # `seen` keeps the objects alive. Otherwise Python might give the identity of a freed object
+        # to a new object, and the search would skip the new object.
         seen: dict[int, Any] = {id(each): each for each in self._excluded}
         max_seen = self.max_objects + len(seen)
         queue = deque[tuple[str, Any]]()
@@ -352,9 +345,8 @@ class ObjectSearch(ExcludedFromSearch):
     def _parts(self, thing: Any, selected: Any) -> Iterator[tuple[str | None, Any]]:
         """Yields (name, object) for all that ``thing`` holds, except plain data.
 
-        A name is the name of an attribute, a key or an index. The object in a cell or in a weak
-        reference has None instead of a name, and the caller gives it the name of the cell or the
-        weak reference. ``selected`` is the result of ``parts_of`` for ``thing``.
+        A name is the name of an attribute, a key or an index. If ``thing`` is a cell or a weak
+        reference, the name is None. ``selected`` is the result of ``parts_of`` for ``thing``.
         """
         object_type = type(thing)
         if selected is not None:
@@ -387,14 +379,14 @@ class ObjectSearch(ExcludedFromSearch):
                 # The name omits "_modules", so that a submodule has the name that torch gives it.
                 yield from self._without_plain(each.items())
             elif type(each) is OrderedDict and name is not None and name.endswith("_hooks"):
-                # A hook is named by its index. Its key comes from a counter of torch for all hooks
-                # of the process, and would differ in another process.
+                # A hook is named by its index, because its key may differ in another process: torch
+                # counts all hooks of the process.
                 hooks = self._without_plain(enumerate(each.values()))
                 yield from ((f"{name}.{index}", hook) for index, hook in hooks)
             else:
                 yield name, each
         # Instances of classes written in C, such as iterators and caches, store objects in places
-        # that only the garbage collector knows. So the objects that it reports are searched too.
+        # that only the garbage collector knows.
         if id(type(thing)) not in _CONTAINER_IDS:
             own = layout.dict_of(thing)
             referents = (
@@ -471,9 +463,8 @@ class ObjectSearch(ExcludedFromSearch):
             if other_type_ids := type_ids - _CONTAINER_IDS:
                 classes = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
                 layouts = {each: self._layout(classes[each]) for each in other_type_ids}
-                # In some classes, some objects are plain data and others are not. For example, an
-                # array of numbers is plain data, but an array of objects is not. So each object of
-                # such a class is checked by itself.
+                # For some classes, each object is checked by itself. For example, an array of
+                # numbers is plain data, but an array of objects is not.
                 undecided_type_ids = {
                     each
                     for each in other_type_ids
@@ -494,8 +485,7 @@ class ObjectSearch(ExcludedFromSearch):
                 if are_all_containers
                 else [each for each in things if id(type(each)) in type_ids]
             )
-            # Duplicates are removed, so that a large container that is held a thousand times is
-            # checked once.
+            # Without duplicates, a large container that is held a thousand times is checked once.
             if sum(map(len, containers)) > _MAX_UNDEDUPLICATED:
                 containers = list(dict(zip(map(id, containers), containers, strict=True)).values())
             things = list(chain.from_iterable(containers))
@@ -521,9 +511,8 @@ class _Layout(NamedTuple):
     """The attributes in which the instances of a class store objects: ``__dict__`` and slots.
 
     An attribute is given as the index of a base in the class's ``__mro__``, and the name of a
-    descriptor in the namespace of that base. The descriptor itself is not kept, because it refers
-    to the class. If it were kept, the table of layouts would keep each class and the closures of
-    its methods alive for ever.
+    descriptor in the namespace of that base. The descriptor itself is not kept, because it would
+    keep the class alive.
 
     Attributes:
         type_ref: a weak reference to the class.
@@ -543,7 +532,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, object_type: type) -> "_Layout":
-        """Returns the layout of a class. The layout never changes, so it is kept in a table."""
+        """Returns the layout of a class, from the global table if it is there."""
         known = _layouts.get(id(object_type))
         # The entry may be that of a freed class, whose identity Python has given to this class.
         if known is None or known.type_ref() is not object_type:
@@ -617,11 +606,8 @@ def _read_attribute(thing: Any, base_index: int, name: str) -> Any:
 def _digest_of_long_container(container: Any, plain: frozenset[int]) -> list[int]:
     """Returns numbers that change if the elements of a long container change.
 
-    If plain data is replaced by other plain data, the numbers stay the same.
-
-    Args:
-        container: the container.
-        plain: the identities of the types of plain data.
+    If plain data is replaced by other plain data, the numbers stay the same. ``plain`` holds the
+    identities of the types of plain data.
     """
     base: Any = next(each for each in _mro(type(container)) if id(each) in _CONTAINER_IDS)
     elements = base.__iter__(container)
@@ -745,7 +731,7 @@ def reference_to(thing: Any) -> Callable[[], Any]:
 
 
 def _constant(thing: Any) -> Callable[[], Any]:
-    """Returns a function that returns ``thing``: a method in C, which is faster than a lambda."""
+    """Returns a function that returns ``thing``. It is written in C, and faster than a lambda."""
     return repeat(thing).__next__
 
 

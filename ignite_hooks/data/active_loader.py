@@ -22,9 +22,9 @@ __all__ = ["activated", "deactivated"]
 def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
     """Pauses the iteration of ``loader``: Accelerate has no active loader during the body.
 
-    The body may iterate any loader, including ``loader``, and may leave a loader in any state.
-    After the body, Accelerate's list of loaders, ``sync_gradients`` and the iteration flags of
-    ``loader`` (attributes such as ``end_of_dataloader``) are restored.
+    The body may iterate any loader, including ``loader``. After the body, Accelerate's list of
+    loaders, ``sync_gradients`` and the iteration flags of ``loader`` (attributes such as
+    ``end_of_dataloader``) are restored.
 
     Args:
         loader: the loader whose iteration is paused.
@@ -49,8 +49,8 @@ def deactivated(loader: Any, *, out_of_order: bool = False) -> Iterator[None]:
 def activated(loader: Any) -> Iterator[None]:
     """Ends the iteration of ``loader`` after the body, and restores Accelerate's list of loaders.
 
-    The body begins the iteration. This may happen during an outer iteration of the same loader, for
-    example if a handler runs an evaluator on the training data. In this case ``loader.end()`` alone
+    The body begins the iteration, possibly during an outer iteration of the same loader. For
+    example, a handler runs an evaluator on the training data. In this case ``loader.end()`` alone
     would remove the outer iteration from the list, too.
     """
     state = loader.gradient_state

@@ -34,8 +34,8 @@ from ignite_hooks.processes.host_group import broadcast_from_rank_0
 
 __all__ = ["can_prepare", "device_of_batches", "overrides_iteration", "prepare_source"]
 
-# The libraries whose loader classes Accelerate can prepare without losing a method. A method that a
-# subclass from other code overrides would be lost.
+# Accelerate can prepare the loader classes of these libraries. If a subclass from other code
+# overrides a method, Accelerate would lose the override.
 _LOADER_LIBRARIES = {"torch", "torchdata"}
 # A loader that overrides one of these members iterates in its own way.
 _ITERATION_MEMBERS = {"__iter__", "_auto_collation", "_get_iterator", "_index_sampler"}
@@ -108,12 +108,7 @@ def _overrides_state(loader: DataLoader[Any]) -> bool:
 
 
 def _overrides(loader: DataLoader[Any], names: set[str]) -> bool:
-    """Returns whether the class of a loader overrides a method of torch's or torchdata's loader.
-
-    Args:
-        loader: the loader.
-        names: the names of the methods to look at.
-    """
+    """Returns whether the class of a loader overrides one of the named methods of its library."""
     loader_type = type(loader)
     base = next(
         each
@@ -172,9 +167,7 @@ def _refuse_undivided(loader: DataLoader[Any], accelerator: Accelerator) -> None
 def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
     """Returns the loader that Accelerate makes when it prepares ``loader``.
 
-    With several processes, a seedable sampler gets the same seed on all ranks. Batches are
-    *dispatched* if rank 0 reads them and sends them to the other ranks. Dispatched batches must
-    consist of tensors. So with one process, batches are dispatched only if the user requires it.
+    Batches are *dispatched* if rank 0 reads them and sends them to the other ranks.
     """
     config = accelerator.dataloader_config
     found = (config.dispatch_batches, config.data_seed)
@@ -185,6 +178,8 @@ def _prepare_loader(loader: DataLoader[Any], accelerator: Accelerator) -> Any:
             # rank would take its share from a different order.
             config.data_seed = broadcast_from_rank_0(torch.initial_seed(), accelerator)
     elif config.dispatch_batches is None:
+        # Accelerate would dispatch the batches of an IterableDataset. Dispatched batches must
+        # consist of tensors.
         config.dispatch_batches = False
     try:
         with temporarily_listed(accelerator):

@@ -39,7 +39,7 @@ __all__ = ["Evaluator", "FirstBatches", "create_supervised_evaluator"]
 
 
 class FirstBatches:
-    """The first batches of an iterable. An engine that runs on this object uses no other batches.
+    """The first batches of an iterable.
 
     Args:
         data: an iterable of batches.
@@ -131,8 +131,8 @@ class Evaluator(EventCheckingEngine):
         if max_batches is not None:
             check_count("max_batches", max_batches, "leave it out for all batches")
         feed = self._feeds.feed_for(data)
-        # Each run starts from scratch. If an earlier run was left in its middle, the feed must not
-        # continue the old pass, and Ignite must not continue the old run.
+        # If an earlier run was left in its middle, the feed must not continue the old pass, and
+        # Ignite must not continue the old run.
         feed.next_pass()
         # The feed keeps a reference to its iterator until `feed.close`. Without the reference,
         # Python would delete the iterator when the engine drops it, and a Ctrl-C that arrives

@@ -138,8 +138,8 @@ class Hooks(Handler):
 
     On a plain engine, contexts are entered before all handlers of the event that opens the channel.
     At the event that closes the channel, the contexts are left after the handlers that were
-    attached earlier than the set. (Contexts on ``on_batch`` are left before all handlers.) So
-    attach the set after the OptimizerStep, and after the handlers that belong inside the contexts.
+    attached earlier than the set. (Contexts on ``on_batch`` are left before all handlers.) So first
+    attach the OptimizerStep and the handlers that belong inside the contexts, and then the set.
     If the engine had no set when a run began, a set that is attached within this run takes effect
     with the next run.
 
@@ -172,7 +172,7 @@ class Hooks(Handler):
         """Registers ``context``, which is entered when ``channel`` opens and left when it closes.
 
         Returns:
-            The registration: its ``remove()`` removes this registration and no other.
+            A registration, whose ``remove()`` removes the context.
 
         Raises:
             TypeError: ``context`` is not a context.
@@ -288,7 +288,7 @@ class Hooks(Handler):
 
 
 def _copies_of(hooks: Hooks) -> list[Hook]:
-    """Returns a copy of each hook of a set. Removing a copy leaves the original registered."""
+    """Returns a copy of each hook of a set. A copy can be removed without the original."""
     if not isinstance(hooks, Hooks):
         raise TypeError(
             f"`hooks` must be a Hooks, got {hooks!r}: register() takes a channel and a context"

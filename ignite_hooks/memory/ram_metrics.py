@@ -208,10 +208,9 @@ class StreamMaxRAM(RAMMetric):
             span.measure_between(Events.STARTED, Events.COMPLETED)
 
     def start(self) -> None:
-        """Starts a measurement of your own code, from scratch.
+        """Starts measuring your own code from scratch, unless such a measurement is running.
 
-        If a measurement that ``start`` has begun is still running, this measurement goes on. It is
-        independent of the measurements on engines to which the handler is attached.
+        The measurement is independent of those on engines to which the handler is attached.
         """
         if self not in _started_by_user:
             _started_by_user[self] = self._max_ram()

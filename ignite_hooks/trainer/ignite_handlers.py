@@ -24,10 +24,9 @@ def warn_of_gradient_logger(handler: Any, event: Any) -> None:
     """Warns if ``handler`` logs gradients, but no gradients exist at ``event``."""
     if not isinstance(handler, BaseWeightsHandler):
         return
-    # Several loggers of Ignite (TensorBoard, ClearML, …) have a GradsScalarHandler of their own.
-    # Some of them also have a GradsHistHandler. These classes have no base class of their own: the
-    # handlers that log weights have the same base classes. So the classes are recognized by their
-    # names.
+    # Several loggers of Ignite (TensorBoard, ClearML, …) have a GradsScalarHandler or a
+    # GradsHistHandler of their own. Only their names tell these classes from the handlers that log
+    # weights, because all have the same base classes.
     if not any(base.__name__.startswith("Grads") for base in type(handler).__mro__):
         return
     events = event if isinstance(event, EventsList) else [event]
