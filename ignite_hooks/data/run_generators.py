@@ -105,8 +105,8 @@ def _unwrapped(function: Any) -> Iterator[Any]:
 def _name_of(function: Any) -> str:
     """Returns a name such as "handler my_function" or "handler MyHandler".
 
-    The word "handler" is followed by the qualified name of a function. For a bound method, the
-    class of its object follows instead. For any other callable, the class of the callable follows.
+    A function has its qualified name. A bound method has the name of its object's class. Any other
+    callable has the name of its own class.
     """
     if isinstance(function, functools.partial):
         return _name_of(function.func)

@@ -140,10 +140,9 @@ class PlainIterable:
         object_states: saves and restores the states of users' objects, for example of a data set
             with a ``state_dict``.
         position_before_move: the position that the feed had before it was last moved, for example
-            by a rollback. When ``IndexedLoader`` enters the pass again, it first draws the indices
-            of all batches before this position, because the run had drawn them already.
-        snapshots: the snapshots of the data at its last positions, if there is a keeper. A snapshot
-            contains all states that determine the rest of a pass.
+            by a rollback. Only ``IndexedLoader`` uses it (``_count_drawn_ahead``).
+        snapshots: the snapshots at the last positions of the feed; none without a keeper. A
+            snapshot contains all states that determine the rest of a pass.
 
     Args:
         loader: the loader or iterable to iterate.
@@ -162,8 +161,8 @@ class PlainIterable:
         # The number of the pass that was begun last, and the random state before the order of its
         # samples was drawn.
         self._started_pass: tuple[int, RandomState] | None = None
-        # The same for a pass whose first batch was requested and has not come yet. If the fetch of
-        # this batch is interrupted, the pass begins later with the same random state.
+        # The same two values for a pass whose first batch has not arrived yet. If the fetch of this
+        # batch is interrupted, the pass begins later with the same random state.
         self._requested_pass: tuple[int, RandomState] | None = None
 
     @property
@@ -215,8 +214,8 @@ class PlainIterable:
     def can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether the process that loads the batches can restore a saved snapshot.
 
-        A run resumes from such a snapshot even if the ``facts`` of the data (for example the number
-        of batches) have changed.
+        The snapshot is then used even if the data have changed, for example in the number of
+        batches.
 
         Args:
             state_dict: the saved state of the feed.
@@ -228,8 +227,7 @@ class PlainIterable:
     ) -> list[str]:
         """Returns the reasons why a resumed run may get other batches than the saved run.
 
-        The saved run is the run that saved the snapshot ``state_dict``. The resumed run continues
-        from this snapshot.
+        The saved run is the run that saved the snapshot ``state_dict``.
         """
         return self.snapshots.differences(self, position, state_dict)
 
@@ -256,8 +254,8 @@ class PlainIterable:
     def _full_pass_length(self) -> int | None:
         """The number of batches in a pass that is iterated from its first batch on.
 
-        In a subclass, ``length`` may be another number: the present pass may have been resumed in
-        its middle with another batch size.
+        In a subclass, ``length`` is another number if the present pass was resumed in its middle
+        with another batch size.
         """
         return self.length
 
@@ -281,8 +279,7 @@ class PlainIterable:
     def is_replayed(self) -> bool:
         """Returns whether a pass can be entered in its middle only by loading its earlier batches.
 
-        The keeper is not considered here. A keeper with a saved state makes this loading
-        unnecessary.
+        The result ignores the keeper, whose saved state would make this loading unnecessary.
         """
         return not isinstance(self.loader, Sequence)
 
@@ -322,11 +319,11 @@ class PlainIterable:
         return {name: get for name, get in watched.items() if not keeper.has(name)}
 
     def set_pass(self, data_pass: int) -> None:
-        """Announces the next pass: calls ``set_epoch`` of the loader, its samplers and data set.
+        """Announces the next pass: calls ``set_epoch`` of the loader, or of the objects inside it.
 
-        If an object has a ``set_epoch``, this method does not call ``set_epoch`` of the objects
-        inside it: the object is expected to forward the call to them. Objects may be nested at any
-        depth, for example in an iterable of the user that contains several loaders.
+        Objects may be nested at any depth, for example in an iterable of the user that contains
+        several loaders. An object with a ``set_epoch`` is expected to forward the call to the
+        objects inside it.
 
         Args:
             data_pass: the number of the pass, from 0.
@@ -375,9 +372,8 @@ class PlainIterable:
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
         """Yields the batches of a pass without the first ``skip``, and does not use the keeper.
 
-        If the pass was begun before, the same order of samples is drawn again. During this draw,
-        the random generators have the states that they had at the start of the pass. After the
-        draw, they get back the states that they had before the draw.
+        If the pass was begun before, the random generators are set to their states at the start of
+        the pass, the same order of samples is drawn again, and the generators are set back.
         """
         if self._iterator is not None:
             # iter() makes some iterators begin again, so it is called only at the start of a pass.
@@ -410,13 +406,7 @@ class PlainIterable:
         return self._open_iterator_at(data_pass, skip) if skip else self._open_iterator()
 
     def _reenter_pass(self, data_pass: int, skip: int, begun: RandomState) -> Iterator[Any]:
-        """Enters a pass again, with the same order of samples as when the pass was begun.
-
-        Args:
-            data_pass: the number of the pass, from 0.
-            skip: the number of batches to skip at the start of the pass.
-            begun: the random state at the start of the pass, from which the order is drawn.
-        """
+        """Enters a pass again. Draws its order from ``begun``, the random state at its start."""
         with self._at_start_of_pass(begun):
             return self._open_iterator_at(data_pass, skip)
 
@@ -433,8 +423,6 @@ class PlainIterable:
         Args:
             skip: the number of batches of the pass that precede the position of the loaded state.
         """
-        # If the pass continues in its middle, torch draws seeds for workers a second time. This
-        # second draw must not change the generators, so it uses copies of the generators.
         loaders = [*self._inner_loaders().values()] if skip else []
         if loaders:
             with_workers = [each for each in loaders if each.num_workers]
@@ -523,24 +511,18 @@ class PlainIterable:
         return None
 
     def batches_after(self, samples: int) -> int | None:
-        """Returns how many batches of a pass come after its first ``samples`` samples.
-
-        None if not known.
-        """
+        """Returns how many batches of a pass come after ``samples`` samples; None if unknown."""
         return None
 
     def set_samples_before(self, position: FeedPosition, samples: int) -> None:
         """Sets how many samples of the pass come before ``position``.
 
-        If the batch size has changed since the save, this number does not follow from the number of
-        batches. Does nothing here.
+        The number of batches does not determine this number if the batch size has changed since the
+        save. Does nothing here.
         """
 
     def worker_states_at(self, position: FeedPosition) -> dict[str, Any] | None:
-        """Returns the states of the workers at a position.
-
-        None if there are no workers, or if the states are not known.
-        """
+        """Returns the states of the workers at a position; None without workers or if unknown."""
         return None
 
     def accepts_worker_states(self, state_dict: Mapping[str, Any] | None) -> bool:
@@ -561,9 +543,9 @@ class PlainIterable:
         """Returns the state of the sampler at a position; None if the state is not known.
 
         If workers prefetch, the sampler is ahead of the position. A resume then needs the state of
-        the sampler, and the elements that the sampler has yielded after the position. So if the
-        sampler has a state, a subclass records the elements (see ``recorded_order.py``). Such a
-        sampler is called the *recorded sampler*. Here no sampler is recorded.
+        the sampler, and the elements that the sampler has yielded after the position. A *recorded
+        sampler* is a sampler with a state whose elements a subclass records (see
+        ``recorded_order.py``). Here no sampler is recorded.
         """
         return None
 
@@ -583,8 +565,7 @@ class PlainIterable:
         Args:
             position: the position in the data.
             state_dict: a return value of ``order_state_at``; None if no state can be used.
-            ends: whether the pass ends at ``position``, because no batch is left. The sampler is
-                then iterated to its end.
+            ends: whether no batch of the pass is left. The sampler is then iterated to its end.
         """
 
     def order_state_differences(self, state_dict: Mapping[str, Any] | None) -> list[str]:
@@ -814,10 +795,7 @@ class TorchLoader(PlainIterable):
 
     @property
     def remedy(self) -> str:
-        """A hint to install torchdata; empty if torchdata would not make a resume exact.
-
-        torchdata helps if workers load a stream with a state.
-        """
+        """A hint to install torchdata, if workers load a stream with a usable state; else empty."""
         can_be_asked = self._is_stateful_stream and not _is_reseeded(self.base.dataset)
         return _TORCHDATA_HINT if can_be_asked and self.keeper is None else ""
 
@@ -886,10 +864,9 @@ class TorchLoader(PlainIterable):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores a state.
+        """Restores a state, and ends persistent workers, which have prefetched other batches.
 
-        Ends persistent workers, which have prefetched batches at another position. The workers of a
-        torchdata loader are not ended here: the loader ends them when it loads its own state.
+        A torchdata loader ends its workers itself when it loads its own state.
         """
         super().load_state_dict(state_dict)
         if self.base.persistent_workers and not self.draws_in_workers:
@@ -922,9 +899,7 @@ class TorchLoader(PlainIterable):
 
     def _begin_pass(self, data_pass: int, skip: int) -> Iterator[Any]:
         if self.base.persistent_workers and self._dataset_sets_epoch:
-            # Ends the workers. New workers get copies of the data set on which `set_epoch` was
-            # called.
-            self.base._iterator = None
+            self.base._iterator = None  # ends the workers
         # torch draws no new seed for persistent workers that are running.
         self._drew_seed = not self._has_persistent_workers
         return super()._begin_pass(data_pass, skip)
@@ -939,20 +914,19 @@ class TorchLoader(PlainIterable):
 
     @contextmanager
     def _matching_seed_draws(self, *, is_continued: bool = False) -> Iterator[None]:
-        """Makes the body draw as many seeds for workers from the generator as the saved run drew.
+        """Makes the body advance the loader's generator as the saved process did.
 
         When an iteration begins, torch draws a seed for its workers from the loader's generator. If
-        persistent workers are running already, torch draws no seed. So the present process may
-        differ from the saved process in two ways:
+        persistent workers are running already, torch draws no seed. The present process may differ
+        from the saved process in two ways:
 
         - The saved process drew a seed, but workers are running here: a draw is added.
         - The saved process had running workers, but new workers start here: their seed is drawn
           from a temporary generator.
 
         Args:
-            is_continued: whether the iteration continues a pass in its middle. The seed of the pass
-                was drawn when the pass began, so the new workers get a seed from a copy of the
-                generator.
+            is_continued: whether the iteration continues a pass in its middle. The generator then
+                stays unchanged: the seed was drawn when the pass began.
         """
         base = self.base
         forget_dead_workers(base)
@@ -1030,8 +1004,8 @@ class CustomLoader(TorchLoader):
     def _epoch_targets(self) -> list[Any]:
         """Returns the loader alone if the loader has a ``set_epoch``.
 
-        This ``set_epoch`` may call the ``set_epoch`` of the loader's parts, with a number that the
-        loader chooses. So the parts are left out here.
+        The parts of the loader are left out: the loader may call their ``set_epoch`` itself, with
+        another number.
         """
         return [self.loader] if hasattr(self.loader, "set_epoch") else super()._epoch_targets()
 
