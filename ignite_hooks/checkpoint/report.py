@@ -39,7 +39,7 @@ class ResumedPart:
     names: tuple[str, ...] = field(default=(), compare=False)
 
     def with_reason(self, level: str, reason: str) -> "ResumedPart":
-        """Returns the part with one more reason. The reason says why the part is not exact.
+        """Returns the part with one more reason why it is not exact.
 
         If the level of the part was "exact" before, it becomes ``level``. Any other level is kept.
         A reason that the part has already is not added.
@@ -133,8 +133,8 @@ def report_named_objects(
     Args:
         targets: the objects of this trainer that have a state, by name.
         states: the states in the checkpoint, by name.
-        what: a text that names the owner of the objects, for example "the trainer". The message is
-            "not in … any more", with this text in place of "…".
+        what: the owner of the objects in the message "not in … any more", for example "the
+            trainer".
 
     Returns:
         The report on the part; None if there are no objects and no states.

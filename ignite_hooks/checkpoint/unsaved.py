@@ -1,10 +1,10 @@
 """Finds values that change in a run and are in no ``state_dict``, such as a counter of a handler.
 
-No checkpoint can restore such values, so the report of a resume names them. The values are recorded
-at the start of the first run of a process, after the handlers of STARTED. Each save compares the
-present values with these initial values. A value that has not changed is not reported: the script
-that resumes creates the same value again. Objects of libraries are not compared, because their
-values are clocks, files and connections.
+No checkpoint can restore such values, so the report of a resume names them. The initial values are
+recorded when a process starts its first run, after the user's handlers of STARTED were called. Each
+save compares the present values with the initial values. A value that has not changed is not
+reported: the script that resumes creates the same value again. Objects of libraries, with few
+exceptions, are not compared: they hold clocks, files and connections, for example.
 
 A class may inherit its ``state_dict`` from a class of Ignite, for example a user's metric from
 Ignite's ``Accuracy``. An inherited ``state_dict`` has only the attributes that Ignite's class
@@ -161,16 +161,13 @@ UNKNOWN = "?"
 Such an iterator is always reported, because a change of its position cannot be noticed.
 """
 # Maps the path of an object to the digests of the values that the object stores, by name. For
-# example, {"MyHandler": {"count": ["3"]}}. A list has several digests if several values have the
-# same path and name.
+# example, {"MyHandler": {"count": ["3"]}}. If elements of a set share a path, the list has a digest
+# for each of them.
 Values = dict[str, dict[str, list[str]]]
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the digests of the initial values of each object that has a record.
-
-    Callers add the digests of objects that have no record yet.
-    """
+    """Returns the record of the initial values. Callers add the objects that are not in it yet."""
     initial: Values = engine_storage(trainer).setdefault("values_at_beginning", {})
     return initial
 
@@ -223,10 +220,7 @@ def _digests_beside_state(handler_objects: HandlerObjects) -> Values:
 
 
 def _changed_beside_state(trainer: TrainingEngine, handler_objects: HandlerObjects) -> list[str]:
-    """Returns the paths of the attributes beside the state that have changed.
-
-    The attributes of a metric that is reset before the next batch are left out.
-    """
+    """Returns the paths of the attributes beside the state that have changed."""
     initial, objects, changed = _initial_values(trainer), handler_objects.with_state, []
     for path, values in _digests_beside_state(handler_objects).items():
         before, name = initial.setdefault(path, values), path.removesuffix(_BESIDE)
@@ -236,11 +230,7 @@ def _changed_beside_state(trainer: TrainingEngine, handler_objects: HandlerObjec
 
 
 def _inherits_state(cls: type) -> bool:
-    """Returns whether objects of a class may have attributes beside the state.
-
-    The result is True if the class inherits its ``state_dict`` from Ignite, and may have more
-    attributes than this ``state_dict`` saves.
-    """
+    """Returns whether objects of a class may have attributes beside the state."""
     source = next((each for each in cls.__mro__ if "state_dict" in vars(each)), object)
     if source.__module__.partition(".")[0] != "ignite":
         return False
@@ -350,8 +340,7 @@ def _digestible_container(value: Any, budget: list[int], depth: int) -> Any:
     cls = type(value)
     if not is_library_code(cls):
         # A container of a user's class is not iterated, because an iteration could run any code.
-        # Only its length is compared. If the container has a `state_dict`, the checkpoint saves the
-        # container, and the length is not compared either.
+        # Its length is compared, unless the checkpoint saves the container.
         return cls.__qualname__, None if can_be_saved(value) else len(value)
     elements = list(value.items() if issubclass(cls, Mapping) else value)
     if len(elements) <= _MAX_NUMBERS and {*map(type, elements)} <= {bool, int, float, str}:

@@ -113,9 +113,9 @@ class CheckpointWriter:
 
         Args:
             trainer: the trainer.
-            uncertain: if the run failed after the step that is saved, the parts of the state that
-                the failed code may have changed. The dict maps the name of each part in the
-                ``ResumeReport``, for example "handlers", to the reason.
+            uncertain: the parts of the state that a failure of the run may have changed since the
+                step that is saved. The dict maps the name of each part in the ``ResumeReport``, for
+                example "handlers", to the reason.
 
         Raises:
             OSError: the checkpoint could not be written; all older ones are still there.
@@ -172,10 +172,9 @@ class CheckpointWriter:
     def _capture(self, state: TrainingState) -> dict[str, Content]:
         """Returns the contents of the files that this rank writes, by the names of the files.
 
-        With several ranks, the ranks first exchange digests: of their parameters, and of the states
-        of handlers and other objects. The digests show whether the parameters are the same on all
-        ranks, and which states differ from those of rank 0. Rank 0 writes all of its states, each
-        other rank only those that differ.
+        With several ranks, digests show whether the parameters are the same on all ranks, and which
+        states of handlers and other objects differ from those of rank 0. Rank 0 writes all of its
+        states, each other rank only those that differ.
         """
         files: dict[str, Content] = {}
         objects: dict[str, Any] = {}
@@ -285,11 +284,10 @@ class CheckpointWriter:
         self._store.commit(folder, manifest)
         self._last_saved, self._newest_known = Checkpoint(folder, manifest), number
         if self.ranks.size == 1:
-            # The checkpoint is complete. `_saved_at` and `_unannounced` are set now, so that the
-            # save is not repeated if anything below fails. With several ranks, the attributes are
-            # not set here, because this method runs on rank 0 alone, and after a failure all ranks
-            # must repeat the save together. So _write_and_commit() and _save() set the attributes
-            # later, on all ranks.
+            # The attributes are set now, because the complete checkpoint must not be saved again if
+            # anything below fails. With several ranks, this method runs on rank 0 alone, and all
+            # ranks must repeat a save together. So _write_and_commit() and _save() set the
+            # attributes later, on all ranks.
             self._saved_at, self._unannounced = self._saving_at, folder
         options = self._options
         try:
@@ -381,9 +379,8 @@ class CheckpointWriter:
     def check_newest(self) -> None:
         """Raises an error if another run has saved checkpoints since ``note_newest``.
 
-        These checkpoints were saved too late for the trainer to resume from them. The trainer would
-        start at an earlier step, and train again the steps that the other run has trained. All
-        ranks must call this method together.
+        The trainer has not resumed from these checkpoints, so it would train again the steps that
+        the other run has trained. All ranks must call this method together.
 
         Raises:
             RuntimeError: there are such checkpoints, and the trainer must start at the newest one.
@@ -393,9 +390,8 @@ class CheckpointWriter:
             directory, lineage = self._store.directory, self._lineage
             # The trainer must start at the newest checkpoint in two cases: it has waited for
             # another run, or it has resumed from this directory and has not trained after the
-            # resume. In all other cases it may start at an older checkpoint or from scratch,
-            # because its run is a new one. For example, the user may have given the older
-            # checkpoint by its name.
+            # resume. Otherwise its run is a new one, which may start from scratch or at an older
+            # checkpoint, for example one that the user has given by its name.
             must_be_newest = self.lock.has_waited or lineage.has_resumed_from(self._real_directory)
             known = self._newest_known
             is_newest = known is None or self._newest_number() <= known
@@ -434,9 +430,9 @@ class CheckpointWriter:
 class BackgroundWriter:
     """A thread that makes one call at a time. ``wait`` raises the exception of the call.
 
-    The interpreter does not exit before a call in progress has returned. When the main thread has
-    ended, a run in another thread may still have checkpoints to write. So the class does not use a
-    ``ThreadPoolExecutor``, which accepts no calls at that time.
+    The interpreter does not exit before a call in progress has returned. The class does not use a
+    ``ThreadPoolExecutor``, because that accepts no calls after the main thread has ended. A run in
+    another thread may still have checkpoints to write then.
     """
 
     def __init__(self) -> None:

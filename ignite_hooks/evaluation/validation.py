@@ -90,8 +90,8 @@ class Validation(ValidationSchedule, Scheduled):
     loader switches gradient accumulation off, ``model.train()`` after the evaluation puts frozen
     submodules into training mode, and every random number that the evaluation draws shifts the
     random numbers of training. ``Validation`` restores gradient accumulation, data order, random
-    generators and each submodule's mode. Everything is also restored if the evaluation fails or is
-    broken off, and if handlers of the VALIDATION events draw random numbers.
+    generators and each submodule's mode, even if the evaluation fails or is broken off. Handlers of
+    the VALIDATION events may draw random numbers without shifting those of training.
 
     The evaluation runs in eval mode and without gradients. Code that needs gradients can enable
     them with ``torch.enable_grad()``. These models are put into eval mode: the models of the
@@ -120,8 +120,7 @@ class Validation(ValidationSchedule, Scheduled):
     begins with the end of this epoch. The handlers of VALIDATION_STARTED and of the evaluators are
     called again.
 
-    In these cases the stop is delayed, because the evaluation cannot be broken off or could not be
-    repeated later:
+    In these cases the stop is delayed, because the evaluation could not be broken off and repeated:
 
     - A callable is running. If an evaluator is to run after the callable, the validation is broken
       off before this evaluator.
@@ -204,15 +203,13 @@ class Validation(ValidationSchedule, Scheduled):
         scheduled = _scheduled_validations(attachment.engine)
         scheduled.validations.append(self)
         attachment.on_removal(lambda: scheduled.remove(self))
-        # A checkpoint saves whether this Validation is due. If it is due, the resumed run makes it
-        # due again.
+        # If a checkpoint is saved while this Validation is due, the resumed run makes it due again.
         is_due, make_due = scheduled.due_on_resume(self)
         attachment.on_removal(add_due_entry(attachment.engine, "validations", is_due, make_due))
-        # Each method of `scheduled` acts for all Validations of the engine. But each Validation
-        # attaches the methods once more, so that they stay attached as long as any Validation is
-        # attached. At an event, the first call of a method does all the work, and further calls do
-        # nothing. The argument `turn` sets the place of a handler among the handlers that a trainer
-        # calls at an event.
+        # Each method of `scheduled` acts for all Validations of the engine. Every Validation
+        # attaches the methods, so that they stay attached until the last Validation is removed. The
+        # first call of a method at an event does the work, further calls do nothing. `turn` is the
+        # place of a handler among the handlers of its event.
         attachment.during_run(scheduled.run_scope)
         attachment.on(Events.STARTED, scheduled.validate_at_start, turn=Turn.LATE_VALIDATION)
         self.on_steps(attachment, scheduled.after_step, is_note=True)
@@ -243,7 +240,7 @@ class _ScheduledValidations:
         self._last_iterations: dict[Validation, int] = {}
 
     def remove(self, validation: Validation) -> None:
-        """Removes one attachment of ``validation``. A validation without attachments is not due."""
+        """Removes one attachment of ``validation``."""
         self.validations.remove(validation)
         # The same handler may be attached twice, and stays due until both attachments are removed.
         if validation not in self.validations:
@@ -251,19 +248,17 @@ class _ScheduledValidations:
 
     @contextmanager
     def run_scope(self, engine: Engine) -> Iterator[None]:
-        """Forgets the iterations at which earlier runs have validated, if the body is a new run."""
-        # The body is not a new run in two cases: an interrupted run continues, or a Validation was
-        # attached within a run that is running already.
+        """Forgets at the start of a new run at which iterations earlier runs have validated."""
+        # No new run starts if an interrupted run continues, or if this scope is entered because a
+        # Validation is attached within a run.
         if not (is_interrupted(engine) or is_running(engine)):
             self._last_iterations = {}
         yield
 
     def validate_at_start(self, engine: Engine) -> None:
         """Validates before the first epoch. On a trainer this is the last handler of STARTED."""
-        # If `is_broken_off` is true, a stop broke off a validation of the previous run. The
-        # trainer's loop repeats this validation after STARTED. At STARTED it is too early, because
-        # the validation uses the random generators. A run that resumes from a checkpoint has not
-        # restored them yet.
+        # The trainer's loop repeats a validation that was broken off, but only after STARTED: a
+        # resumed run must restore its random generators first.
         if is_trainer(engine) and engine.is_broken_off:
             return
         is_ending = engine.is_ending if is_trainer(engine) else engine.should_terminate
@@ -281,10 +276,7 @@ class _ScheduledValidations:
                 self.run_due()
 
     def after_step(self, engine: Engine) -> None:
-        """Runs the validations that are due by step.
-
-        A trainer runs them later, after all other callbacks that are due by step.
-        """
+        """Runs the validations that are due by step. A trainer defers them."""
         # An engine without an OptimizerStep counts iterations.
         counts = (step.steps for step in attached_handlers(engine, OptimizerStep))
         steps = next(counts, engine.state.iteration)
@@ -317,8 +309,7 @@ class _ScheduledValidations:
                 run at this iteration is ignored.
         """
         iteration = engine.state.iteration
-        # If the Validations in `self._due` became due at another iteration, the run that made them
-        # due was not continued. So they are forgotten.
+        # Validations that became due at another iteration belong to a run that was not continued.
         if self._due_iteration != iteration:
             self._due, self._due_iteration = [], iteration
         due = [*self._due, *(each for each in due if self._last_iterations.get(each) != iteration)]
@@ -367,11 +358,7 @@ class _ScheduledValidations:
     def due_on_resume(
         self, validation: Validation
     ) -> tuple[Callable[[], bool], Callable[[], None]]:
-        """Returns two functions: one for saving a checkpoint, one for resuming from it.
-
-        The first function returns whether ``validation`` is due. The second function makes
-        ``validation`` due.
-        """
+        """Returns ``is_due`` and ``make_due`` of ``validation``, for ``add_due_entry``."""
 
         def is_due() -> bool:
             engine = self._engine()
@@ -410,9 +397,8 @@ def _validate(
     Args:
         engine: the engine.
         validations: the Validations to run as one.
-        due: the list of due Validations; None if there is no such list. This function empties the
-            list when the validation is over. If the validation raises an exception, because it
-            fails or is broken off, the list is not emptied.
+        due: the list of due Validations; None if there is no such list. The list is emptied, unless
+            the validation fails or is broken off.
         stop_check: checks whether to break the validation off.
 
     Raises:
@@ -448,10 +434,9 @@ def _validate(
                 # The exception is raised again below, when the contexts on `on_validation` have
                 # been left. So these contexts see no exception.
                 is_broken_off = True
-                # `restore` restores the evaluators and their loaders, and may end the persistent
-                # workers of a loader. If an evaluator has the same loader as training, the workers
-                # of training must not end. So `restore` is called within the scope
-                # `_data_and_generators_restored`, which detaches these workers from the loader.
+                # `restore` may end the persistent workers of a loader. An evaluator may have the
+                # same loader as training. The scope `_data_and_generators_restored` has detached
+                # the workers of training from this loader, so they are not ended.
                 restore()
             else:
                 _write_results(engine, results)
@@ -548,10 +533,7 @@ def _models_in_eval_mode(engine: Engine, validations: Sequence[Validation]) -> I
 
 
 def _accelerator_of(engine: Engine, validations: Sequence[Validation]) -> Accelerator | None:
-    """Returns the accelerator of the engine, of its OptimizerStep or of an evaluator.
-
-    The first accelerator in this order is returned; None if there is no accelerator.
-    """
+    """Returns the first accelerator of engine, OptimizerStep and evaluators; None without any."""
     owners = [engine, *attached_handlers(engine, OptimizerStep), *_evaluators(validations)]
     accelerators = (getattr(owner, "accelerator", None) for owner in owners)
     return next((each for each in accelerators if isinstance(each, Accelerator)), None)
