@@ -175,8 +175,7 @@ def _call_problems(
         extra = args[len(by_position)]
         by_keyword = [p.name for p in parameters.values() if p not in by_position]
         takes = " and ".join(f"`{p.name}`" for p in by_position) or "no argument"
-        # If some arguments may be positional, the message says "got also", because the extra
-        # argument follows them.
+        # "got also", because the extra argument follows arguments that may be positional.
         more = "also " if by_position else ""
         remedy = f"write {by_keyword[0]}={short_repr(extra)}" if by_keyword else "remove it"
         yield f"`{name}` takes {takes} by position, got {more}{short_repr(extra)}: {remedy}"

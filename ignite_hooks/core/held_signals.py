@@ -45,8 +45,8 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
     Attributes:
         is_holding: whether signals are held back now. The user of this object sets it to True;
             ``release`` sets it to False.
-        must_wrap_handlers: whether handlers may have been installed since the last call of
-            ``wrap_handlers``, so that it must be called again. The user of this object sets it to
+        must_wrap_handlers: whether ``wrap_handlers`` must be called again, because a handler may
+            have been installed since its last call. The user of this object sets the attribute to
             True; ``wrap_handlers`` sets it to False.
         was_interrupted: whether the handler of a second SIGINT has raised an exception while
             signals were held back, so that the step may be half done. The user of this object
@@ -99,8 +99,8 @@ class HeldSignals(AbstractContextManager["HeldSignals", None]):
 class _HoldingHandler:
     """A wrapper around a signal handler (the *original handler*).
 
-    Usually the wrapper calls the original handler at once. While signals are held back, the wrapper
-    only notes the signal in ``HeldSignals.pending``.
+    Usually the wrapper calls the original handler. While signals are held back, the wrapper only
+    notes the signal in ``HeldSignals.pending``.
     """
 
     def __init__(self, signals: HeldSignals, original: Any) -> None:

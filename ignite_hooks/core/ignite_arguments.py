@@ -17,8 +17,8 @@ __all__ = ["check_data_is_not_a_device", "explain_ignite_arguments"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Maps each argument that only Ignite's factories have to the end of an error message. The end says
-# what to write instead of the argument.
+# Maps each argument that only Ignite's factories have to the end of an error message, which says
+# what to write instead.
 _REMEDIES = {
     "device": "the accelerator has the device, a GPU if there is one: pass "
     "accelerator=Accelerator(), or Accelerator(cpu=True) for the CPU",

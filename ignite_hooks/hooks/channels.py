@@ -167,17 +167,15 @@ class _ValidationChannel(_Channel):
         return error is not None
 
     def _is_stopped_by_context(self, error: BaseException, depth: int) -> bool:
-        """Closes open contexts until one ends the failure; returns whether one has ended it.
+        """Closes contexts of the channel until one ends the failure; returns whether one did.
 
-        If no context ends the failure, all contexts of the channel are closed. A context ends the
-        failure if it catches the failure, calls ``terminate()`` and
-        raises no exception itself.
+        A context ends the failure if it catches the failure, calls ``terminate()`` and raises no
+        exception itself.
         """
         engine: Any = self._engine()
         scopes = self._scopes
-        # Other code may have set `later_failure` and `should_terminate` already. The loop must see
-        # only what the contexts of this channel set. So both are cleared here, and the earlier
-        # values are restored below.
+        # Other code may have set `later_failure` and `should_terminate` already. Both are cleared
+        # for the loop below, which must see only what the contexts of this channel set.
         later, scopes.later_failure = scopes.later_failure, None
         requested, engine.should_terminate = engine.should_terminate, False
         stop = False

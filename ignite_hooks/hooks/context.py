@@ -187,11 +187,10 @@ class HookScope(AbstractContextManager[None, bool]):
 
     @property
     def has_effect_on_exit(self) -> bool:
-        """True if code after the open context's ``yield`` may change more than local variables.
+        """True if the open context may change more than local variables when it is left.
 
-        The bytecode of the generator shows what follows the ``yield``. If the context is a function
-        that returns a context manager, this object has made a generator that enters the context
-        manager, yields, and leaves it. Leaving it calls a function, so the value is always True.
+        The bytecode of the generator shows what follows the ``yield``. The value is always True for
+        a function that returns a context manager, because leaving it calls ``__exit__``.
         """
         if isinstance(self.context, HookContext):
             return self.context.after is not None

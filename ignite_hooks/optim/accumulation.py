@@ -16,11 +16,11 @@ class Accumulation:
     """The number of batches in a full window.
 
     A window is the batches whose gradients are accumulated for one optimizer step. Accelerate keeps
-    this number in a dict of settings, ``GradientState.plugin_kwargs``. All accelerators of the
-    process share the dict. ``Accelerator(gradient_accumulation_steps=8)`` replaces the dict, while
-    ``accelerator.gradient_accumulation_steps = 8`` changes the number in the dict. So a new dict
-    means that an accelerator was created, and a new number in the same dict means that the user has
-    set the number.
+    the number of batches in a dict of settings, ``GradientState.plugin_kwargs``, which all
+    accelerators of the process share. ``Accelerator(gradient_accumulation_steps=8)`` replaces the
+    dict. ``accelerator.gradient_accumulation_steps = 8`` changes the number in the dict. So a new
+    dict means that an accelerator was created, and a new number in the same dict means that the
+    user has set the number.
 
     Args:
         gradient_state: Accelerate's ``GradientState``, which holds the settings.

@@ -114,9 +114,9 @@ class StopRequest(NamedTuple):
 class RunRequests:
     """The requests of this rank, and the active requests, which are those that the loop obeys.
 
-    With one process each request is active at once. With several processes a request becomes active
-    when all ranks know of the request (``processes/decisions.py``). The loop obeys an active
-    request when it next looks for requests.
+    With one process each request is active immediately. With several processes a request becomes
+    active when all ranks know of it (``processes/decisions.py``). The loop obeys an active request
+    when it next looks for requests.
 
     Args:
         is_single_process: whether there is one process only.
@@ -133,8 +133,7 @@ class RunRequests:
     def __init__(self, *, is_single_process: bool) -> None:
         self.requested_flags: dict[str, Any] = {}
         self.requested_stops: list[StopRequest] = []
-        # With one process, requested and active are the same objects, so that each request is
-        # active at once.
+        # With one process, requested and active are the same objects.
         self.active_flags: dict[str, Any] = self.requested_flags if is_single_process else {}
         self.active_stops: list[StopRequest] = self.requested_stops if is_single_process else []
 
@@ -191,12 +190,11 @@ class RunRequests:
 
         Returns:
             A pair. The first part maps the names of flags to their values. The second part is the
-            request to end the run, which has default values if only other flags were set.
+            request to end the run, or a default ``StopRequest()`` if there is none.
         """
-        # The value ``AT_LIMIT`` is not shared, because all ranks reach a limit together. A flag
-        # that is active already is not shared either, because all ranks know of an active flag. But
-        # if its active value is ``AT_LIMIT``, and this rank has set another value, only this rank
-        # knows of the other value, so the other value is shared.
+        # ``AT_LIMIT`` and active flags are not shared, because all ranks know of them. But if this
+        # rank has replaced an active ``AT_LIMIT`` by another value, only this rank knows of the
+        # other value.
         flags = {
             flag: value
             for flag, value in self.requested_flags.items()
