@@ -104,10 +104,7 @@ class Objects(Content):
     may_pickle: bool = False
 
     def __post_init__(self) -> None:
-        """Checks that a resume can load the data without pickle.
-
-        If ``_is_plain`` cannot tell, the data is written to a file in memory and loaded from there.
-        """
+        """Checks that a resume can load the data without pickle."""
         if self.may_pickle or _is_plain(self.content):
             return
         file = io.BytesIO()
@@ -144,9 +141,8 @@ class Objects(Content):
 
     def copied(self) -> "Objects":
         """Returns a copy in the host's memory."""
-        # `_map_tensors` copies only containers and tensors. If `may_pickle` is True, the content
-        # can hold other objects. Training can change these objects, so `deepcopy` copies the whole
-        # content first.
+        # With may_pickle=True, the content can hold objects of any type, and `_map_tensors` copies
+        # only containers and tensors.
         content = copy.deepcopy(self.content) if self.may_pickle else self.content
         content = _map_tensors(_copy_on_cpu, content)
         # With may_pickle=True, the copy is not checked a second time.

@@ -1,9 +1,9 @@
 """Loads the files of a checkpoint into a trainer: all of them, or none.
 
-``LoadedState`` reads or opens all files when it is created, and compares them with the trainer
-before it changes the trainer. From then on, loading does not need the folder of the checkpoint any
-more: another process may remove the folder. A sharded model, which is split over processes, is an
-exception, because Accelerate reads the files of the model during loading.
+``LoadedState`` reads or opens all files when it is created, so another process may then remove the
+folder of the checkpoint. Only a sharded model, which is split over processes, needs the folder
+until it is loaded, because Accelerate reads its files. All files are compared with the trainer
+before the trainer is changed.
 
 An object may refuse its state, which means that its ``load_state_dict`` raises an error. So the
 objects that are not modules are loaded first, within ``rolled_back_on_failure``: if one of them
@@ -118,8 +118,7 @@ class LoadedState:
         self._report_parts: dict[str, ResumedPart | None] = {}
         # Maps the name of a handler to the reason why its state was not restored completely.
         self._unrestored: dict[str, str] = {}
-        # The settings that `apply` has loaded into the optimizer's groups. `complete` loads these
-        # settings once more.
+        # The settings that `apply` loads into the optimizer's groups, and `complete` once more.
         self._group_settings: list[dict[str, Any]] = []
         # Maps the current name of a parameter to its saved name, if the two names differ.
         self._saved_names: dict[str, str] = {}
@@ -158,9 +157,7 @@ class LoadedState:
         saved_settings = self._trainer_content.get("settings")
         self._changed_settings = ChangedSettings(self._trainer, saved_settings, override)
         self._is_scheduler_overridden = "scheduler" in override
-        # `complete` is called after the handlers of STARTED, and perhaps once more after those of
-        # EPOCH_STARTED. These handlers may have changed the learning rates. Each call takes the
-        # last event off this list, and so knows which handlers were called.
+        # The events after which `complete` is called. Each call removes the last event.
         self._rate_events = ["EPOCH_STARTED", "STARTED"]
         # `trainer.pt` holds the states of rank 0. The file of another rank holds only those states
         # that differ from the states of rank 0.
@@ -178,10 +175,9 @@ class LoadedState:
                 return
             if state_dict is not None:
                 self._module_states[name] = state_dict
-        # On a CPU, `apply` reads the optimizer's state only after it has freed the saved values of
-        # the model, which keeps the peak of memory low. By that time another process may have
-        # removed the folder. An open file stays readable, so the file is opened now. This is the
-        # last step here, so that an error above leaves no file open.
+        # On a CPU, `apply` reads the optimizer's state late, to keep the peak of memory low. The
+        # file is opened now, because the folder may be removed before that. It is opened last, so
+        # that an error above leaves no file open.
         if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
             self._optimizer_file = open_regular(self.folder / OPTIMIZER)
 
@@ -191,9 +187,7 @@ class LoadedState:
             self._optimizer_file.close()
 
     def _problems_of_structure(self, own_file: str) -> Iterator[str]:
-        """Yields the errors in the files that all methods rely on.
-
-        The attribute ``problems`` lists these errors.
+        """Yields the errors for the attribute ``problems``.
 
         Args:
             own_file: the name of the file of this process.
@@ -219,10 +213,8 @@ class LoadedState:
     def state_problems(self) -> Iterator[str]:
         """Yields the errors in the saved states of model, optimizer, scheduler and gradient scaler.
 
-        Call this method only after ``differences`` has returned an empty list. Then the saved and
-        the current optimizer have the same class, and the checks rely on this. The saved and the
-        current scheduler have the same class, too, unless one of them is missing or ``override``
-        names the scheduler.
+        Call this method only after ``differences`` has returned an empty list. The checks assume
+        that the saved objects have the same classes as the current ones.
         """
         trainer = self._trainer
         current, saved = self._state.class_names(), self._trainer_content["kinds"]
@@ -284,7 +276,6 @@ class LoadedState:
                 and saved_class != current_class
                 and not is_overridden
             ):
-                # Only the scheduler can be overridden, so only its text ends with a hint.
                 hint = '; override=("scheduler",) takes the new one' if part == "scheduler" else ""
                 found.append(f"the {part} was {saved_class}, and is now {current_class}{hint}")
         for name in self._module_states.keys() - self._state.whole_modules.keys():
@@ -361,9 +352,7 @@ class LoadedState:
         yield from registered_objects(trainer.accelerator)
         small = [trainer.lr_scheduler, trainer.accelerator.scaler]
         # An optimizer with a state is not rolled back, because a copy of its state would take much
-        # memory. The rollback is not needed either. The optimizer is loaded last, so no other
-        # object can fail afterwards. If an optimizer of torch itself refuses its state, it has not
-        # changed anything yet.
+        # memory. It is loaded last, and if torch's optimizers refuse a state, they are unchanged.
         if not trainer.optimizer.state:
             small.append(trainer.optimizer)
         yield from (each for each in small if each is not None)
@@ -401,8 +390,7 @@ class LoadedState:
     def _apply_overrides(self) -> None:
         """Replaces the saved value of each setting in ``override`` by the script's value."""
         manifest = self._checkpoint.manifest
-        # The numbers of steps, epochs and validations before the checkpoint. A scheduler moves once
-        # after each step, each epoch or each validation.
+        # How often a scheduler has moved, if it moves after each step, epoch or validation.
         moves = {"step": manifest.step, "epoch": manifest.epoch}
         moves["validation"] = self._rank_content.get("validation", 0)
         files, modules = (OPTIMIZER, SCHEDULER), self._trainer_content["modules"]
@@ -431,15 +419,14 @@ class LoadedState:
         self._restore_rates()
         for name, module in self._state.whole_modules.items():
             flags = self._trainer_content["modules"][name]["flags"]
-            # The flags say which parameters are frozen and which modules are in eval mode. In
-            # `flags["eval"]`, the empty name stands for the module itself. If the checkpoint was
-            # saved between two runs, the module may still have been in eval mode after an
-            # evaluation. In this case the flags are not set, because the present run must train in
-            # train mode.
+            # The flags say which parameters are frozen and which modules are in eval mode. The name
+            # "" is the module itself. If the checkpoint was saved between two runs, an evaluation
+            # may have left the module in eval mode. This run trains, so the flags are not set.
             is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
             if not is_eval_between_runs:
                 set_flags(module, flags)
         self._report_data()
+        # Evaluators may have been attached since `apply`.
         self._report_parts["validation data"] = self._load_validation_data()
         self._report_parts["random generators"] = self._generators_part()
         return self._report()
@@ -456,9 +443,7 @@ class LoadedState:
         """Returns a report that says for each part of the state how exactly it was restored."""
         self._report_parts["settings"] = self._changed_settings.part()
         known = {name: part for name, part in self._report_parts.items() if part is not None}
-        # Each pair has a level, and a mapping from the name of a part to the reason why the part
-        # may not be exact. Three mappings come from the checkpoint, and the last one comes from the
-        # present trainer.
+        # Each mapping has the names of parts, and the reasons why these parts may not be exact.
         doubts = [
             ("approximate", self._trainer_content.get("uncertain", {})),
             ("unknown", self._trainer_content.get("unknown", {})),
@@ -477,10 +462,8 @@ class LoadedState:
             A dict that maps each section to a dict of its objects by name.
         """
         trainer, also = self._trainer, self._state.also
-        # An object in `also` can be a handler, too. If the checkpoint has the state of this object
-        # in the section "also", the object is left out of the section "handlers". Otherwise the
-        # object is in both sections. For example, if the script had not yet given the object in
-        # `also` at the time of the save, the checkpoint has its state in the section "handlers".
+        # An object in `also` can be a handler, too. It is left out of "handlers" only if its state
+        # was saved in "also". (The script may have given it in `also` only after the save.)
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {
@@ -533,11 +516,9 @@ class LoadedState:
     def _load_user_state(self, keys: Collection[str] | None = None) -> None:
         """Sets the saved attributes of ``trainer.state``.
 
-        ``apply`` sets only the attributes that ``trainer.state_dict_user_keys`` names. ``complete``
-        sets all saved attributes, also those that Ignite's handlers have added to the state.
-        ``apply`` must not set these attributes. A handler of Ignite that is attached after
-        ``apply`` adds its attribute to the state, and raises an error if the state has the
-        attribute already.
+        ``apply`` leaves out the attributes of Ignite's handlers, ``complete`` sets all attributes.
+        A handler of Ignite may be attached after ``apply``, and raises an error if the state has
+        its attribute already.
 
         Args:
             keys: the names of the attributes to set; None for all saved attributes.
@@ -561,9 +542,6 @@ class LoadedState:
 
     def _load_validation_data(self) -> ResumedPart | None:
         """Moves the data of evaluators to their saved positions.
-
-        Both ``apply`` and ``complete`` call this method, because an evaluator may be attached after
-        ``apply`` and before ``complete``.
 
         Returns:
             The part of the report about these data; None if the trainer has no evaluators.
@@ -672,7 +650,7 @@ def _load_state(target: Any, state: Any, path: str, class_name: str | None = Non
 
 @contextmanager
 def rolled_back_on_failure(objects: Iterable[Any], state: Any) -> Iterator[None]:
-    """If the body raises an error, undoes what the body has loaded.
+    """Undoes what the body has loaded if the body raises an error.
 
     Args:
         objects: objects with ``state_dict`` and ``load_state_dict``. After an error, each object

@@ -104,8 +104,8 @@ class RemoteSource(Source):
         """Returns the URL of the checkpoint's folder."""
         if candidate.name == self._root:
             return self._url
-        # A URL may be a chain of links, such as zip://path::s3://bucket/file. A link such as
-        # "simplecache" has no path. The first link with a path leads to the folder of checkpoints.
+        # In a chain such as simplecache::zip://path::s3://bucket/file, the first link with a path
+        # leads to the folder of checkpoints.
         links = self._url.split("::")
         index = next(number for number, link in enumerate(links) if "://" in link)
         links[index] = f"{links[index].rstrip('/')}/{PurePosixPath(candidate.name).name}"
@@ -123,11 +123,7 @@ class RemoteSource(Source):
         return CheckpointCandidate(candidate.name, manifest).key == candidate.key
 
     def _list_once(self) -> Listing:
-        """Lists the source once.
-
-        If another process saves checkpoints to the source meanwhile, the listing may be
-        inconsistent. So ``list_until_stable`` calls this method several times.
-        """
+        """Lists the source once. Another process may save meanwhile, so the list may be wrong."""
         root = self._root
         self._fs.invalidate_cache()  # fsspec caches the listings of directories
         root_candidate = self._read_candidate(root)
@@ -144,10 +140,9 @@ class RemoteSource(Source):
                 unfinished[name] = "no manifest"
             else:
                 damaged[name] = "its manifest is damaged"
-        # If `root_candidate` is bytes, the source itself has a manifest.json that is not a valid
-        # manifest. The source counts as a directory of checkpoints if it has checkpoints in it, or
-        # if another program has written the manifest.json. Otherwise the source counts as a damaged
-        # checkpoint.
+        # If `root_candidate` is bytes, the source itself has an invalid manifest.json. The source
+        # counts as a damaged checkpoint, unless it has checkpoints in it, or another program has
+        # written the manifest.json.
         if isinstance(root_candidate, bytes) and not (
             found or damaged or unfinished or is_unrelated_json(root_candidate)
         ):
@@ -178,9 +173,8 @@ class RemoteSource(Source):
             name: the path of the folder.
 
         Returns:
-            The checkpoint, if the manifest is valid. The bytes of the manifest, if it is damaged;
-            no bytes (``b""``) if it is too long or not a regular file. None, if the folder has no
-            manifest.
+            The checkpoint, or None if the folder has no manifest. If the manifest is damaged, its
+            bytes, or ``b""`` if it is too long or not a regular file.
         """
         text = b""
         try:
@@ -286,10 +280,7 @@ def _is_absent(error: BaseException | None) -> bool:
 
 
 def _http_status(error: BaseException | None) -> object:
-    """Returns the HTTP status that an error holds; None if it holds no status.
-
-    Libraries store the status in different attributes.
-    """
+    """Returns the HTTP status that an error holds; None if it holds no status."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("status", "status_code", "code"):
             if isinstance(status := getattr(holder, name, None), int):

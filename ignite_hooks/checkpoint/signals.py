@@ -33,7 +33,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     A process may get several signals for one request to stop: a job scheduler signals every
     process, and a launcher such as ``torchrun`` forwards the signal that it has received. Signals
     within ``grace_seconds`` of the first signal are part of the same request. A later signal, or
-    any signal after ``mark_complete()``, calls the signal handler that was set before the scope.
+    any signal after ``mark_complete()``, calls the previous handler, set before the scope.
 
     Signals are noted only if the scope is entered in the main thread, because Python sets and calls
     signal handlers in the main thread only. A handler that was set by C code cannot be restored
@@ -78,8 +78,7 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     def noted(self) -> Iterator[None]:
         """Notes signals in the body, and restores the signal handlers after the body.
 
-        Ctrl-C can arrive while the handlers are being restored. In this case ``undo_on_exit``
-        restores them again at the end of the run.
+        If Ctrl-C interrupts the restoring, ``undo_on_exit`` repeats it at the end of the run.
         """
         scope = object()
         with undo_on_exit(lambda: self._leave(scope), out_of_order=True):
@@ -112,18 +111,14 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
         self.received = None
 
     def mark_complete(self) -> None:
-        """Notes that the save is complete, so that a further signal calls the previous handler.
-
-        The previous handler is the signal handler that was set before the scope.
-        """
+        """Notes that the save is complete, so that a further signal calls the previous handler."""
         self._grace_ends_at = -math.inf
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous, _ = self._replaced.get(number, (None, None))
         if self.received is None:
-            # The end of the grace period is set first, because a second signal may arrive between
-            # these two lines. If `received` were set first, the second signal would be compared
-            # with the end of an earlier grace period, and count as a new request.
+            # `received` is set last, so that a signal between these two lines is not compared with
+            # the end of an earlier grace period.
             self._grace_ends_at = self._clock() + self._grace_seconds
             self.received = self._names[number]
             if hasattr(signal, "SIGCHLD"):
@@ -144,10 +139,9 @@ class StopSignals(AbstractContextManager["StopSignals", None]):
     def _silence_torch(self, number: int) -> None:
         """Keeps torch's handler of SIGCHLD from raising an error when a loader worker has died.
 
-        The stop signal may have ended the worker. Torch's handler would raise in whatever line the
-        main thread is executing, and so break off the run before it can save. No error is lost: the
-        loader also raises an error when it waits for a batch of the dead worker. ``triggers.py``
-        handles the loader's error.
+        The stop signal may have ended the worker, and torch's error would end the run before it
+        can save. The loader raises an error too, when it waits for a batch of the dead worker.
+        ``triggers.py`` handles the loader's error.
 
         Args:
             number: the number of SIGCHLD, which Windows does not have.

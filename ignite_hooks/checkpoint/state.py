@@ -1,4 +1,4 @@
-"""The second stage of a save, the capture, which makes contents of files from a trainer's state.
+"""Captures a trainer's state as the contents of files: the second stage of a save.
 
 ``writer.py`` has a table of all stages, and ``layout.py`` has the names of the files.
 
@@ -81,10 +81,9 @@ class TrainingState:
             model is written by ``torch.save``.
         trust_pickle: whether objects that were registered with the accelerator are saved. A resume
             has to unpickle these objects.
-        uncertain: the parts of the state that a failure of the run may have changed since the step
-            that is saved. Maps the name of a part in the ``ResumeReport``, for example "handlers",
-            to the reason. Empty if the run has not failed. Parts that may have unsaved state even
-            without a failure are in ``unknown_parts``.
+        uncertain: the parts of the state that may have changed since the saved step because the run
+            failed. Maps the name of a part in the ``ResumeReport``, for example "handlers", to the
+            reason. Empty if the run has not failed.
     """
 
     trainer: TrainingEngine
@@ -217,10 +216,9 @@ class TrainingState:
             objects: the result of ``objects()`` on this process.
             rank0_digests: the result of ``digests_of`` for the objects of rank 0. Only the other
                 ranks use it.
-            unknown: has a dict for each rank, in the order of the ranks. The keys are the names of
-                the parts that may have unsaved state on this rank, and the values are the reasons,
-                as in ``unknown_parts``. Only rank 0 uses this argument. The first dict is ignored,
-                because this method itself computes the parts of rank 0.
+            unknown: for each rank, in the order of the ranks, the parts that may have unsaved state
+                on this rank, with the reasons (as in ``unknown_parts``). Only rank 0 uses this
+                argument. The first dict is ignored, because the parts of rank 0 are computed here.
         """
         rank_content = self.trainer.position_state_dict()
         rank_content["evaluations"] = self.data_of_validations.state_dict()
@@ -228,8 +226,7 @@ class TrainingState:
         # process writes only its states that differ from those of rank 0.
         if rank != 0:
             rank_content["objects"] = _differing_states(objects, rank0_digests)
-        # If the content cannot be saved, the second argument of Objects completes the error message
-        # "the state of … must be made of tensors".
+        # The second argument completes the message "the state of … must be made of tensors".
         files: dict[str, Content] = {rank_file(rank): Objects(rank_content, "the data loader")}
         if rank != 0:
             return files
@@ -243,13 +240,11 @@ class TrainingState:
             "modules": {},
             "settings": settings_record(self.trainer).state_dict(self.trainer),
             "uncertain": dict(self.uncertain),
-            # The reasons of rank 0 are computed here, those of the other ranks are in `unknown`.
             "unknown": merge_reasons(
                 [{**rank_content["unknown"], **self.unknown_parts()}, *unknown[1:]]
             ),
-            # Tells a resume whether to restore eval mode. If a checkpoint is saved between two
-            # runs, the model may still be in eval mode from an evaluation. A resume does not
-            # restore this mode, because the resumed run trains.
+            # If this is False, a resume does not restore the eval mode of a module: an evaluation
+            # between two runs may have left the module in this mode.
             "in_run": is_running(self.trainer) or is_interrupted(self.trainer),
         }
         for name, module in self.whole_modules.items():
@@ -295,7 +290,6 @@ class TrainingState:
                 "same values as in the saved run"
             )
             unknown["model"] = reason
-        # A part can have several reasons, which are joined.
         for part, reason in unsaved_attributes(self.trainer).items():
             unknown[part] = f"{unknown[part]}; {reason}" if part in unknown else reason
         if reason := "; ".join(self.data_of_validations.doubts()):

@@ -177,9 +177,8 @@ def load_weights(
         strict: whether the module and the checkpoint must have the same names, as in torch's
             ``load_state_dict``.
         map_location: the device to which the saved tensors are moved before they are loaded, as in
-            ``torch.load``. Usually this device makes no difference, because loading copies the
-            values into the tensors of the module. The device matters if the module's own loading
-            code keeps the saved tensors themselves.
+            ``torch.load``. The device matters only if the module's own loading code keeps the
+            saved tensors. Usually loading copies their values into the tensors of the module.
         cache_dir: the folder for downloads from a URL. Only the necessary files are downloaded.
         verify: whether to compare the necessary files with their recorded checksums before loading
             them. Downloaded files are always compared.
@@ -264,8 +263,7 @@ def export_weights(
             f"{part!r} of {entry.path} must consist of tensors that safetensors can store, got "
             f"{join_first(kinds)}: load {part!r} with load_weights(), and save what you need of it"
         )
-    # The aliases are the other names of tied weights. safetensors' own `save_model` writes them to
-    # the metadata, too.
+    # The other names of tied weights are in the metadata, as with safetensors' own `save_model`.
     metadata = {"format": "pt", **_export_metadata(entry, reader.versions), **aliases}
     # The file is written to a temporary folder and then moved, so that `path` never has a half
     # written file. The folder is beside the target, because os.replace() works only within one file
@@ -273,8 +271,8 @@ def export_weights(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
         draft, mode_file = Path(folder) / target.name, Path(folder) / "mode"
         Tensors(kept, metadata).write(draft)
-        # safetensors creates files that only their owner may read. So the draft gets the usual mode
-        # of a new file, which is copied from an empty file.
+        # safetensors creates files that only their owner may read. So the usual mode is copied from
+        # a new, empty file.
         mode_file.touch()
         copy_file_mode(mode_file, [draft])
         sync(draft)
@@ -396,8 +394,7 @@ class CheckpointReader:
         self._is_remote = is_url(checked.source)
         self._can_fetch = cache_dir is not None or not self._is_remote
         # For a URL, source_at() requires a folder, even if nothing will be downloaded. If the user
-        # gave no `cache_dir`, source_at() gets os.devnull, a path in which nothing can be created.
-        # For a URL without `cache_dir`, read() raises an error before any download.
+        # gave no `cache_dir`, it gets os.devnull, and read() raises an error before any download.
         self._source: Source = source_at(checked.source, checked.cache_dir or os.devnull)
         self.versions: Mapping[str, str] = {}
         self._reported_problems: set[str] = set()
@@ -430,8 +427,7 @@ class CheckpointReader:
 
         Args:
             candidate: the checkpoint.
-            others: all checkpoints of the source, including ``candidate``. ``candidate`` is
-                compared with them to find out whether it is the best of its run.
+            others: all checkpoints of the source, to find the best one of each run.
         """
         manifest = candidate.manifest
         best = best_of_each_run(others).get(manifest.training)
@@ -451,13 +447,12 @@ class CheckpointReader:
     def read(self, which: Which, part: str, *, verify: bool) -> tuple[CheckpointEntry, FoundPart]:
         """Finds the checkpoint that ``which`` selects, and reads a part of it.
 
-        A run that saves to the source may remove the checkpoint while this method reads it. A read
-        error then does not mean that the checkpoint is damaged. So the method lists the source
-        again and reads the checkpoint that ``which`` selects now.
+        A run that saves to the source may remove the checkpoint while this method reads it. If so,
+        the method lists the source again, and reads the checkpoint that ``which`` then selects.
 
         Raises:
-            FileNotFoundError: the source has no checkpoint, or the same checkpoint was removed
-                during each of two attempts to read it.
+            FileNotFoundError: the source has no checkpoint, or two attempts to read the checkpoint
+                found that it was removed.
             ValueError: the checkpoint or the part does not exist or is damaged, or the source is a
                 URL and ``cache_dir`` was not given.
         """
@@ -482,16 +477,15 @@ class CheckpointReader:
                     raise
                 except (OSError, ValueError) as error:
                     if self._source.still_has(candidate):
-                        # With "last", a damaged checkpoint is skipped, and the next older one is
-                        # used. Any other value of `which` selects a single checkpoint, so there is
-                        # no other checkpoint to use.
+                        # With "last", the next older checkpoint is used instead of a damaged one.
+                        # Any other `which` selects a single checkpoint.
                         if which != "last" or not isinstance(error, _DamagedError):
                             raise
                         damaged[candidate.name] = str(error)
                         self._warn_of_skipped(str(error), 2)
                         continue
-                # The checkpoint was removed while it was read, so the source is listed again. If
-                # the same checkpoint is removed a second time, an error ends the loop.
+                # The checkpoint was removed while it was read, so the source is listed again, but
+                # only once for each checkpoint.
                 if candidate.key in removed:
                     raise FileNotFoundError(
                         f"{candidate.name} was removed while it was read: give another checkpoint, "
@@ -600,9 +594,8 @@ def _find_part(
     found = objects.get(kind) if kind in ("also", "handlers") else None
     for name in path:
         found = found.get(name) if isinstance(found, Mapping) else None
-    # The saved state of a module outside the trainer is a mapping. Its key "module" has the
-    # state_dict(), and its key "flags" says which parameters are frozen and which submodules are in
-    # eval mode.
+    # A module that does not belong to the trainer is saved as a mapping. "module" is its
+    # state_dict(), and "flags" has its frozen parameters and its submodules in eval mode.
     if isinstance(found, Mapping) and {"module", "flags"} <= found.keys():
         found = found["module"]
     if path and isinstance(found, Mapping):
@@ -623,15 +616,13 @@ def _with_module_names(
     """Returns a state without wrappers' prefixes in its names, if the names then fit a module.
 
     For example, ``torch.compile`` adds the prefix ``_orig_mod.``, and ``AveragedModel`` adds the
-    prefix ``module.``. The state is returned unchanged if it has all names of the module already,
-    or if it would lack some of them even without the prefixes.
+    prefix ``module.``.
 
     Args:
         module: the module.
         state: the state.
-        is_object: True if the state belongs to an object in ``also`` or to an object that a handler
-            holds; False for the state of one of the trainer's modules. The prefix ``module.`` is
-            removed only if this is True, because the trainer's modules are saved without it.
+        is_object: True for an object in ``also`` or an object that a handler holds, False for one
+            of the trainer's modules, which are saved without the prefix ``module.``.
     """
     names = PlainNames(module)
     module_names = names.plain_state(module.state_dict()).keys()
@@ -641,9 +632,9 @@ def _with_module_names(
     for name, value in state.items():
         plain[".".join(part for part in name.split(".") if part != "_orig_mod")] = value
     candidates = [plain]
-    # AveragedModel and DataParallel add "module." to the name of each parameter. Nested wrappers
-    # add it several times, so each pass of the loop removes one. Entries without the prefix, such
-    # as the counter of AveragedModel, belong to the wrapper and are left out.
+    # AveragedModel and DataParallel add "module." to the name of each parameter, nested wrappers
+    # several times. Entries without the prefix, such as the counter of AveragedModel, belong to the
+    # wrapper and are left out.
     while is_object and any(name.startswith("module.") for name in plain):
         start = "module."
         plain = {n.removeprefix(start): v for n, v in plain.items() if n.startswith(start)}
