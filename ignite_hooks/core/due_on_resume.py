@@ -61,7 +61,7 @@ def due_numbers(engine: AnyEngine) -> dict[str, list[int]]:
 
 
 def make_due(engine: AnyEngine, due: Mapping[str, Sequence[int]]) -> None:
-    """Makes work due on ``engine``: the work that was due when a checkpoint was saved.
+    """Makes due again the work that was due when a checkpoint was saved.
 
     Args:
         engine: the engine, which is built in the same way as the engine that was saved.

@@ -26,15 +26,13 @@ def lazy_names(
     def get(name: str) -> Any:
         if name not in modules:
             message = f"module {package!r} has no attribute {name!r}"
-            # For two kinds of names, nobody reads the message. Python itself and tools look up
-            # names with an underscore. An import statement looks up the name of a submodule with
-            # this function before it looks for the file of the submodule.
+            # Nobody reads the message for a name with an underscore, which Python and tools look
+            # up, or for a submodule, which an import statement looks up here before its file.
             if name.startswith("_") or find_spec(f"{package}.{name}") is not None:
                 raise AttributeError(message)
             message += f": {_remedy_for(name, modules)}"
-            # An import statement shows the message of an ImportError, but replaces the message of
-            # an AttributeError by its own, which has no remedy. If this function is called from
-            # `importlib._bootstrap`, the caller is an import statement.
+            # An import statement, which calls this function from `importlib._bootstrap`, shows the
+            # message of an ImportError, but not that of an AttributeError.
             if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
                 raise ImportError(message, name=package)
             raise AttributeError(message)

@@ -37,9 +37,9 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
     other scopes are still closed. The later exception gets the first one as its ``__context__``,
     and the first one gets a note about the later one.
 
-    A scope is put on the stack before it opens, and is removed after it has closed. So the scope is
-    closed wherever Ctrl-C arrives. But the stack may also close a scope that failed to open, or
-    close a scope twice. Scopes must allow this, as those of ``contextlib.contextmanager`` do.
+    A scope is on the stack from before it opens until after it has closed, so that it is closed
+    wherever Ctrl-C arrives. So the stack can also close a scope twice, or close a scope that failed
+    to open. Scopes must allow this, as those of ``contextlib.contextmanager`` do.
 
     Attributes:
         open: the scopes on the stack.
@@ -116,8 +116,8 @@ class ScopeStack(AbstractContextManager["ScopeStack", None]):
                 self._unwind_all(error)
                 raise
             if isinstance(error, GeneratorExit) and self.later_failure is not None:
-                # Python closes a generator by a GeneratorExit, and swallows this exception together
-                # with its notes. The later failure is raised instead, so that it is not lost.
+                # Python swallows the GeneratorExit that closes a generator, and its notes. So the
+                # later failure is raised instead.
                 raise self.later_failure
 
     def abandon(self) -> None:
@@ -156,9 +156,9 @@ def _note_later(error: BaseException, later: BaseException, scope: Scope) -> Non
 def _append_context(later: BaseException, first: BaseException) -> None:
     """Adds ``first`` to the chain of ``__context__`` exceptions of ``later``.
 
-    The two chains may end in the same exceptions. So the new chain begins with the exceptions that
-    are only in the chain of ``later``, and ends with the whole chain of ``first``. In any other
-    order the chain could get a cycle, and printing the exception would never end.
+    The two chains may end in the same exceptions. To avoid a cycle, which would make printing
+    endless, the new chain has the exceptions that are only in the chain of ``later``, followed by
+    the chain of ``first``.
     """
     contexts_of_first = _context_chain(first)
     only_of_later = [

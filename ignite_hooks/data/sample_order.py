@@ -4,14 +4,13 @@ An *order* is a sampler, a batch sampler or another iterable. Its *elements* are
 indices. To *enter* an order at a position means to make an iterator over the elements after this
 position. A *pass* is one iteration over the whole data.
 
-A sampler yields its indices one by one. So in general, an iterator must yield ``n`` indices to
-reach position ``n``. But each sampler of torch and Accelerate draws in one of three ways: with one
-call of ``randperm`` for all indices, with one call of ``randint`` for every 32 indices, or with one
-call of ``multinomial`` for all indices. This module makes the same draws. So it gets the same
-indices, and leaves the generator in the same state. It needs no more memory than an iteration from
-the start of the pass. Indices that a sampler draws 32 at a time are drawn here in a few large
-calls. This is possible because ``torch.randint`` gives the same numbers in one call as in many.
-``tests/data/test_sample_order.py`` fails if a sampler changes how it draws.
+In general, an iterator must yield ``n`` indices to reach position ``n``. But the samplers of torch
+and Accelerate draw all indices with one call of ``randperm`` or ``multinomial``, or every 32
+indices with one call of ``randint``. This module makes the same draws. So it gets the same indices,
+and leaves the generator in the same state. It needs no more memory than an iteration from the start
+of the pass. ``torch.randint`` gives the same numbers in one call as in many, so this module makes a
+few large calls instead of many small ones. ``tests/data/test_sample_order.py`` fails if a sampler
+changes how it draws.
 
 The module makes these draws only if the class of the sampler is exactly a class of torch or
 Accelerate, because a subclass may draw differently. Lists, tuples and ranges are entered by moving
@@ -55,7 +54,7 @@ __all__ = [
     "with_recorded_sampler",
 ]
 
-# Elements from the start of the order, and an iterator over the elements after the position.
+# The first elements of an order, and an iterator over the elements after the position.
 _HeadAndRest: TypeAlias = tuple[list[Any], Iterator[Any]]
 
 _BLOCK_SIZE = 32  # the number of indices that a RandomSampler with replacement draws in one call
@@ -71,9 +70,8 @@ _INDEXED_ITERATORS = tuple(type(iter(each)) for each in (list[int](), (0,), rang
 def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
     """Enters an order after its first ``start`` elements.
 
-    This function draws the random numbers of these first elements. So the generators must have the
-    states from the start of the pass. The random numbers of later elements are drawn lazily, as the
-    sampler draws them.
+    The random numbers of these first elements are drawn here, so the generators must have the
+    states from the start of the pass. The random numbers of later elements are drawn lazily.
 
     Args:
         order: a sampler, a batch sampler, or any iterable.
@@ -94,7 +92,7 @@ def enter_order(order: Any, start: int, head_size: int = 0) -> _HeadAndRest:
 
 
 def samples_per_batch(order: Any) -> int | None:
-    """Returns how many samples all processes take together when each takes one index batch.
+    """Returns the number of samples in one index batch of each process, summed over the processes.
 
     An index batch is a list of indices. Returns None for batch samplers of other classes than those
     of torch and Accelerate, because their batches may vary in size.
@@ -186,11 +184,10 @@ def _enter_with_head(
 ) -> tuple[bool, Iterator[Any]]:
     """Enters the elements that a shard divides over the processes.
 
-    A shard pads the last batches of a pass with the first samples that it has seen. These must be
-    the first samples of the pass, not the first ones after the position. So the result begins with
-    the first batches of the pass, one for each process, followed by the elements after the
-    position. On each process ``_take_share`` skips the first batch. If the shard pads nothing, or
-    if the first batches extend beyond the position, the result begins at the position.
+    A shard pads the last batches of a pass with the samples that it has read first, which must be
+    the samples from the start of the pass. So the result begins with the first batch of each
+    process, which ``_take_share`` skips, and continues after the position. If the shard pads
+    nothing, or if the first batches extend beyond the position, the first batches are left out.
 
     Args:
         shard: a ``BatchSamplerShard`` of Accelerate, which iterates over the batches of all
@@ -217,8 +214,7 @@ def _take_share(
         order: the shard.
         batches: the batches of all processes.
         begins_with_first_batches: whether ``batches`` begin with the first batch of each process.
-            If so, the shard reads these batches to pad the last batches of the pass with their
-            samples, and the result begins after them.
+            If so, the shard reads them for the padding, and the result begins after them.
     """
     shard = copy.copy(order)
     shard.batch_sampler = batches
@@ -257,8 +253,7 @@ def batches_after(order: Any, samples: int) -> int:
     if whole is order:
         return len(left)
     if order.split_batches and not order.even_batches and not order.drop_last:
-        # The len() of the shard would be wrong here. It counts the last batch even if this process
-        # has no part of this batch.
+        # The len() of the shard counts the last batch even if this process has no part of it.
         part: int = whole.batch_size // order.num_processes
         has_part: bool = count % whole.batch_size > part * order.process_index
         return count // int(whole.batch_size) + has_part
@@ -305,10 +300,9 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
         sequence = iterator.__reduce__()[1][0]
         iterator.__setstate__(start)
         return list(sequence[:head_size]), iterator
-    # The global generators are in the state of the start of the pass. So a sampler that draws its
-    # whole order when it yields the first element draws the same order again. To avoid a warning
-    # about such a sampler, the states of the global generators are noted only after the first
-    # element was taken. (At position 0 no element is taken.)
+    # The global generators are in the state of the start of the pass, so a sampler that draws its
+    # whole order with the first element gets the same order again. This needs no warning, so the
+    # states of the generators are captured after the first element.
     before = list(islice(iterator, max(head_size, min(start, 1))))
     begun = RandomState.capture()
     deque(islice(iterator, start - len(before)), maxlen=0)
@@ -324,10 +318,7 @@ def _enter_by_iterating(order: Iterable[Any], start: int, head_size: int) -> _He
 
 
 def _enter_recorded(order: RecordedOrder, start: int, head_size: int) -> _HeadAndRest:
-    """Enters a recorded order by its record, or by iterating the order if a pass is just starting.
-
-    At the start of a pass, there is no record of the pass yet.
-    """
+    """Enters a recorded order: by its record, or by iterating if a pass begins without a record."""
     if order.is_beginning:
         return _enter_by_iterating(order, start, head_size)
     return order.head(head_size), order.rest(start)
@@ -356,9 +347,9 @@ def _enter_random(sampler: RandomSampler, start: int, head_size: int) -> _HeadAn
         draw, block, at_once = with_replacement, _BLOCK_SIZE, _MAX_REDRAWN_AT_ONCE
     else:
         draw, block, at_once = without_replacement, population, population
-    # A block is the indices that the sampler draws in one call. All blocks before the position are
-    # drawn, because the draws move the generator. The full blocks before the position are drawn in
-    # large calls, and the other blocks as the sampler draws them.
+    # A block is the indices that the sampler draws in one call. The full blocks before the position
+    # are drawn in large calls, to move the generator. All other blocks are drawn as the sampler
+    # draws them.
     full_blocks_end = count - count % block  # the number of indices in full blocks
     redrawn = min(start - start % block, full_blocks_end)
     before: list[int] = []

@@ -42,9 +42,8 @@ _SAME_ON_ALL_RANKS = {
 def rank_dependent_part(data: Any) -> str | None:
     """Names the part of ``data`` that may draw the order from a global generator.
 
-    A sampler or a stream (an ``IterableDataset``) with an attribute ``generator`` is not named. It
-    draws from this generator instead, and Accelerate broadcasts the state of this generator from
-    rank 0 when a pass begins.
+    A sampler or a stream (an ``IterableDataset``) with its own ``generator`` is not named, because
+    Accelerate broadcasts the state of this generator from rank 0 when a pass begins.
 
     Args:
         data: a loader, prepared or not, or another iterable of batches.
@@ -69,8 +68,7 @@ def rank_dependent_part(data: Any) -> str | None:
 def global_generators_digest() -> int:
     """Returns a hash of the states of the global random generators, as a positive integer."""
     states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().numpy())
-    # The hash has 7 bytes, so that both the hash and its negative fit into an int64. The ranks
-    # compute the minimum of each of the two numbers, and the smallest negative belongs to the
-    # largest hash. 1 is added because 0 means that there is no hash.
+    # The ranks compare the hash and its negative. It has 7 bytes, so that both fit into an int64. 1
+    # is added because 0 means that there is no hash.
     digest = hashlib.blake2b(pickle.dumps(states), digest_size=7).digest()
     return 1 + int.from_bytes(digest, "big")

@@ -42,22 +42,19 @@ _BALLAST_BYTES = 2**18  # twice the size of the batches in which a processor cou
 class KernelMark(ByteMark):
     """The high-water mark of this process, in bytes.
 
-    ``getrusage`` is ten times as fast as a read of ``status``, but it never reports less than a
-    floor, even if the mark is lower. The floor is the mark of the program that this process ran
-    before its last ``exec``. The floor is not known, so ``read`` checks each value that
-    ``getrusage`` reports:
+    ``getrusage`` is ten times as fast as a read of ``status``. It reports the mark or a floor,
+    whichever is higher. The floor is the mark of the program that this process ran before its last
+    ``exec``. The floor is not known, but it is at most the lowest value ever reported. So ``read``
+    checks each value that ``getrusage`` reports:
 
-    1. A reported value is the mark or the floor, whichever is higher. The floor is at most the
-       lowest value ever reported. So a value above the lowest one is the mark.
-    2. Otherwise, if the memory that is resident now is at least the reported value, the resident
-       memory is the mark. (The mark is never above the reported value, and never below the
-       resident memory.)
+    1. If the value is above the lowest value, it is the mark.
+    2. Otherwise, if the memory that is resident now is at least the value, the resident memory is
+       the mark, because the mark is never above the value, and never below the resident memory.
     3. Otherwise the mark is read from ``status``.
 
-    To make the first case frequent, ``open`` updates the lowest reported value, and then allocates
-    a block of memory (the ballast), which keeps later values above the lowest one. After
-    ``read`` has used ``status``, the next ``reset`` updates the lowest reported value too, for the
-    same purpose.
+    To make the first case frequent, ``open`` updates the lowest value, and then allocates a block
+    of memory (the ballast), which keeps later values above the lowest one. If ``read`` has used
+    ``status``, the next ``reset`` updates the lowest value too.
     """
 
     # An attribute of the class, because the floor is the same for all objects in the process.
@@ -138,8 +135,7 @@ def why_no_kernel_mark() -> str | None:
     with _reset_trial.lock:  # two trials at the same time would disturb each other
         if not _reset_trial.has_succeeded:
             refusal = _try_reset()
-            # A failed trial is repeated at the next call: its cause may pass, for example a lack of
-            # file descriptors.
+            # The next call tries again: the cause may pass, for example a lack of file descriptors.
             if refusal is not None:
                 return refusal
             _reset_trial.has_succeeded = True

@@ -74,10 +74,9 @@ class TimeLimits(NamedTuple):
             After this time the main thread counts as blocked.
         unwinding: the time from the error in the main thread until the run must have ended. If an
             optimizer step holds the signal back, the watcher waits at most this time for the step.
-        acknowledgement: the longest time that a rank waits for the other ranks at the end of a run.
-            After a failure, the rank waits until the others have read the failure. Without a
-            failure, it waits until the others have ended the run too. It waits because the store
-            may end when its process ends, and the others still use the store.
+        acknowledgement: the longest time that a rank waits for the other ranks at the end of a run:
+            after a failure until the others have read the failure, otherwise until they have ended
+            the run too. The others still use the store, which may end with the process of the rank.
         other_failures: the longest time to wait for each rank to report its failure. This wait
             comes at the beginning of the run that follows a failed run.
         place_check: the time between two checks of the place of the main thread: its position in
@@ -106,8 +105,7 @@ class PeerWatch:
 
     Failures are grouped into generations, which are numbered from 0. A generation has at most one
     failure of each rank. If the caller of a failed run catches the error, the next failure belongs
-    to the next generation. Such a caller may be a handler of an outer run, or a script in which all
-    ranks call ``run()`` again.
+    to the next generation.
 
     Keys in the store:
 
@@ -169,14 +167,10 @@ class PeerWatch:
     def enter(self, run: WatchedRun) -> None:
         """Begins a run. The beginning of an outermost run also starts the watcher.
 
-        Args:
-            run: the run that begins.
-
         Raises:
             RuntimeError: a rank failed in an earlier run, and not all ranks failed in the same way.
         """
-        # If Ctrl-C interrupted the end of an earlier run, the earlier run is still on the list, and
-        # its watcher is still alive. Both are removed here.
+        # If Ctrl-C has interrupted `leave`, its run and its watcher are still there.
         self.runs = [each for each in self.runs if is_running(each.trainer)]
         if not self.runs:
             self._stop()
@@ -188,11 +182,7 @@ class PeerWatch:
             self._watcher = _Watcher(self, run.on_peer_failure)
 
     def leave(self, run: WatchedRun) -> None:
-        """Ends a run. The end of the outermost run also ends the watcher.
-
-        Args:
-            run: the run that ends.
-        """
+        """Ends a run. The end of the outermost run also ends the watcher."""
         if self.runs[:1] != [run]:  # not the outermost run
             self.runs = [each for each in self.runs if each is not run]
             self.is_failing = False  # a handler of the outer run may catch the failure
@@ -202,16 +192,15 @@ class PeerWatch:
         try:
             with suppress(StoreGone):
                 if self.is_failing:
-                    # This process may end after this run, and the store with it. The other ranks
-                    # must read the failure before that.
+                    # The store may end with this process, so the other ranks must read the failure
+                    # first.
                     self._wait_for_others(self._has_acknowledged)
         finally:
             self.runs = []
             self._stop()
         with suppress(StoreGone):
             self.store.post(f"ended/{self.rank}", str(self._run_number))
-            # The watchers of the other ranks poll the store until their runs end. The store must
-            # exist until then.
+            # The watchers of the other ranks need the store until their runs end.
             if self._may_hold_store and not self.is_failing:
                 self._wait_for_others(self._has_ended)
 
@@ -220,8 +209,7 @@ class PeerWatch:
         """Returns whether the store may end with this process.
 
         With ``init_method="env://"`` either rank 0 or the launcher holds the store. torchrun sets
-        ``TORCHELASTIC_USE_AGENT_STORE`` to "True" if the launcher holds the store. If another rank
-        uses the store after the store has ended, the call fails, and torch prints a stack trace.
+        ``TORCHELASTIC_USE_AGENT_STORE`` to "True" if the launcher holds it.
         """
         return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
@@ -247,8 +235,8 @@ class PeerWatch:
         with suppress(StoreGone), self._lock:
             is_reported = self._own_failure is not None and self._own_run in self.runs
             if not is_reported:
-                # If this rank has failed before, the run of that failure has ended, and its caller
-                # has caught the error. So the new failure belongs to a new generation.
+                # If an earlier run has failed, its caller has caught the error, so a new generation
+                # begins.
                 if self._own_failure is not None:
                     self._begin_generation()
                 self._write_failure(error, run)
@@ -299,8 +287,8 @@ class PeerWatch:
         Returns None if no other rank has failed, or if the failure is known already.
         """
         with self._lock:
-            # If this rank has failed in a run that is over, the caller of the run has caught the
-            # error. Another rank may already have failed in the next generation.
+            # If the failed run of this rank is over, another rank may already have failed in the
+            # next generation.
             is_over = self._own_failure is not None and self._own_run not in self.runs
             if is_over and self.store.find(f"{self._generation + 1}/first"):
                 self._begin_generation()
@@ -332,9 +320,9 @@ class PeerWatch:
     def _skip_common_failures(self) -> None:
         """Skips the generations in which all ranks failed in the same way.
 
-        Another rank may already have failed in the run that this rank is about to begin. Such a
-        failure raises no error in this method, because this rank may still fail in the same way,
-        for example if ``max_epochs`` is invalid on all ranks. The watcher handles such a failure.
+        Another rank may already have failed in the run that this rank is about to begin. That
+        failure is left to the watcher, because this rank may still fail in the same way, for
+        example if ``max_epochs`` is invalid on all ranks.
 
         Raises:
             RuntimeError: a rank failed in an earlier run, and not all ranks failed in the same way.
@@ -477,8 +465,8 @@ class _Watcher:
                     self._end_run(failure)
                 self._check_places()
         except StoreGone:
-            # Rank 0 or the launcher has ended, and no failure can be read any more. So this thread
-            # ends. If rank 0 ended too early, the next collective of this rank raises an error.
+            # Rank 0 or the launcher has ended, so no failure can be read any more. If rank 0 ended
+            # too early, the next collective of this rank raises an error.
             return
 
     def _end_run(self, failure: RankFailure) -> None:
@@ -494,8 +482,7 @@ class _Watcher:
                 _LOGGER.warning("%s. This rank waits for the timeout of its collective.", failure)
                 return
             _end_process(failure, "is blocked, for example in a collective")
-        # If the main thread has failed by itself, `raised` is None, and the unwinding may take any
-        # time.
+        # If the main thread has failed by itself (`raised` is None), there is no time limit.
         is_unwound = self.raised is None or self._ended.wait(self._limits.unwinding)
         if not is_unwound and self._on_peer_failure == "exit":
             _end_process(failure, f"did not leave run() within {self._limits.unwinding:g} s")

@@ -96,10 +96,9 @@ class RankFailure(NamedTuple):
     def is_like(self, other: "RankFailure") -> bool:
         """Returns whether two ranks failed with the same error at the same place.
 
-        The result is False if a rank failed only because of a failure of another rank. This does
-        not apply to errors that all ranks raise together: they are compared by their shared text
-        and place only. Their classes may differ, because the rank with the problem raises the
-        original exception, and the other ranks raise a RuntimeError.
+        The result is False if a rank failed only because of a failure of another rank. Errors that
+        all ranks raise together are compared by their shared text and place only. Their classes may
+        differ: the rank with the problem raises the original exception, the others a RuntimeError.
         """
         if self.shared or other.shared:
             return (self.shared, self.place) == (other.shared, other.place)

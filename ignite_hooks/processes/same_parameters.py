@@ -23,10 +23,10 @@ MAX_DIFFERENCE = 1e-3
 Differences due to rounding are much smaller.
 """
 
-# The bytes of a tensor are read as integers, the words, and summed. This table maps the size of an
-# element of the tensor in bytes to the dtype of a word. For elements of 4 bytes or more, a word
-# has 4 bytes. The sum of words of 8 bytes could miss a change: a changed sign changes the sum by
-# 2**63, so two changed signs change it by 2**64, which is 0 in an int64.
+# A *word* is an integer that is read from the bytes of a tensor. This table maps the size of an
+# element in bytes to the dtype of a word. For elements of 4 bytes or more, a word has 4 bytes. The
+# sum of words of 8 bytes could miss a change: a changed sign changes the sum by 2**63, so two
+# changed signs change it by 2**64, which is 0 in an int64.
 _WORD_DTYPES = {1: torch.uint8, 2: torch.int16}
 _MODULUS = 2**61 - 1  # a prime that fits into a tensor of int64
 

@@ -24,10 +24,9 @@ class DueList:
     Attributes:
         entries: the callbacks that are due, with their turns, in the order in which they were
             added.
-        broken_off: the entries that were on the list when a request to stop broke off a validation.
-            They are set aside until the next run in this process puts them back into ``entries``.
-        on_resume: the numbers of the callbacks that were due in a loaded checkpoint. A callback
-            itself cannot be saved, so the checkpoint has its number. For example,
+        broken_off: the entries that ``break_off`` has set aside. The next run in this process puts
+            them back into ``entries``.
+        on_resume: the numbers of the callbacks that were due in a loaded checkpoint. For example,
             ``{"validations": [1]}`` means the second callback of the kind "validations" (see
             ``core/due_on_resume.py``). Empty as soon as the resumed run has put these callbacks on
             the list.
@@ -99,9 +98,8 @@ class DueList:
     def remove_returned(self) -> None:
         """Removes the entry of the callback that was called last, if this callback has returned.
 
-        If the callback raised an exception instead, the entry stays on the list. Before the
-        exception, the callback may have added itself to the list again: this second entry is
-        removed.
+        If the callback raised an exception instead, the entry stays on the list. If the callback
+        had added itself once more before the exception, the second entry is removed.
         """
         current = self._current
         if self._results:
