@@ -78,8 +78,7 @@ class Limits:
         For example, ``max_steps=100`` is exceeded after 101 steps. The arguments are those of
         ``check``.
         """
-        # An epoch that has begun counts as done, because ``max_epochs`` cannot end the run before
-        # the end of this epoch.
+        # An epoch that has begun counts, because ``max_epochs`` takes effect only at its end.
         begun = progress.epochs + (progress.batches > 0)
         done = {"max_epochs": begun, "max_iters": progress.iteration, "max_steps": steps}
         for name, value in vars(self).items():
@@ -149,16 +148,14 @@ class Limits:
         """
         counts = [] if self.max_epochs is None else [self.max_epochs - progress.epochs]
         # If the length is not known, ``max_iters`` or ``max_steps`` may end the run within the
-        # present epoch. With ``sys.maxsize`` as the length, the results below are 0: no epoch is
-        # certain to complete.
+        # present epoch. With ``sys.maxsize`` as the length, the next two counts are 0.
         length = epoch_length or sys.maxsize
         if self.max_iters is not None:
             batches = self.max_iters - progress.iteration
             counts.append((progress.batches + batches) // length)
         if self.max_steps is not None:
-            # The run ends before step ``max_steps`` + 1. So the run completes all epochs
-            # before the epoch in which this step would be made. ``epochs_for`` counts that epoch
-            # too, so 1 is subtracted.
+            # The epoch in which step ``max_steps`` + 1 would be made is not certain to complete.
+            # ``epochs_for`` counts this epoch too, so 1 is subtracted.
             epochs = progress.epochs_for(self.max_steps - steps + 1, window_size, length)
             counts.append(epochs - 1 - progress.epochs)
         return min(counts)
@@ -177,8 +174,7 @@ class Limits:
 class ShownLimits(NamedTuple):
     """A copy of the limits and the epoch length that the state of an engine has.
 
-    Handlers may write to these attributes of the state. Later the trainer compares the copy with
-    the state, to find out what handlers have written.
+    The trainer compares the copy with the state, to find out what handlers have written.
     """
 
     max_epochs: int | None = None

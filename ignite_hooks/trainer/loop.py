@@ -76,9 +76,8 @@ class TrainingLoop(QuickEngine):
     leaves the scopes within on_epoch, and then raises ``EpochTerminated``. A *stop* is a request to
     end the run, such as a signal, that can also break off a validation.
 
-    A subclass must not replace the three flags (``should_terminate`` and so on). The flags are
-    descriptors that keep their values in ``RunRequests``. The loop reads the values from there, so
-    it would not notice a flag that is kept elsewhere.
+    A subclass must not replace the three flags (``should_terminate`` and so on), because the loop
+    reads their values from ``RunRequests``.
 
     With several processes all ranks obey a request of one rank at the same step boundary
     (``Decisions``). This boundary is at most ``agree_every`` + 1 windows after the request, or at
@@ -124,18 +123,16 @@ class TrainingLoop(QuickEngine):
         # The engine clears the list ``uncompleted_epoch`` when it calls the first handler of
         # EPOCH_COMPLETED.
         self._position.uncompleted_epoch = self.list_cleared_at(Events.EPOCH_COMPLETED)
-        # The temporary changes that must be undone when the run ends, as callbacks that undo them.
+        # The callbacks that undo the temporary changes of the run.
         self._changes = UndoStack()
-        # The callbacks in ``_changes`` that the roll-back must not call. They belong to scopes
-        # around the whole ``run``, for example to a scope that ``Attachment.during_run`` has
-        # registered. Each of these scopes undoes its own change when ``run`` ends.
+        # The callbacks in ``_changes`` that the roll-back must not call. Each belongs to a scope
+        # around the whole ``run``, which undoes its own change when ``run`` ends.
         self._outer_changes: tuple[Callable[[], None], ...] = ()
         # Whether the last run has been rolled back: the position is at a step boundary, and no
         # change is left to undo.
         self._is_rolled_back = True
-        # The flag that ``terminate_epoch()`` has set in the last run (True or
-        # "skip_epoch_completed"), if the run failed at a step boundary before the epoch ended.
-        # Otherwise False.
+        # The value of a ``terminate_epoch()`` that the next run must obey, because the last run
+        # failed at a step boundary before it ended the epoch. False if there is none.
         self._pending_epoch_termination: Any = False
         self.stop_reason: str | None = None
         self.hook_channels = Channels(self)
@@ -165,8 +162,7 @@ class TrainingLoop(QuickEngine):
         self._position.ended_by, self._is_end_noted = None, False
         self._position.enter_run()
         self._running_metrics.begin_run(self._position.place.progress.iteration)
-        # So far only the scopes around the whole ``run`` have made changes. The roll-back leaves
-        # these changes to the scopes.
+        # So far only the scopes around the whole ``run`` have made changes.
         self._outer_changes = self._changes.pending
         self._is_rolled_back = False
         self._batches = iter(self._present_feed)
@@ -185,9 +181,8 @@ class TrainingLoop(QuickEngine):
         """Runs from STARTED to COMPLETED, within on_loop, as in the drawing."""
         self._clear_times()
         self._started = time.time()
-        # ``_loop_depth`` stays 0 until all contexts on on_loop are entered. STARTED is fired after
-        # that. If one of these contexts fails on entry, and another one handles the failure, the
-        # run ends without TERMINATE and COMPLETED.
+        # As long as ``_loop_depth`` is 0, STARTED has not been fired, and a run that ends fires
+        # neither TERMINATE nor COMPLETED.
         self._loop_depth = self._epoch_depth = 0
         with self.hook_channels.on_loop:
             self._loop_depth = self._epoch_depth = len(self.hook_channels.scopes.open)
@@ -216,10 +211,8 @@ class TrainingLoop(QuickEngine):
         # the copy is renewed here, and STARTED is fired from the table itself.
         self._update_handlers()
         self._fire_from_table(Events.STARTED)
-        # Metrics and random generators are restored after STARTED. If the run continues in the
-        # middle of an epoch, they are restored again after EPOCH_STARTED. If the run continues at
-        # the beginning of an epoch, the handlers of EPOCH_STARTED reset metrics and draw random
-        # numbers as usual.
+        # Handlers of STARTED may have reset metrics. If the run continues in the middle of an
+        # epoch, metrics are restored once more after EPOCH_STARTED.
         self._running_metrics.restore(self, is_last_time=position.place.progress.batches == 0)
         if self._decisions is not None:
             self._decisions.exchange_now()
@@ -255,9 +248,8 @@ class TrainingLoop(QuickEngine):
                         if position.limit_reached is not None:
                             self._stop_at_limit(position.limit_reached)
                         yield from self._handle_requests()
-                        # A ``terminate_epoch()`` at EPOCH_STARTED is an error. With several
-                        # processes the other ranks do not know of this request yet, but the rank
-                        # that made the request raises the error at once.
+                        # A ``terminate_epoch()`` at EPOCH_STARTED is an error. The rank that made
+                        # the request raises the error without asking the other ranks.
                         if TERMINATE_EPOCH in self._requests.requested_flags:
                             raise EpochTerminated
                 # Handlers of EPOCH_STARTED may have drawn random numbers and reset metrics. If the
@@ -279,11 +271,8 @@ class TrainingLoop(QuickEngine):
     def _finish_previous_step(self) -> None:
         """Completes the last step of the previous run, and calls the deferred callbacks.
 
-        If a failure of the previous run came after its last step, STEP_COMPLETED and other work
-        that follows a step may still be missing. The deferred callbacks include those of the
-        previous run, and those that handlers of STARTED have deferred in this run, for example a
-        ``Validation`` with ``at_start``. If the epoch is full, the callbacks are called after
-        EPOCH_COMPLETED instead.
+        The previous run may have failed after its last step, but before STEP_COMPLETED. If the
+        epoch is full, the callbacks are called after EPOCH_COMPLETED instead.
         """
         position = self._position
         if self._pending_epoch_termination and not position.place.progress.is_full:
@@ -307,10 +296,8 @@ class TrainingLoop(QuickEngine):
     def _call_deferred_on_resume(self) -> None:
         """Calls the callbacks that were due when the checkpoint of the resumed run was saved.
 
-        The run that saved the checkpoint did not call these callbacks, because of a stop or a
-        failure. As long as the random generators are not restored, this method does nothing, and
-        the loop calls it again later. If the epoch is full, the method only defers the callbacks,
-        which are then called after EPOCH_COMPLETED.
+        Before the random generators are restored, this method does nothing. If the epoch is full,
+        it only defers the callbacks, which are then called after EPOCH_COMPLETED.
         """
         if self._due.on_resume and self._position.is_restored:
             make_due(self, self._due.on_resume)
@@ -426,8 +413,7 @@ class TrainingLoop(QuickEngine):
         yield from self._handle_requests()
         if self._batches is ended:  # no handler has set other data
             self._batches = iter(self._present_feed)
-        # The next pass may start workers, and torch then installs a handler of SIGCHLD, as in
-        # ``_iterations``.
+        # The next pass may start workers, as in ``_iterations``.
         self._optimizer_step.signals.must_wrap_handlers = True
         self.state.batch = next(self._batches)
 
@@ -446,8 +432,7 @@ class TrainingLoop(QuickEngine):
             if self._optimizer_step.scheduler.end_epoch(progress.iteration - progress.batches):
                 self.defer(self._move_scheduler, Turn.SCHEDULER)
             self._fire_epoch_completed()
-        # The engine clears this list when it calls the first handler of EPOCH_COMPLETED. If no
-        # handler was called, the list is cleared here.
+        # If no handler of EPOCH_COMPLETED was called, the engine has not cleared this list.
         self._position.uncompleted_epoch.clear()
         if self._decisions is None:
             self._call_deferred()
@@ -465,15 +450,14 @@ class TrainingLoop(QuickEngine):
         """Fires EPOCH_COMPLETED, whose handlers include the validation at the end of the epoch.
 
         If a stop breaks off this validation, the epoch stays incomplete, and the run ends. The next
-        run fires EPOCH_COMPLETED again, and so repeats the validation. Then the handlers that come
-        after the validation see its results.
+        run fires EPOCH_COMPLETED again, which repeats the validation.
 
         Raises:
             RunTerminated: a stop broke off the validation.
         """
         (before,) = self._position.uncompleted_epoch
         # Ignite's metrics compute their values before the validation. If the validation is broken
-        # off, the metrics compute their values again in the next run, and need the same state.
+        # off, the next run computes the values again, from the state that the metrics have now.
         restore_metrics = self._running_metrics.snapshot() if stop_monitors(self) else _do_nothing
         try:
             self._fire(Events.EPOCH_COMPLETED)
@@ -481,9 +465,8 @@ class TrainingLoop(QuickEngine):
         except ValidationStopped:
             self._position.reopen_epoch(before)
         restore_metrics()
-        # A call of ``terminate_epoch()`` may have ended this epoch. ``reopen_epoch`` has then put
-        # the request back into ``epoch_termination``, where the next run finds it. So the flag is
-        # no longer needed.
+        # If ``terminate_epoch()`` has ended this epoch, ``reopen_epoch`` has kept the request for
+        # the next run.
         self._requests.withdraw_flag(TERMINATE_EPOCH)
         self._stop_broken_off()
         self.hook_channels.scopes.leave(self._loop_depth)
@@ -499,8 +482,7 @@ class TrainingLoop(QuickEngine):
         times = self.state.times
         times[Events.COMPLETED.name] = time.time() - self._started
         if self._requests.terminate_flag != "skip_completed":
-            # At COMPLETED, Ignite's profilers remove the handlers that they wrote into Ignite's
-            # table at STARTED. So COMPLETED is fired from this table, as STARTED is.
+            # Ignite's profilers also write to Ignite's table at COMPLETED, as at STARTED.
             self._fire_from_table(Events.COMPLETED)
             times[Events.COMPLETED.name] = time.time() - self._started
         self.logger.info("Engine run finished (%s).", self.stop_reason)
@@ -511,11 +493,7 @@ class TrainingLoop(QuickEngine):
     # Limits and lengths, which handlers read and write on the state
 
     def _check_limits(self) -> None:
-        """Adopts limits that handlers wrote to the state, and ends the run if a limit is reached.
-
-        This method is called wherever a handler may have written to the state: after STARTED, after
-        EPOCH_STARTED, after each iteration, after each epoch, and after the deferred callbacks.
-        """
+        """Adopts limits that handlers wrote to the state; ends the run if a limit is reached."""
         state, position = self.state, self._position
         if state is not self._own_state:
             raise RuntimeError(
@@ -563,9 +541,8 @@ class TrainingLoop(QuickEngine):
         """Writes the limits and the length of the present epoch to the state."""
         position, state = self._position, self.state
         shown = ShownLimits(**vars(position.limits), epoch_length=position.length_of_epoch)
-        # One statement writes to the state and to ``shown``. With two statements, Ctrl-C could come
-        # between them. The state and ``shown`` would then differ, and the next run would treat the
-        # difference as a limit that a user has written to the state.
+        # The next run treats a difference between the state and ``shown`` as a limit that a user
+        # has written. So one statement writes to both: Ctrl-C does not come in between.
         state.max_epochs, state.max_iters, state.max_steps, state.epoch_length = position.shown = (
             shown
         )
@@ -574,9 +551,9 @@ class TrainingLoop(QuickEngine):
     def _show_lengths(self) -> None:
         """Writes the length of the present epoch to ``state.epoch_length``.
 
-        If ``max_steps`` is the limit, also writes the number of epochs for these steps to
-        ``state.max_epochs``. A value that a handler has written to one of the two attributes is not
-        overwritten, so that ``_check_limits`` can adopt the value.
+        If the run has ``max_steps`` and no ``max_epochs``, also sets ``state.max_epochs`` to the
+        number of epochs that the steps need. Values that handlers have written are kept, for
+        ``_check_limits`` to adopt.
         """
         state, position = self.state, self._position
         shown, length, max_epochs = position.shown, state.epoch_length, state.max_epochs
@@ -607,8 +584,7 @@ class TrainingLoop(QuickEngine):
     def _stop_at_limit(self, limit: str) -> None:
         """Requests the end of the run because ``limit`` is reached.
 
-        If a request to end the run is active already, that request gives the ``stop_reason``, and
-        ``should_terminate`` keeps its value, which may be "skip_completed".
+        If a request to end the run is active already, that request gives the ``stop_reason``.
         """
         if self._decisions is not None and not self._requests.terminate_flag:
             # No step boundary follows, so this is the last chance to obey a request of another
@@ -644,14 +620,12 @@ class TrainingLoop(QuickEngine):
             self._requests.withdraw_flag(INTERRUPT_RUN)
             feed = self._present_feed
             try:
-                # ``out_of_order=True``: while the run is suspended, scopes around the run may be
-                # left before this scope, although they were entered earlier.
+                # While the run is suspended, outer scopes may be left before this scope.
                 with deactivated(feed.loader, out_of_order=True):
                     yield self.state
             except GeneratorExit:
-                # The interrupted run is closed, and will not continue. When ``deactivated`` ended,
-                # it made the loader active again, even if the feed was closed before. So the loader
-                # is removed from the active loaders here.
+                # The interrupted run is closed, and will not continue. But ``deactivated`` has made
+                # the loader active again.
                 feed.deactivate()
                 raise
             if feed is not self._position.feed:  # set_data() was called during the interruption
@@ -699,8 +673,7 @@ class TrainingLoop(QuickEngine):
             Whether a context has handled the failure. If so, the run has ended as if it had been
             terminated.
         """
-        # A context handles the failure by calling ``terminate()`` after the failure. A call before
-        # the failure does not count, so its flag is cleared.
+        # A call of ``terminate()`` before the failure does not count.
         scopes, self.should_terminate = self.hook_channels.scopes, False
         for is_caught in scopes.unwind(error, depth=1):
             if is_caught and self.should_terminate and scopes.later_failure is None:
@@ -716,9 +689,8 @@ class TrainingLoop(QuickEngine):
     def _roll_back_to_boundary(self) -> None:
         """Sets counters and data back to the last step boundary, and drops the open window.
 
-        The temporary changes that the run has made are undone. If the run has failed at a step
-        boundary, the deferred callbacks stay on the list for the next run. If an exception breaks
-        off this method, the next run calls the method again.
+        Also undoes the temporary changes of the run. If an exception breaks off this method, the
+        next run calls the method again.
         """
         if self._is_rolled_back:
             return
@@ -730,16 +702,16 @@ class TrainingLoop(QuickEngine):
         optimizer_step.count_step(self.state)  # Ctrl-C may have come before the step was counted
         drops_window = not position.is_at_boundary
         if has_failed and drops_window:
-            # The next run gets the batches of the window again, and handlers then defer their
-            # callbacks again. So the present entries are removed.
+            # The next run repeats the batches of the window, and handlers then defer their
+            # callbacks again.
             self._due.clear()
             optimizer_step.scheduler.forget_validation()
         is_leaving = has_failed and not drops_window and self.is_leaving_epoch
         self._pending_epoch_termination = (
             is_leaving and self._requests.active_flags[TERMINATE_EPOCH]
         )
-        # Every run counts as failed until the last statement of ``run`` calls ``_note_outcome``,
-        # because Ctrl-C may come before that statement.
+        # Each run counts as failed at first. The last statement of ``run`` corrects this, unless
+        # Ctrl-C comes before that statement.
         position.roll_back(has_failed=True)
         self.state.iteration = position.place.progress.iteration
         self._running_metrics.end_run(self.state.iteration, drops_window=drops_window)
@@ -750,11 +722,7 @@ class TrainingLoop(QuickEngine):
         self._is_rolled_back = True
 
     def _call_deferred(self) -> None:
-        """Calls the deferred callbacks, and at the end of the run those of ``call_at_end``.
-
-        If a stop breaks off a validation among the deferred callbacks, the validation and the
-        callbacks after it are set aside for the next run.
-        """
+        """Calls the deferred callbacks, and at the end of the run those of ``call_at_end``."""
         self._call_deferred_or_stop()
         self._check_limits()
         is_over = bool(self._requests.terminate_flag or self._position.limit_reached)
@@ -766,8 +734,7 @@ class TrainingLoop(QuickEngine):
     def _finish_deferred(self) -> None:
         """Calls the callbacks that are still due when a run has ended without a failure.
 
-        These callbacks were deferred by handlers of COMPLETED, or by handlers that were called for
-        the batches of a dropped window.
+        Handlers of COMPLETED, or of events in a dropped window, have deferred these callbacks.
         """
         if self.stop_reason != "exception":
             self._call_deferred_or_stop()
@@ -783,9 +750,9 @@ class TrainingLoop(QuickEngine):
     def _stop_broken_off(self) -> None:
         """Stops the run after a validation was broken off.
 
-        The validation and the callbacks after it are set aside for the next run. A *stop monitor*
-        is a source of requests to stop, such as a signal. Its ``obey`` ends the run and defers a
-        save. ``_stop_broken_off`` makes the deferred save before it returns.
+        The validation and the callbacks after it are set aside for the next run. Each *stop
+        monitor*, a source of requests to stop such as a signal, ends the run and defers a save. The
+        deferred save is then made.
         """
         self._due.break_off()
         for monitor in stop_monitors(self):
@@ -873,12 +840,10 @@ class TrainingLoop(QuickEngine):
         Args:
             skip_completed: whether COMPLETED is left out, as in Ignite.
             resumable: whether a process that resumes from a checkpoint continues the run. Pass True
-                if, for example, a limit of time or cost is reached. If False, the run counts as
-                finished for such a process.
+                if, for example, a limit of time or cost is reached.
         """
         if self.should_terminate in (False, AT_LIMIT):
-            # No request of a handler is set now. So all entries of ``requested_stops`` belong to
-            # requests that were withdrawn.
+            # No handler's request is set now: all requests in ``requested_stops`` were withdrawn.
             self._requests.requested_stops.clear()
         # Ignite's handlers pass no reason, so the calling handler is found by its frame.
         self._requests.requested_stops.append(
@@ -946,8 +911,8 @@ class TrainingLoop(QuickEngine):
     def is_broken_off(self) -> bool:
         """True if callbacks are set aside for the next run, because a stop broke off a validation.
 
-        Also True after the load of a checkpoint that lists callbacks as due, until the resumed run
-        has put these callbacks on the list of its deferred callbacks.
+        Also True after the load of a checkpoint with due callbacks, until the resumed run has
+        deferred these callbacks.
         """
         return self._due.is_broken_off
 
@@ -987,9 +952,9 @@ class TrainingLoop(QuickEngine):
 
         The callback is called at the last step boundary, after the deferred callbacks and before
         TERMINATE and COMPLETED. So if the callback saves a checkpoint, the handlers of these two
-        events cannot change what is saved. The checkpoint has the same state as the one that a run
-        with a higher limit saves at this boundary. A run that fails, or that ends between two step
-        boundaries, does not call the callback.
+        events cannot change what is saved. A run with a higher limit saves the same state at this
+        boundary. A run that fails, or that ends between two step boundaries, does not call the
+        callback.
 
         Returns:
             A function that removes the callback again.
@@ -1062,8 +1027,7 @@ class TrainingLoop(QuickEngine):
     def state_dict(self) -> Any:
         """Returns the state in Ignite's format.
 
-        If the epoch length is not known, the length of an earlier epoch is used: the last one that
-        was a whole pass over the data.
+        If the epoch length is not known, the length of the last whole pass over the data is used.
         """
         state, position = super().state_dict(), self._position
         length = state["epoch_length"]
@@ -1110,8 +1074,8 @@ class TrainingLoop(QuickEngine):
 class _RollBackScope(AbstractContextManager[None, None]):
     """The outermost scope of a run, which rolls back when the run ends.
 
-    This scope is a class and not a generator with ``contextmanager``. User code may keep a
-    traceback, and a suspended generator in this traceback would stay open.
+    The scope is a class and not a generator with ``contextmanager``, because a suspended generator
+    would stay open as long as user code keeps a traceback that contains it.
     """
 
     def __init__(self, loop: TrainingLoop) -> None:
