@@ -1,4 +1,4 @@
-"""Uses the private members of Ignite, for example in an engine that fires events quickly.
+"""Functions and engines that use private members of Ignite.
 
 These are the private members of Ignite's engines, events and handlers:
 
@@ -70,10 +70,9 @@ __all__ = [
 def engine_storage(engine: AnyEngine) -> dict[str, Any]:
     """Returns the dictionary in which this package keeps its data about an engine.
 
-    The dictionary is an attribute of the engine, and not a global dictionary with weak keys. Many
-    of the values, such as the closures of handlers, refer back to the engine. If a global
-    dictionary held such a value, the engine and the value would stay in memory for ever. As an
-    attribute, the dictionary is freed together with the engine.
+    The dictionary is an attribute of the engine, so it is freed together with the engine. A global
+    dictionary with weak keys would never free the engine, because many of the values, such as the
+    closures of handlers, refer to the engine.
     """
     # `vars(engine)` is avoided: after a call of `vars`, Python 3.11 reads the attributes of the
     # object more slowly. On an engine whose process function does nothing, each iteration took a
@@ -102,9 +101,8 @@ def handlers_of(engine: AnyEngine) -> list[Callable[..., Any]]:
 def handlers_with_arguments(engine: AnyEngine) -> list[tuple[Callable[..., Any], list[Any]]]:
     """Returns (handler, other objects) for each attached handler, in the order of ``handlers_of``.
 
-    The handler is the function as the user gave it. The other objects are the arguments that were
-    given with the handler, except the engine. If the event has a filter, the wrapper that applies
-    the filter comes before these arguments.
+    The handler is the function as the user gave it. The other objects are the wrapper that applies
+    the filter of the event, if there is one, and the arguments of the handler except the engine.
     """
     calls: list[tuple[Callable[..., Any], list[Any]]] = []
     for function, args, kwargs in handler_entries(engine):
@@ -171,9 +169,8 @@ def move_to_front(engine: Engine, event: Any) -> None:
         engine._event_handlers[each] = [handlers.pop(), *handlers]
     if isinstance(engine, QuickEngine):
         if engine._firing is not None:
-            # The handlers in `_added_while_firing` are called at the end of the present firing.
-            # `add_event_handler` has just added entries with the moved handler, one for each event.
-            # The handler must not be called in this firing, so these entries are removed.
+            # The handlers in `_added_while_firing` are called at the end of the present firing. The
+            # last entries are those of the moved handler, one for each event.
             del engine._added_while_firing[-len(events) :]
         engine._update_handlers()
 
@@ -192,8 +189,7 @@ def fire_within(engine: AnyEngine, event: Any) -> None:
     try:
         engine.fire_event(event)
     finally:
-        # Outside a run there is no surrounding event, so `last_event_name` stays `event`, as in
-        # Ignite.
+        # Outside a run there is no outer event, so `last_event_name` stays `event`, as in Ignite.
         if is_running(engine):
             engine.last_event_name = outer
 
@@ -215,12 +211,10 @@ def is_running(engine: AnyEngine) -> bool:
 def forget_run(engine: Engine) -> None:
     """Makes the next ``engine.run`` start from scratch.
 
-    Without this call, ``engine.run`` would continue the old run. If the old run had failed, its
-    generator would be exhausted, and ``engine.run`` would return at once without doing anything.
+    Without this call, ``engine.run`` continues the old run, or does nothing if the old run failed.
     """
     engine._internal_run_generator = None
-    # The limits of the old run are removed too. With these limits, Ignite's `run` would continue
-    # from the counters of the old run.
+    # With the limits of the old run, Ignite's `run` would continue from the old counters.
     state = engine.state
     state.max_epochs = state.max_iters = state.epoch_length = None
 
@@ -277,8 +271,7 @@ class QuickEngine(EventCheckingEngine):
     def add_event_handler(self, event_name: Any, handler: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds a handler, as Ignite does."""
         handle = super().add_event_handler(event_name, handler, *args, **kwargs)
-        # For a list of events nothing is left to do: Ignite's method has called this method for
-        # each event of the list.
+        # For a list of events, Ignite's method has called this method for each event of the list.
         if not isinstance(event_name, EventsList):
             if self._firing is not None:
                 added = self._event_handlers[event_name][-1]
@@ -347,13 +340,11 @@ class QuickEngine(EventCheckingEngine):
 
         The caller puts an entry into the list when ``event`` has to be fired. If the entry is still
         in the list after an exception has ended the run, the first handler was not called, and the
-        next run fires ``event``. One line of code clears the list and calls the first handler, so
-        that an exception is unlikely to come between the two.
+        next run fires ``event``.
 
         Handlers with ``Turn.NOTE`` do not count as the first handler: the engine calls them before
-        it clears the list. If an exception ends the run after these calls and before the list is
-        cleared, the next run calls these handlers a second time. This does no harm, because a
-        handler with ``Turn.NOTE`` only notes that work is due.
+        it clears the list. After an exception, the next run may call them a second time, which does
+        no harm, because such a handler only notes that work is due.
         """
         due: list[Any] = []
         self._due_lists[_key_of(event)] = due
@@ -400,10 +391,10 @@ class QuickEngine(EventCheckingEngine):
     def _fire(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """Calls the handlers of a registered event; ``fire_event`` checks that it is registered.
 
-        A handler may add and remove handlers, and no handler is skipped or called twice as a
-        result. A handler that is added to the event being fired is called after the others, as on
-        Ignite's engine, because Ignite's profilers rely on this order. If a handler of an outer
-        event fires this event, ``last_event_name`` is the outer event again at the end.
+        If a handler adds or removes handlers, none is skipped or called twice. A handler that is
+        added to the event being fired is called after the others, as on Ignite's engine. Ignite's
+        profilers rely on this order. If a handler of an outer event fires this event,
+        ``last_event_name`` is the outer event again at the end.
         """
         is_event = isinstance(event_name, CallableEventWithFilter)
         name = event_name._name_ if is_event else event_name
@@ -494,8 +485,7 @@ class QuickEngine(EventCheckingEngine):
             self._internal_run_generator = None
             return end.value  # type: ignore[no-any-return]
         except BaseException:
-            # If the exception came from the generator, the generator is closed already. But Ctrl-C
-            # may come before the generator has started. Such a generator is still open.
+            # Ctrl-C may come before the generator has started. The generator is then still open.
             self._close_interrupted()
             raise
 
@@ -522,7 +512,7 @@ def _clearing_when_called(
     """Returns ``handlers``, with one handler replaced by a wrapper that clears ``due`` first.
 
     The replaced handler is the first that does not have ``Turn.NOTE``. Handlers with ``Turn.NOTE``
-    come before all others. If all handlers have this turn, ``handlers`` is returned unchanged.
+    come before all others.
     """
     count = sum(1 for each in handlers if getattr(each, _TURN_ATTRIBUTE, None) is Turn.NOTE)
     if count == len(handlers):
@@ -550,8 +540,8 @@ _TURN_ATTRIBUTE = "_ignite_hooks_turn"
 def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
     """Returns the entries of an event sorted by turn. Entries of the same turn keep their order.
 
-    Timers that Ignite's ``BasicTimeProfiler`` has put in front stay in front, so that they measure
-    the other handlers.
+    Timers that Ignite's ``BasicTimeProfiler`` has put first stay first, so that they measure the
+    other handlers.
     """
     is_epoch_end = event_name == Events.EPOCH_COMPLETED.name
 
@@ -569,10 +559,9 @@ def _sorted_by_turn(event_name: Any, entries: Sequence[Any]) -> list[Any]:
 def bound_object(function: Any, owner_type: type) -> Any:
     """Returns the instance of ``owner_type`` to which a method is bound; None if there is none.
 
-    ``function`` is the method or a wrapper of the method. Each function is checked, from the
-    outermost wrapper to the innermost function. It would not be enough to check the innermost
-    function. For example, ``Metric.iteration_completed`` is decorated in its class, so its
-    innermost function is a plain function, which is bound to no object.
+    ``function`` is the method or a wrapper of the method. Not only the innermost function is
+    checked: ``Metric.iteration_completed``, for example, is decorated in its class, so its
+    innermost function is bound to no object.
     """
     while function is not None:
         owner = getattr(function, "__self__", None)

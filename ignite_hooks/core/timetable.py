@@ -47,9 +47,8 @@ class Timetable:
 
     def drop(self, callback: Callback) -> None:
         """Removes ``callback``, if it is there."""
-        # Callbacks are compared by identity, because two entries may have equal callbacks. For
-        # example, each access to a bound method makes a new object, and all these objects are
-        # equal. An entry whose callback is equal to `callback`, but another object, stays.
+        # Callbacks are compared by identity, because two entries may have equal callbacks: each
+        # access to a bound method makes a new object, which is equal to the others.
         self._entries = [entry for entry in self._entries if entry[1] is not callback]
         self._update_next_due()
 
@@ -62,8 +61,8 @@ class Timetable:
     def call_due(self, step: int) -> None:
         """Calls the callbacks that are due at ``step``.
 
-        If a callback raises an exception, the next ``call_due`` first calls the callbacks that were
-        to follow. The failed callback itself is called again if it was added with ``is_note=True``.
+        If a callback raises an exception, the next ``call_due`` first calls the callbacks that are
+        left. The failed callback is among them only if it was added with ``is_note=True``.
         """
         if step > self._step:
             new = [(call, is_note) for every, call, is_note in self._entries if step % every == 0]

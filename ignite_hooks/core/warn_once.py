@@ -10,9 +10,8 @@ __all__ = ["warn_once"]
 def warn_once(message: str) -> None:
     """Warns with ``message``, once per message.
 
-    Python's own filter shows a warning once for each line of code that gives the warning. This
-    function shows a warning once for each text. The line that the warning names is that of the
-    caller's caller.
+    Python's own filter shows a warning once for each line of code that gives the warning. The
+    warning names the line that has called the caller of this function.
     """
     # If a filter turns the warning into an error, `cache` stores nothing. So the next call raises
     # the error again.

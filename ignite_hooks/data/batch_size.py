@@ -16,9 +16,8 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
 
     Accelerate either gives each process a whole batch of the loader, or splits each batch among
     the processes (``split_batches``). Accelerate's own attribute ``total_batch_size`` cannot be
-    used, for two reasons. For a stream (an ``IterableDataset``) that several processes share, its
-    value is the batch size of one process. For a batch sampler without ``batch_size``, reading it
-    raises an error.
+    used: for a stream (an ``IterableDataset``) that several processes share, its value is the batch
+    size of one process, and for a batch sampler without ``batch_size`` it raises an error.
 
     Args:
         loader: a loader, prepared or not, or any other iterable of batches.
@@ -41,8 +40,8 @@ def global_batch_size(loader: Any, processes: int) -> int | None:
     elif isinstance(batch_sampler, BatchSamplerShard):
         is_split = bool(batch_sampler.split_batches)
     elif isinstance(dataset, IterableDatasetShard):
-        # The batch size of such a loader is the share of one process. The data set of the loader is
-        # a shard, and the batch size that the user chose is an attribute of this shard.
+        # The batch size of the loader is the share of one process. The shard has the batch size
+        # that the user chose.
         size, is_split = dataset.batch_size, bool(dataset.split_batches)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         return None

@@ -101,8 +101,7 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
         if path.rpartition(".")[0] in excluded:
             excluded.add(path)
         elif issubclass(cls, SeedableRandomSampler):
-            # The first path is that of the sampler. The second path is that of its class, which the
-            # search may yield too. No generator is looked for in either.
+            # The second path is that of the sampler's class, which the search may yield too.
             excluded |= {path, f"{path}.{cls.__name__}"}
             left_out.add(id(vars(thing).get("generator")))
         elif not issubclass(cls, GENERATOR_CLASSES):
@@ -131,8 +130,7 @@ def _generators_of(search: ObjectSearch) -> FoundGenerators:
 class GeneratorSearch(ExcludedFromSearch):
     """Searches objects for random generators, and searches again only if the objects have changed.
 
-    If the objects are the same as in the previous call, a call returns the previous result. Some
-    changes in long containers are not noticed (see ``ObjectSearch.has_changed``).
+    Some changes in long containers are not noticed (see ``ObjectSearch.has_changed``).
 
     Args:
         parts_of: as in ``ObjectSearch``.
@@ -155,8 +153,8 @@ class GeneratorSearch(ExcludedFromSearch):
             self._roots = dict(roots)
             self._search = ObjectSearch(self._roots, excluded=excluded, parts_of=self._parts_of)
             self._found = _generators_of(self._search)
-            # The engine may keep this search for a long time. If the search kept the objects in
-            # `excluded`, a loader that the engine no longer uses could not be freed.
+            # The engine may keep this search for a long time. Without this call, the search would
+            # keep a loader in memory that the engine no longer uses.
             self._search.release_excluded()
         return self._found
 
@@ -179,7 +177,8 @@ def _may_be_a_generator(cls: type) -> bool:
     """
     if is_library_code(cls) or not _GENERATOR_NAME.search(cls.__name__):
         return False
-    # If a class is written in Python, the search reads its attributes and finds its generators.
+    # An object of a class that is written in Python has attributes, in which the search finds the
+    # generators.
     namespaces = [vars(base) for base in cls.__mro__]
     is_in_python = any("__dict__" in each or "__slots__" in each for each in namespaces)
     # The classes of CuPy are written in Python, but the states of its generators are on the device.
@@ -295,10 +294,10 @@ def _algorithm(generator: RandomGenerator) -> str:
 
 
 def new_generator(name: str) -> RandomGenerator | None:
-    """Returns a new generator of the algorithm that a name contains.
+    """Returns a new generator with the algorithm that a name gives in parentheses.
 
     Args:
-        name: the name of a generator, as in ``FoundGenerators``, for example "dataset.rng (PCG64)".
+        name: a name from ``FoundGenerators``, for example "dataset.rng (PCG64)".
 
     Returns:
         The generator. None for a generator on a device or of a user's class, which cannot be made
@@ -451,7 +450,7 @@ class RandomState:
         device: torch.device | None = None,
         generators: Mapping[str, RandomGenerator] = _NO_GENERATORS,
     ) -> "RandomState":
-        """Returns an object with saved states, for the generators of this process.
+        """Returns a ``RandomState`` with saved states, for the generators of this process.
 
         The generators get these states only when ``restore`` is called.
 

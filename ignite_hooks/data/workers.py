@@ -99,9 +99,8 @@ def starting_workers(loader: Any, *, blocks: bool = True) -> Iterator[None]:
         stack.callback(_keep_queues, loader)
         if blocks:
             stack.enter_context(_blocked(requested))
-        # This scope may be open in the generator that gives a run its batches. The generator can be
-        # closed while scopes that were entered later are still open. In this case only the change
-        # of this scope must be undone (`out_of_order=True`).
+        # `out_of_order=True`, because this scope may be open in a generator that is closed while
+        # scopes that were entered later are still open.
         stack.enter_context(undo_on_exit(lambda: _set_init(loader, user_init), out_of_order=True))
         ignored = requested | _handled_signals()
         _set_init(loader, _IgnoreSignals(ignored, user_init, is_child=method != "forkserver"))
@@ -153,10 +152,9 @@ class _IgnoreSignals:
         # A loader may run its workers as threads of the main process. A thread must not ignore the
         # signals, because the whole process would then ignore them.
         if os.getpid() != self._main_pid:
-            # A forked worker has copies of all objects of the main process. One of the copies may
-            # be an unreachable loader with persistent workers. If the garbage collector of this
-            # worker freed the copy, the finalizer of the loader would end the workers of the main
-            # process. So the copies are frozen: the collector ignores them.
+            # A forked worker has copies of all objects of the main process. If its garbage
+            # collector freed the copy of a loader with persistent workers, the finalizer of the
+            # loader would end the workers of the main process. So the collector ignores the copies.
             gc.freeze()
             for number in self._ignored:
                 signal.signal(number, signal.SIG_IGN)
@@ -166,9 +164,8 @@ class _IgnoreSignals:
         if self._user_init is not None:
             self._user_init(worker_id)
         if self._is_child and os.getpid() != self._main_pid != os.getppid():
-            # The main process has died since the worker was started, and another process is the
-            # parent now. torch ends a worker when its parent changes, but looks up the parent for
-            # the first time only after this function. So torch would not see this change.
+            # The main process has died since the worker was started. torch would not notice this,
+            # because it looks up the parent for the first time after this function.
             os._exit(1)
 
 
@@ -225,8 +222,8 @@ def _start_fork_server() -> None:
 
     The server imports ``fork_server.py``. This module makes the server ignore signals, and restores
     the signal handlers in the processes that the server forks. This process must not ignore or
-    block SIGTERM while it starts the server, although that is simpler: the server and all processes
-    that it forks would inherit the setting, and ``Pool.terminate`` would wait for ever.
+    block SIGTERM while it starts the server: all processes that the server forks would inherit the
+    setting, and ``Pool.terminate`` would wait for ever.
     """
     from multiprocessing import forkserver
 
@@ -255,10 +252,9 @@ def _adopt_workers(before: set[BaseProcess]) -> None:
 def _keep_queues(loader: Any) -> None:
     """Keeps the queues of persistent workers open until the iterator of the workers is freed.
 
-    The iterator uses the queues to tell its workers to end. A loader may be part of a reference
-    cycle, for example with its trainer. Without this function, the garbage collector would close
-    the queues of such a loader before it frees the iterator. The iterator would then wait 5 seconds
-    for each worker, and kill the worker.
+    The iterator uses the queues to tell its workers to end. If the loader is part of a reference
+    cycle, the garbage collector would close the queues before it frees the iterator. The iterator
+    would then wait 5 seconds for each worker, and kill the worker.
     """
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:

@@ -130,8 +130,7 @@ class Evaluations:
     def runs(self) -> Iterator[tuple[str, Evaluator, Any]]:
         """Yields (prefix of the results, evaluator, data) for each run of an ``Evaluator``.
 
-        Callables are left out, and so are engines of other classes, because only an ``Evaluator``
-        has a ``DataFeed``, which knows the position in the data.
+        Callables and engines of other classes are left out, because they have no ``DataFeed``.
         """
         for name, evaluate in self._evaluate.items():
             if isinstance(evaluate, Evaluator):
@@ -167,8 +166,7 @@ class Evaluations:
 def _workers_survive_signals(data: Any) -> AbstractContextManager[None]:
     """Returns a context manager in which the loader ``data`` starts workers that ignore signals.
 
-    Only plain Ignite engines need this context manager. An ``Evaluator`` iterates over a
-    ``DataFeed``, and a feed always makes its workers ignore signals.
+    An ``Evaluator`` needs no such context manager: its ``DataFeed`` makes workers ignore signals.
     """
     loader = getattr(data, "base_dataloader", data)  # the torch loader inside Accelerate's wrapper
     is_torch = isinstance(loader, DataLoader)

@@ -46,7 +46,7 @@ class SchedulerDriver:
         at: when the scheduler moves.
         metric: the name of the metric that the scheduler is given, or None.
         moves_by_step: whether the scheduler moves after each step. ``OptimizerStep`` makes these
-            moves; all other moves are made here.
+            moves; this object makes all other moves.
 
     Raises:
         TypeError: ``lr_scheduler`` is neither a torch scheduler nor a callable that makes one.
@@ -72,10 +72,9 @@ class SchedulerDriver:
         self.metric = metric
         self._signals = signals
         self.moves_by_step = at == "step" and self.lr_scheduler is not None
-        # If a move of the scheduler is due, `_due_epoch` or `_due_validation` has one entry: the
-        # argument of `end_epoch` or `end_validation`. Otherwise both lists are empty. `_move`
-        # removes the entry and moves the scheduler in one statement, with signal handlers held
-        # back, so that Ctrl-C does not come between the removal and the move.
+        # If a move of the scheduler is due, one of the lists has one entry: the argument of
+        # `end_epoch` or `end_validation`. `_move` removes the entry and moves the scheduler in one
+        # statement, so that Ctrl-C does not come in between.
         self._due_epoch: list[int] = []
         self._due_validation: list[bool] = []
         self._torch_scheduler = unwrapped_scheduler(self.lr_scheduler)
@@ -121,13 +120,11 @@ class SchedulerDriver:
     def check_not_moved_elsewhere(self) -> None:
         """Warns once if other code has moved the scheduler since the last noted position.
 
-        If the position of the scheduler is lower than the noted one, the scheduler has loaded a
-        state, and there is no warning.
+        A position below the noted one comes from a loaded state, so there is no warning.
         """
         last_position, position = self._last_position, self._current_position()
-        # The caller moves the scheduler next. If the move raises, the position may have changed or
-        # not. So the noted position is dropped here, and ``note_position`` is called only when the
-        # move has returned.
+        # The caller moves the scheduler next, and then calls ``note_position``. If the move raises
+        # an exception, the position stays unknown.
         self._last_position = None
         if last_position is not None and position > last_position and not self._has_warned:
             self._warn_of_other_moves(last_position, position)
@@ -197,15 +194,13 @@ class SchedulerDriver:
         """Moves the scheduler if ``end_validation`` has noted a move. A second call does nothing.
 
         The move is canceled if the metric of the scheduler does not come from the validation that
-        has just ended, but from another ``Validation``.
+        has just ended, but from another ``Validation``, which ran earlier or has not run yet.
         """
         if not self._due_validation:
             return
         are_results_missing, arguments = self._due_validation[0], []
         if self.metric is not None:
             measured = measured_at(engine).get(self.metric)
-            # The metric may be that of another Validation, which ran at an earlier iteration
-            # (`is_stale`) or has not run yet (`comes_later`).
             is_stale = measured is not None and measured != engine.state.iteration
             comes_later = are_results_missing and self.metric not in engine.state.metrics
             if is_stale or comes_later:
@@ -226,8 +221,7 @@ class SchedulerDriver:
     def _move(self, due: list[Any], arguments: list[Any]) -> None:
         """Moves the scheduler, and holds signal handlers back meanwhile.
 
-        If an exception comes before the scheduler is called, the move stays due. If the scheduler
-        itself raises, the move is not repeated.
+        If the scheduler itself raises an exception, the move is not repeated.
 
         Args:
             due: ``_due_epoch`` or ``_due_validation``. Its entry is removed.
@@ -309,8 +303,8 @@ def _finite_schedules(
         return
     moves_made, milestones = moves_made or 0, milestones_of(scheduler)
     for each, begin, end in zip(within, [0, *milestones], [*milestones, inf], strict=False):
-        # `to_come` is the number of moves until this part begins. The move at the next milestone
-        # begins the next part, so it does not count for this part.
+        # `to_come` is the number of moves until this part begins. The move that reaches `end`
+        # belongs to the next part, hence the `end - 1`.
         to_come = max(0, begin - moves_made)
         max_moves_of_part = min(max_moves, end - 1 - moves_made) - to_come
         for inner, left in _finite_schedules(each, max_moves_of_part, max(0, moves_made - begin)):
@@ -318,10 +312,7 @@ def _finite_schedules(
 
 
 def _check_metric(lr_scheduler: Any, at: str, metric: str | None) -> None:
-    """Checks that a ReduceLROnPlateau gets a metric, and that other schedulers get none.
-
-    A ReduceLROnPlateau must not move by step, because its metric is measured less often.
-    """
+    """Checks that a ReduceLROnPlateau gets a metric, and that other schedulers get none."""
     if not isinstance(lr_scheduler, ReduceLROnPlateau):
         if metric is not None:
             scheduler_name = "None" if lr_scheduler is None else type(lr_scheduler).__name__

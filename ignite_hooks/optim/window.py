@@ -12,7 +12,7 @@ __all__ = ["RemainingData", "Window"]
 
 
 class Window:
-    """Counts the batches of the present window. A window is shorter where the data ends.
+    """Counts the batches of the present window. The last window of the data may be shorter.
 
     Attributes:
         size: the number of batches that the window will have. If the end of the data is not known

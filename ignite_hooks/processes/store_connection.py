@@ -65,8 +65,8 @@ class StoreConnection:
     def post(self, key: str, text: str) -> None:
         """Sets a key without waiting for the store.
 
-        Use this method for the last call of a rank. When rank 0 has read the key, rank 0 may end,
-        and the store with it, so the store may give no answer.
+        Use this method for the last call of a rank. Rank 0 may end as soon as it has read the key,
+        and the store may end with rank 0.
         """
         self._call(self._store.set, key, text)
 
@@ -104,10 +104,9 @@ def _second_client(store: Store, timeout: timedelta) -> Store:
             f"a {type(server).__name__} has no second connection before torch 2.8"
         )
     # A launcher that restarts failed processes uses the same store for each attempt, with a
-    # different prefix for the keys of each attempt. The new client lacks this prefix, and torch has
-    # no function to read it. So the new client gets a random prefix, which must be equal on all
-    # ranks: the first rank that calls this function writes the prefix through `store`, and the
-    # other ranks read it through `store`.
+    # different prefix for the keys of each attempt. torch has no function to read this prefix, so
+    # the new client gets a random one. The first rank that calls this function writes the random
+    # prefix through `store`, and the other ranks read it through `store`.
     prefix = store.compare_set(f"{_PREFIX}/prefix", "", uuid4().hex).decode()
     client = TCPStore(
         server.host, server.port, is_master=False, wait_for_workers=False, timeout=timeout
