@@ -9,9 +9,9 @@ branch. A branch begins in three cases:
 
 - The user gave the checkpoint by its own name, for example ``runs/step_00000010``, and not by its
   directory. Several branches may begin at the same checkpoint.
-- The trainer saves to another directory than the one it has resumed from. There is one exception:
-  the run continues if the newest checkpoint of the run in the trainer's directory is the checkpoint
-  that the trainer has resumed from. One of the two directories is then a copy of the other.
+- The trainer saves to another directory than the one it has resumed from. But if the newest
+  checkpoint of the run in this other directory equals the resumed checkpoint, the run continues,
+  because one directory is a copy of the other.
 - Another trainer has saved a checkpoint of the run to the same directory since the resume.
 """
 
@@ -39,7 +39,7 @@ logger = getLogger(__name__)
 
 @dataclass
 class Lineage:
-    """The history of a trainer's run. It decides whether the trainer continues the run.
+    """The history of a trainer's run, which decides whether the trainer continues the run.
 
     Only rank 0 uses this object, because only rank 0 writes manifests.
 
@@ -116,11 +116,10 @@ class Lineage:
             return all(
                 m.number <= self.known_numbers.get(each, m.number) for each, m in newest.items()
             )
-        # The trainer has resumed from a checkpoint by its name, or from a directory that it does
-        # not save to. A resume by name always begins a branch. After a resume from a directory, the
-        # run continues only if the resumed checkpoint is also the newest checkpoint of the run in
-        # the directories that the trainer saves to. Manifests are compared as text, because NaN as
-        # the value of a metric would make equal manifests unequal.
+        # A resume by name always begins a branch. After a resume from another directory, the run
+        # continues only if the resumed checkpoint is also the newest checkpoint of the run in the
+        # directories that the trainer saves to. Manifests are compared as text, because NaN as the
+        # value of a metric would make equal manifests unequal.
         texts = {manifest.dumps() for manifest in newest.values()}
         return not self.is_named and texts == {self.resumed.dumps()}
 

@@ -125,7 +125,7 @@ def _tensor_restorer(tensor: torch.Tensor, storages: dict[int, Any]) -> Callable
         data = data.clone()
     elif not is_lazy(tensor) and not tensor.is_meta:
         storage: Any = data.untyped_storage()
-        if storage.data_ptr() not in storages:  # several tensors may share one storage
+        if storage.data_ptr() not in storages:
             storages[storage.data_ptr()] = storage.clone()
         memory = storage, storages[storage.data_ptr()]
 

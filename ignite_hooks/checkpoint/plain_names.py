@@ -41,8 +41,8 @@ class PlainNames:
         if not self._has_wrappers:
             return
         wrapped_names: dict[str, str | None] = {}
-        # Without `remove_duplicate`, a submodule that has two paths is visited on both paths, so
-        # that the names on each path can be translated.
+        # A submodule that has two paths is visited on both paths, so that the names on each path
+        # can be translated.
         for path, each in module.named_modules(remove_duplicate=False):
             wrapped_names[path] = wrapped_child(each)
             parent, _, name = path.rpartition(".")
@@ -53,8 +53,8 @@ class PlainNames:
             else:
                 plain = _join_path(self._plain_paths[parent], name)
             self._plain_paths[path] = plain
-            # A wrapper and the module in it have the same plain path. The module comes after its
-            # wrapper and overwrites this entry. So in the end the plain path leads to the module.
+            # A wrapper and the module in it have the same plain path. The module comes later, so in
+            # the end the plain path leads to the module.
             self._actual_paths[plain] = path
 
     @cached_property
@@ -90,11 +90,10 @@ class PlainNames:
 
         Args:
             state: the state, with plain names.
-            own_names: the names in the module's own ``state_dict``. Each key of ``state`` is
-                replaced by the name in ``own_names`` whose plain name is equal to the key. If there
-                is no such name, for example because the module has renamed a parameter, the key is
-                translated with ``actual``. The module's loading code may then rename the entry, or
-                refuse it.
+            own_names: the names in the module's own ``state_dict``. Each name replaces the key of
+                ``state`` that is its plain name. Any other key, for example of a parameter that the
+                module has renamed, is translated with ``actual``. The module's loading code may
+                then rename the entry, or refuse it.
         """
         if not self._has_wrappers:
             return dict(state)

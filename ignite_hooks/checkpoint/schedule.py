@@ -55,8 +55,8 @@ class ScriptSchedule:
         # The values of each group after state_after() has moved the script's scheduler; empty if
         # no scheduler was moved.
         self._moved_values: ParamGroups = []
-        # Whether state_after() was called, whether rebased_state() was called, and whether the
-        # checkpoint's schedule has changed the momentum too.
+        # `_is_replaced`: state_after() was called. `_is_rebased`: rebased_state() was called.
+        # `_had_momentum`: the checkpoint's schedule has changed the momentum too.
         self._is_replaced = self._is_rebased = self._had_momentum = False
 
     def state_after(
@@ -71,11 +71,10 @@ class ScriptSchedule:
 
         Args:
             state: the state of the checkpoint's scheduler; None if the checkpoint has no scheduler.
-            moves: the number of moves to make if ``is_counted`` is False, or if ``state`` has no
-                count of its moves.
-            is_counted: whether to make as many moves as ``state`` has counted. Pass True only if
-                the script moves its schedule at the same events as the saved run, that is the run
-                that wrote the checkpoint.
+            moves: the number of moves to make, unless ``is_counted`` replaces it.
+            is_counted: whether the number of moves in ``state``, if it has one, replaces ``moves``.
+                Pass True only if the script moves its schedule at the same events as the run that
+                wrote the checkpoint.
             keeps_rates: whether the script's schedule keeps its own starting rates. If False, it
                 starts from the rates that the checkpoint's schedule started from.
 
@@ -96,9 +95,8 @@ class ScriptSchedule:
         if is_counted and (reached := _move_count(state)) is not None:
             moves = reached - (_move_count(scheduler.state_dict()) or 0)
         with self._restored_afterwards():
-            # A cyclic schedule takes its rates from its arguments. So a cyclic schedule cannot
-            # start from the rates of another schedule, and no other schedule can start from the
-            # rates of a cyclic schedule.
+            # A cyclic schedule takes its rates from its arguments. So if the script's or the
+            # checkpoint's schedule is cyclic, the script's schedule keeps its own rates.
             if not (keeps_rates or self._owns_rates or _has_value_of(state, *_OWN_RATE_KEYS)):
                 self._start_from_bases()
             try:
@@ -141,9 +139,9 @@ class ScriptSchedule:
         Args:
             group: the settings of the group.
             index: the index of the group.
-            keeps_rate: whether the group keeps the learning rate of the checkpoint. The argument is
-                ignored if ``state_after`` has moved the script's scheduler: the group then gets the
-                rate of that scheduler.
+            keeps_rate: whether the group keeps the learning rate of the checkpoint. If
+                ``state_after`` has moved the script's scheduler, the group gets the rate of that
+                scheduler in any case.
         """
         script, saved_base = self._script[index], self._bases[index]
         if self._is_replaced:
@@ -183,8 +181,8 @@ class ScriptSchedule:
             script_base = _base_rate(group)
             if base is None or plain(base) == plain(script_base):
                 continue
-            # A scheduler writes its first rate when it is created. For example, a warm-up has
-            # already scaled "lr" down. The new rate must be scaled by the same factor.
+            # A scheduler may scale "lr" when it is created, as a warm-up does. The new rate must be
+            # scaled by the same factor.
             factor = plain(group["lr"]) / plain(script_base) if plain(script_base) else 1.0
             _set_in_group(group, "lr", plain(base) if factor == 1.0 else plain(base) * factor)
             _set_in_group(group, "initial_lr", plain(base))

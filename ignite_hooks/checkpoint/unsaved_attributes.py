@@ -1,4 +1,4 @@
-"""Finds attributes of modules and optimizers: those that a run changes, but no checkpoint saves.
+"""Finds attributes of modules and optimizers that a run changes and no checkpoint saves.
 
 A ``state_dict`` has the parameters and the persistent buffers of a module. It does not have other
 attributes, such as a counter that each forward pass changes, nor buffers with ``persistent=False``.
@@ -66,8 +66,7 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
     """Returns messages about unsaved attributes that have changed since they were recorded.
 
     The result maps the name of a part of the ``ResumeReport`` to the message. This function
-    compares the objects that the last search for random generators has found. A save makes this
-    search before it calls this function.
+    examines the objects that the last search for random generators has found.
     """
     initial = _initial_values(trainer)
     changed: dict[str, list[str]] = {part: [] for part in _REMEDIES}
@@ -90,10 +89,7 @@ def unsaved_attributes(trainer: TrainingEngine) -> dict[str, str]:
 
 
 def _initial_values(trainer: TrainingEngine) -> Values:
-    """Returns the digests of the initial values of each object that has a record.
-
-    Callers add the digests of objects that have no record yet.
-    """
+    """Returns the digests of the initial values, to which callers add those of new objects."""
     initial: Values = engine_storage(trainer).setdefault("attributes_at_beginning", {})
     return initial
 
@@ -122,8 +118,7 @@ def _current_values(trainer: TrainingEngine) -> Iterator[tuple[str, dict[str, An
 def _holders(trainer: TrainingEngine) -> list[Holder]:
     """Returns the objects whose unsaved attributes are compared with their initial values.
 
-    They are selected from the objects that ``trainer.generators`` has found. The selection is kept
-    until the next search.
+    The result is kept until the next search for random generators.
     """
     searched = trainer.searched_objects
     cached = engine_storage(trainer).get("attribute_holders")
