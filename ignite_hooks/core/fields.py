@@ -77,8 +77,8 @@ def must_be(
         holds: returns whether a value obeys the rule. It is called before pydantic has checked the
             type, so it must accept a value of any type.
         remedy: the words that tell what to do instead.
-        may_be_none: whether this validator lets None pass without a call of ``holds``. Then the
-            annotation of the field decides whether None is accepted.
+        may_be_none: whether None skips the check by ``holds``. If True, the annotation of the field
+            decides whether None is accepted.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -314,8 +314,8 @@ SIGKILL and SIGSTOP are refused, as they cannot be handled.
 """
 
 
-# Besides settings, the constructor of an optimizer may have these parameters. A setting is an entry
-# of an optimizer's parameter groups, such as "lr".
+# Parameters of optimizers' constructors that are not settings. A setting is an entry of an
+# optimizer's parameter groups, such as "lr".
 _NOT_SETTINGS = {
     "defaults",
     "module",
@@ -349,7 +349,7 @@ def _known_settings() -> set[str]:
 
 def _check_setting_names(names: Any, info: ValidationInfo) -> Any:
     is_list = isinstance(names, list | tuple)
-    # `known` is not a set: a given name may be unhashable, and `in` a set raises an error for it.
+    # `known` is a list, because a set would raise an error for a given name that is unhashable.
     known = sorted(_known_settings()) if is_list else []
     wrong = [name for name in names if name not in known] if is_list else [names]
     if is_list and not wrong and len(set(names)) == len(names):
@@ -383,17 +383,11 @@ def _is_path(value: Any) -> bool:
 def _make_absolute(
     field: str | None, value: str | Path, absolute: Callable[[str | Path], str | Path]
 ) -> str | Path:
-    """Returns ``absolute(value)``, as a str if ``value`` is a str, else as a Path.
-
-    Args:
-        field: the name of the field, for the error.
-        value: the path or the URL.
-        absolute: returns the absolute form of ``value``, or raises a ValueError.
-    """
+    """Returns ``absolute(value)``, as a str if ``value`` is a str, else as a Path."""
     try:
         found = absolute(value)
     except ValueError as error:
-        # The message of `error` begins with "got", so it can end the new message.
+        # The message of `error` begins with "got", and continues the sentence.
         raise ValueError(f"`{field}` must be a path that can be made absolute, {error}") from error
     return str(found) if isinstance(value, str) else found
 

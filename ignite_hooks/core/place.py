@@ -39,7 +39,7 @@ class Progress(NamedTuple):
         return Progress(self.iteration, self.epochs + 1)
 
     def at_epoch_start(self) -> "Progress":
-        """Returns the counters as if the current epoch had no batch yet."""
+        """Returns the counters for a new start of the current epoch. ``iteration`` stays."""
         return Progress(self.iteration, self.epochs)
 
     def epochs_for(self, steps: int, window_size: int, epoch_length: int) -> int:
@@ -62,13 +62,12 @@ class Progress(NamedTuple):
     def steps_in(self, batches: int, window_size: int, epoch_length: int | None) -> int:
         """Returns the smallest possible number of optimizer steps in the next batches.
 
-        The end of an epoch closes its last window early, so the batches may make more steps if
-        they belong to several epochs. If ``epoch_length`` is None, all windows count as full.
+        The last window of an epoch may have fewer batches than the others. If ``epoch_length`` is
+        None, the ends of epochs are not known, and all windows count as full.
 
         Args:
             batches: the number of batches still to come.
-            window_size: the number of batches in a full window. The last window of an epoch may
-                have fewer.
+            window_size: the number of batches in a full window.
             epoch_length: the number of batches in an epoch; None if that is not known.
         """
         if epoch_length is None:
@@ -87,11 +86,10 @@ class Place(NamedTuple):
     Attributes:
         progress: the counters.
         position: the position in the data.
-        taken: the total number of batches given to the engine for accumulation windows.
-            ``Window.taken`` counts the same batches, but each batch only when it enters its window.
-            If ``Window.taken`` is smaller than ``taken``, the last batch has not entered its window
-            yet. In this case the run is not at a step boundary (a point between two optimizer
-            steps), even if no window is open.
+        taken: the total number of batches given to the engine for accumulation windows. As long as
+            ``Window.taken`` is smaller, the last batch has not entered its window yet. Then the run
+            is not at a step boundary (a point between two optimizer steps), even if no window is
+            open.
     """
 
     progress: Progress = Progress()

@@ -28,9 +28,8 @@ def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Cal
     run that fails, and does not fire STARTED when an interrupted run continues.
 
     The method ``run`` of a trainer enters the scopes itself. For a plain Ignite engine, the first
-    call of this function replaces the method ``run`` with a wrapper, which enters the scopes. If
-    this first call comes within a run, that run does not use the wrapper. In this case the scope is
-    not entered around the rest of the run. It is first entered at the next run.
+    call of this function replaces the method ``run`` with a wrapper, which enters the scopes. So if
+    this first call comes within a run, the scope is first entered at the next run.
 
     Returns:
         A function that removes the scope. If the scope is open, the function leaves it at once.
@@ -76,9 +75,8 @@ class _RunScope(AbstractContextManager[None, None]):
 
     def __exit__(self, *failure: Any) -> None:
         scope = self._entered
-        # If the scope is a generator with `@contextmanager`, the code of the generator may itself
-        # remove the scope. Then the generator is running, and Python cannot resume a running
-        # generator. So the scope is left later, at the end of the run.
+        # A generator with `@contextmanager` may remove its own scope. Python cannot resume a
+        # generator that is running, so the scope is left later, at the end of the run.
         if scope is not None and not _is_executing(scope):
             scope.__exit__(*failure)
             self._entered = None  # reset last, so that an interrupted call can be repeated
@@ -90,9 +88,8 @@ class _RunScopes:
     def __init__(self) -> None:
         self._scopes: list[_RunScope] = []
         self._running: ScopeStack | None = None  # the open scopes of the current run
-        # A weak reference to the wrapper. If a user replaces `run` and drops the wrapper, the
-        # reference returns None, and the next scope wraps `run` again. Before there is a wrapper, a
-        # function that returns None stands for the reference.
+        # A weak reference to the wrapper; a function that returns None if there is no wrapper yet.
+        # If a user replaces `run` and drops the wrapper, the next scope wraps `run` again.
         self._wrapper_ref: Callable[[], Any] = _return_none
 
     def add(self, scope: _RunScope, engine: AnyEngine) -> None:
@@ -122,9 +119,8 @@ class _RunScopes:
         """Replaces ``engine.run`` with a wrapper that calls the original within the scopes."""
         owner: Any = engine  # untyped, to replace its method
         run = owner.run
-        # If other code has already replaced `run` on this object, `drop` must restore that
-        # replacement. If `run` is still the method of the class, `drop` has nothing to restore: it
-        # deletes the wrapper, and Python finds the method again.
+        # If other code has already replaced `run` on this object, `drop` restores that function.
+        # If `run` is still the method of the class, `drop` only deletes the wrapper.
         is_method_of_class = getattr(run, "__func__", None) is type(owner).run
         replaced_run = None if is_method_of_class else run
 

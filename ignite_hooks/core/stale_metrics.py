@@ -1,7 +1,8 @@
-"""Notes about validations, by which stale values in ``state.metrics`` are recognized.
+"""Stores which validations have completed, and when they measured their metrics.
 
-A value is stale if it was measured with earlier weights. ``measured_at`` and
-``completed_validations`` return the stored dict and set, not copies. Callers write notes to them.
+By this, stale values in ``state.metrics`` (measured with earlier weights) are recognized.
+``measured_at`` and ``completed_validations`` return the stored dict and set, not copies. Callers
+add items to them.
 """
 
 from typing import Any
@@ -28,11 +29,7 @@ def completed_validations(engine: AnyEngine) -> set[Any]:
 
 
 def forget_validations(engine: AnyEngine) -> None:
-    """Removes all notes, and removes the metrics that validations have measured.
-
-    The trainer calls this function before a run starts from scratch. A resume calls this function
-    before it loads the saved metrics.
-    """
+    """Clears the stored dict and set, and removes the metrics that validations have measured."""
     for name in measured_at(engine):
         engine.state.metrics.pop(name, None)
     measured_at(engine).clear()

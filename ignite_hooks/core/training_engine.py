@@ -47,7 +47,8 @@ class Turn(IntEnum):
     # follow can read its results.
     VALIDATION = 2
     # A learning rate scheduler whose ``step()`` is called once per epoch. If the scheduler takes a
-    # metric, the call is deferred, because a handler may write the metric.
+    # metric, the call is deferred until all handlers have returned, because one of them may write
+    # the metric.
     SCHEDULER = 3
     # All handlers without a turn of their own.
     OTHERS = 4
@@ -72,8 +73,7 @@ class Feed(Protocol):
     def facts(self) -> dict[str, int | str | None]:
         """The properties of the data, by name.
 
-        A resumed run gets the same batches only if these properties are the same as in the run that
-        was saved.
+        A resumed run gets the same batches only if these properties are those of the saved run.
         """
 
     def differences(self, state_dict: Mapping[str, Any]) -> list[str]:
@@ -144,7 +144,7 @@ class TrainingEngine(Protocol):
     def compare_parameters(self, digests: Sequence[tuple[int, int] | None]) -> None:
         """Warns or raises an error if the ranks have different parameters.
 
-        All ranks must call this method, because it is collective if the digests differ.
+        If the digests differ, this is a collective call, so all ranks must call this method.
 
         Args:
             digests: the results of ``parameter_digest`` on all ranks, in the order of the ranks.
@@ -186,10 +186,9 @@ class TrainingEngine(Protocol):
 
     @property
     def is_broken_off(self) -> bool:
-        """True if deferred callbacks at the present step boundary are left to the next run.
+        """True if the next run must call deferred callbacks, because a stop broke off a validation.
 
-        For example, a validation was broken off because the run had to stop. The next run repeats
-        the validation.
+        The next run then repeats the validation.
         """
 
     @property

@@ -1,11 +1,11 @@
 """Changes that are always undone: at the end of their own scope, or else at the end of the run.
 
 A change is, for example, a module that is set to evaluation mode during a validation. A scope is a
-``with`` block that makes a change and undoes it at its end. But a signal may interrupt the
-``finally`` of the scope. Or a traceback may keep a suspended generator alive until much later, and
-with it the scope in the generator. So the callback that undoes a change is noted before the change
-is made. When the run ends, the trainer calls the callbacks that have not been called yet. If a
-signal interrupts these calls too, the trainer calls the rest when the next run begins.
+``with`` block that makes a change and undoes it at its end. But a signal may interrupt the end of
+the scope. Or the scope is in a suspended generator, which a traceback keeps alive after the run. So
+the callback that undoes a change is noted before the change is made. When the run ends, the trainer
+calls the callbacks that have not been called yet. If a signal interrupts these calls too, the
+trainer calls the rest when the next run begins.
 """
 
 import threading
@@ -89,9 +89,9 @@ def undo_on_exit(undo: Undo, *, out_of_order: bool = False) -> Iterator[None]:
     Args:
         undo: undoes the change. It may be called a second time if its first call was interrupted.
         out_of_order: whether to undo this change only, even if changes that were made later are not
-            undone yet. If False, the later changes are undone first. A scope that stays open while
-            a generator is suspended needs True, because the generator may be closed while scopes
-            that were entered later are still open.
+            undone yet. If False, the later changes are undone first. True is needed for a scope
+            that may end before scopes that were entered later, for example a scope in the generator
+            of a feed, which can be closed at any time.
     """
     # Outside a run there is no stack, so this body gets a stack of its own.
     changes: UndoStack = getattr(_innermost, "changes", None) or UndoStack()

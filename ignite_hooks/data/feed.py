@@ -50,11 +50,10 @@ class DataFeed:
     A feed does two things that Ignite does not do. It lets a resumed run continue in the middle of
     a pass. And it ends each pass as Accelerate requires: it asks the loader for another batch after
     the last one, so that the code at the end of Accelerate's ``__iter__`` runs. An engine of Ignite
-    does not ask for this extra batch if it knows the number of batches. If the code at the end of
-    ``__iter__`` does not run, two things go wrong. The loader's epoch (the argument of
-    ``set_epoch``) does not advance. And the finished loader remains Accelerate's active loader (the
-    loader that counts as being iterated). While a finished loader is the active loader, Accelerate
-    does not accumulate gradients, even if the batches come from another iterable, such as a list.
+    does not ask for this extra batch if it knows the number of batches. Then the loader's epoch
+    (the argument of ``set_epoch``) does not advance. And the finished loader remains Accelerate's
+    active loader (the loader that counts as being iterated). As long as a finished loader is
+    active, Accelerate does not accumulate gradients, even if the engine now iterates a list.
 
     ``iter(feed)`` begins at ``position``. In the middle of a pass there are two cases. If a stop or
     a failure has closed the iterator of the pass, ``iter(feed)`` continues the pass. If the
@@ -63,8 +62,8 @@ class DataFeed:
     The last batch of a pass closes the accumulation window (the batches whose gradients are
     accumulated for one optimizer step). So before the engine trains on the last batch, the feed
     must know that this batch is the last. If the number of batches is certain, the feed counts the
-    batches and fetches nothing ahead. Then random numbers are drawn in the order of a plain PyTorch
-    loop. If the number is not certain, the feed fetches at least one batch ahead.
+    batches and fetches nothing ahead, so random numbers are drawn in the same order as in a plain
+    PyTorch loop. If the number is not certain, the feed fetches at least one batch ahead.
 
     With several processes, all ranks end a pass after the same number of batches: the smallest
     number that a rank has. The ranks exchange their numbers of batches at the start of each pass.
@@ -78,8 +77,7 @@ class DataFeed:
         is_last: whether the most recent batch is the last batch of its pass.
         position: the position in the data; the next ``iter`` begins there.
         promised_length: the ``len(data)`` that the last call of ``update_length`` found; None if
-            ``data`` has no length. Unlike ``length``, this number may be wrong, so it is only for
-            display.
+            ``data`` has no length. The number may be wrong, so it is only for display.
 
     Args:
         data: a ``DataLoader``, prepared with Accelerate or not, or any iterable of batches.
@@ -104,15 +102,13 @@ class DataFeed:
             )
         self._accelerator = accelerator
         self._source = prepare_source(data, accelerator, even_batches)
-        # Some loaders would lose their sampler or their own iteration if Accelerate prepared them
-        # (see `can_prepare`). Such a loader is not prepared, so it is not on Accelerate's list of
-        # prepared loaders.
+        # A loader that Accelerate cannot prepare without a loss is not on its list of prepared
+        # loaders.
         self._is_on_accelerate_list = can_prepare(data)
         self.add_owner(self)
         is_distributed = accelerator is not None and accelerator.num_processes > 1
         ends_together = is_distributed and even_batches and not self._source.knows_its_end
-        # If `even_batches` is False, a small data set may have batches for some of the ranks only.
-        # Then a pass is empty on the other ranks.
+        # Without `even_batches`, some ranks may get no batch of a small data set.
         self._may_be_empty = is_distributed and not even_batches
         self._device = device_of_batches(self._source.loader, accelerator)
         self.position = FeedPosition(getattr(self.loader, "iteration", 0), 0)
@@ -180,7 +176,7 @@ class DataFeed:
 
     @property
     def found_generators(self) -> FoundGenerators:
-        """The random generators by name, with reasons why the search may have missed others."""
+        """The generators found in the data, by name, and reasons why there may be others."""
         return self._source.found_generators
 
     @property
@@ -211,8 +207,7 @@ class DataFeed:
         if self._current_iterator() is not None:
             self.next_pass()
         elif self.is_last:
-            # The last batch was given, and then the iterator was closed before it had ended the
-            # pass. So the pass is ended here.
+            # The last batch was given, but the iterator was closed before it could end the pass.
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         iterator = self._iterate_pass()
@@ -251,9 +246,9 @@ class DataFeed:
     def seek(self, position: FeedPosition) -> None:
         """Moves to ``position``, so that the next ``iter`` begins there.
 
-        Data that cannot be repeated (see ``can_repeat``) is not moved. If the feed has already
-        begun the pass that contains ``position``, the samples of this pass keep their order. The
-        only exception is a sampler that draws from a global generator while it is iterated.
+        Data that cannot be repeated (see ``can_repeat``) is not moved. A pass that the feed has
+        begun before has the same order of samples again, unless a sampler draws from a global
+        generator while it is iterated.
 
         A loader with a sampler does not load the batches before ``position`` again. There are two
         exceptions: Accelerate's ``DataLoaderDispatcher``, which loads batches on rank 0 for all
@@ -322,11 +317,9 @@ class DataFeed:
     def deactivate(self) -> None:
         """Removes the loader from the active loaders.
 
-        ``close`` removes the loader, too, but this is not enough if the feed is closed while
-        ``interrupt()`` suspends the run. During the suspension, ``deactivated`` (in
-        ``active_loader.py``) keeps the loader off the list. When the suspension ends,
-        ``deactivated`` makes the loader active again, even if the feed has been closed. So if the
-        feed is not used any more, the trainer calls this method after the suspension.
+        ``close`` removes the loader, too. But if the feed is closed while ``interrupt()`` suspends
+        the run, the end of the suspension makes the loader active again (see ``deactivated`` in
+        ``active_loader.py``). Then the trainer calls this method.
         """
         if hasattr(self.loader, "end"):
             self.loader.end()
@@ -372,9 +365,8 @@ class DataFeed:
     def drops_pass(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether a resume drops the saved pass and begins the next pass.
 
-        True in two cases: the saved position is invalid in this data, or only a replay reaches the
-        position and the user has turned replays off. In the second case ``state_dict["replay"]``,
-        which ``ResumeCheckpoint`` adds, is False.
+        True if the saved position is invalid in this data. Also True if only a replay reaches the
+        position, and ``ResumeCheckpoint(replay=False)`` has set ``state_dict["replay"]`` to False.
         """
         return self.can_repeat and self._compare_data(state_dict).drops_pass
 
@@ -408,8 +400,8 @@ class DataFeed:
     def _can_restore_here(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether this rank restores the saved position from a saved state of the data.
 
-        There are two kinds of such a state: the order state, which is the state of a recorded
-        sampler (see ``recorded_order.py``), and a snapshot (see ``snapshots.py``).
+        Such a state is the state of a recorded sampler (see ``recorded_order.py``) or a snapshot
+        (see ``snapshots.py``).
         """
         accepts_order = self._source.accepts_order_state(state_dict.get("order"))
         return accepts_order or self._source.snapshots.can_restore(
@@ -419,8 +411,7 @@ class DataFeed:
     def _can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether the rank that reads the data restores the position from a saved state.
 
-        If rank 0 sends the batches to all ranks, only rank 0 reads. Otherwise each rank reads, and
-        the result is the same as that of ``_can_restore_here``.
+        If rank 0 sends the batches to all ranks, only rank 0 reads. Otherwise each rank reads.
         """
         accepts_order = self._source.accepts_order_state(state_dict.get("order"))
         return accepts_order or self._source.can_restore_on_reader(state_dict)
@@ -451,9 +442,8 @@ class DataFeed:
         snapshots, snapshot = self._source.snapshots, state_dict.get("place")
         order = state_dict.get("order")
         generators = state_dict["source"]["generators"].keys()
-        # A generator that exists in only one of the two runs is reported, because it is not
-        # restored. But if the generator is a part of the state of a sampler or of an iterable data
-        # set, the generator is restored with this state and not reported.
+        # A generator that exists in only one of the two runs is not restored, unless the state of
+        # a sampler or of an iterable data set includes the generator.
         for name in sorted(generators ^ self._source.generators.keys()):
             is_included = snapshots.restores(self._source, snapshot, name)
             if not is_included and not self._source.order_state_includes(name, order):
@@ -537,7 +527,7 @@ class DataFeed:
     def shares_keeper_with(self, other: "DataFeed") -> bool:
         """Returns whether both feeds have the same keeper.
 
-        The keeper is the object of the data whose state contains the position in the data.
+        A keeper is an object in the data, such as a sampler, whose state contains the position.
         """
         own_keeper, other_keeper = self._source.keeper, other._source.keeper
         if own_keeper is None or other_keeper is None:
@@ -545,18 +535,16 @@ class DataFeed:
         return own_keeper.wrapped is other_keeper.wrapped
 
     def restore_keeper_once(self, others: Iterable["DataFeed"]) -> None:
-        """Makes only one feed restore the keeper that this feed and ``others`` share.
+        """Makes only the feed that is iterated first restore the keeper that all these feeds share.
 
-        Without this call, each feed would restore the keeper at its first iteration, and so undo
-        the progress of the feeds that were iterated earlier. After this call, only the feed that is
-        iterated first restores the keeper.
+        A second restore would undo the progress of the feed that was iterated first.
         """
         self._source.snapshots.restore_keeper_once(each._source.snapshots for each in others)
 
     def _iterate_pass(self) -> Generator[Any, None, None]:
         """Yields the rest of a pass from ``position`` on. The first ``next`` begins the pass."""
         if not self.at_start and self.position.batches == self._pass_end.length:
-            # All batches of this pass have been given already, so the pass is ended here.
+            # All batches of this pass have been given already.
             self._source.end_pass(*self.position)
             self._advance_to_next_pass()
         if self.can_repeat:
@@ -592,7 +580,7 @@ class DataFeed:
 
     @property
     def _draws_order_on_each_rank(self) -> bool:
-        """Returns whether the feed is at the start of a pass whose order each rank draws by itself.
+        """Returns whether a pass begins for which each rank draws the order of samples by itself.
 
         If so, the ranks compare the states of their global generators, because ranks with different
         states would draw different orders.
@@ -643,11 +631,10 @@ class Feeds:
     """The feeds of one engine, one for each loader or other iterable of batches.
 
     Data that is used again keeps its feed. So no loader is prepared twice, and the feed continues
-    at the position where it was left. A ``DataLoader`` has its feed as an attribute, so both live
-    equally long. A ``Feeds`` object refers to two kinds of feeds only: the newest feed, which is
-    the feed that was used last, and the feeds of other iterables for which ``feed_for`` was called
-    with ``remember=True``. Only the loader of the newest feed is on Accelerate's list of prepared
-    loaders.
+    at the position where it was left. A ``DataLoader`` keeps its feed itself, as an attribute. A
+    ``Feeds`` object keeps the newest feed (the feed that was used last), and the feeds of other
+    iterables for which ``feed_for`` was called with ``remember=True``. Only the loader of the
+    newest feed is on Accelerate's list of prepared loaders.
 
     Args:
         accelerator: prepares the loaders.
@@ -699,9 +686,8 @@ class Feeds:
             if isinstance(loader, DataLoader):
                 _loader_feeds(loader)[self] = feed
         feed.add_owner(self)
-        # A loader stays on Accelerate's list while an owner exists. If the feed stayed an owner,
-        # the loader would never leave the list: the list keeps the loader alive, and from now on
-        # the loader keeps the feed alive.
+        # The feed must not stay an owner. Accelerate's list keeps the loader alive, and the loader
+        # now keeps the feed alive, so the loader would stay on the list forever.
         feed.remove_owner(feed)
         if former is not None and former is not feed:
             former.remove_owner(self)
@@ -710,17 +696,17 @@ class Feeds:
 def load_between_passes(
     states: Iterable[tuple[DataFeed, Mapping[str, Any]]], others: Iterable[DataFeed] = ()
 ) -> None:
-    """Moves feeds to positions that were saved together, each at the start of a pass.
+    """Moves feeds to positions that were saved together. Each position is the start of a pass.
 
     Several feeds may share data. If each feed restored the data only when the feed is first
     iterated, a later feed would undo the changes that an earlier feed has made to the shared data.
-    So this function restores all states immediately. The only exception is a keeper (the object
-    whose state contains the position): the feed that is iterated first restores the keeper, for all
-    feeds that share the keeper.
+    So this function restores all states immediately. The only exception is a keeper (an object in
+    the data, such as a sampler, whose state contains the position): the feed that is iterated first
+    restores the keeper, for all feeds that share the keeper.
 
     Args:
         states: pairs of a feed and the saved state of this feed.
-        others: further feeds, which have already been moved to positions of the same save.
+        others: further feeds, which have already been moved to their positions in the same save.
     """
     loaded = []
     for feed, state in states:
@@ -730,12 +716,11 @@ def load_between_passes(
             # generators are removed from the snapshot. `state["source"]` contains the same states,
             # and `load_state_dict` restores them immediately.
             snapshot = {**snapshot, "objects": {}, "generators": {}}
-            # In an unbroken run, a sampler that was left in the middle of a pass begins from its
-            # start when it is iterated again. Its saved state would make the sampler continue in
-            # the middle, so this state is not loaded.
+            # If the previous pass was left before its end (`is_cut`), an unbroken run iterates the
+            # sampler from its start. The saved state would make it continue in the middle.
             if snapshot["is_cut"] and "sampler" in snapshot["of"].partition(" ")[0]:
                 snapshot = None
-        # The same applies to a recorded sampler that was left in the middle of a pass.
+        # The same holds for a recorded sampler, whose state is `order`.
         if order is not None and not (order["is_within"] or order["is_over"]):
             order = None
         feed.load_state_dict({**state, "place": snapshot, "order": order})
@@ -750,10 +735,9 @@ def load_between_passes(
 class _LoaderFeeds(ExcludedFromSearch):
     """The feeds of one loader, one for each ``Feeds``. This object is an attribute of the loader.
 
-    A feed refers to its loader. If a module-level ``WeakKeyDictionary`` had the feeds as values and
-    the loaders as keys, the feeds would keep the loaders alive, and neither would ever be freed.
-    With an attribute, a loader and its feeds form a reference cycle, which the garbage collector
-    frees. A copy of the loader does not use these feeds.
+    A feed refers to its loader. So a module-level ``WeakKeyDictionary`` from loaders to feeds would
+    never free either of them. With an attribute, a loader and its feeds form a reference cycle,
+    which the garbage collector frees.
     """
 
     def __init__(self, loader: Any) -> None:

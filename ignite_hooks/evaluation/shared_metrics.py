@@ -81,10 +81,6 @@ class SharedMetrics:
         """Returns the ranks that have evaluated a batch; () if the metrics differ between ranks.
 
         This is a collective call: all ranks must call the method together.
-
-        Args:
-            engine: the evaluator.
-            metrics: the metrics of this rank.
         """
         metric_types = [type(each).__qualname__ for each in metrics]
         found: list[Any] = [None] * self._accelerator.num_processes
@@ -131,9 +127,8 @@ class _ComputeOnSomeRanks:
         group: the process group of these ranks.
     """
 
-    # True while a metric is computed. A metric may be made of other metrics, whose `compute` it
-    # calls. Only the ranks with samples make such nested calls, so a nested call must not broadcast
-    # its result.
+    # True while a metric is computed. If this metric calls the `compute` of another metric, the
+    # inner call must not broadcast, because the ranks without samples make no inner call.
     _is_computing = False
 
     def __init__(self, compute: Callable[[], Any], ranks: tuple[int, ...], group: Any) -> None:
@@ -149,8 +144,7 @@ class _ComputeOnSomeRanks:
             try:
                 result = self._compute_together()
             except Exception as error:
-                # The failure is raised after the broadcast, for which the ranks without samples
-                # wait.
+                # Raised after the broadcast, because the ranks without samples wait for it.
                 failure, message = error, f"{type(error).__name__}: {error}"
         sent = [result, message]
         distributed.broadcast_object_list(sent, src=self._ranks[0])
@@ -179,8 +173,7 @@ class _ComputeOnSomeRanks:
 def _replaced_compute(metric: Metric, compute: Callable[[], Any]) -> Iterator[None]:
     """Replaces the metric's ``compute`` in the body, unless it is replaced already."""
     attributes = metric.__dict__
-    # If `compute` is replaced already, either an earlier epoch has replaced it, or the metric is
-    # attached under two names.
+    # An earlier epoch may have replaced `compute`, or the metric may be attached under two names.
     if "compute" in attributes:
         yield
         return

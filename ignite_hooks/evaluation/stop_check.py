@@ -81,7 +81,7 @@ class StopCheck:
         restored, even those that had completed before the validation was broken off.
 
         Args:
-            evaluators: the evaluators, before the validation has run them.
+            evaluators: the evaluators of a validation that has not started yet.
             feeds: returns the feeds (``DataFeed``) that give the batches of the evaluators.
 
         Returns:
@@ -177,8 +177,7 @@ class _EvaluatorRun:
     def after_batch(self, evaluator: Engine) -> None:
         """Ends the run if it is to be broken off. This is the handler for a single process.
 
-        Without a request to stop, the call costs next to nothing. The weights of the models are
-        compared with those of training only after a request.
+        Without a request to stop, the weights are not compared, so the call costs next to nothing.
         """
         for monitor in self._monitors:
             if monitor.is_asked():
@@ -201,11 +200,7 @@ class _EvaluatorRun:
             evaluator.terminate(skip_completed=True)
 
     def at_end_of_data(self, evaluator: Engine) -> None:
-        """Waits for the other ranks, if this rank has not waited after its last batch.
-
-        Raises:
-            ValidationStopped: the run is to be broken off.
-        """
+        """Waits for the other ranks, if this rank has not waited after its last batch."""
         self.wait_for_others()
         if self.is_broken_off:
             raise ValidationStopped
@@ -241,9 +236,8 @@ def _first_at_epoch_completed(
             stack.enter_context(undo_on_exit(ending.remove))
             move_to_front(evaluator, Events.EPOCH_COMPLETED)
 
-        # `SharedMetrics` is another class that puts a handler of EPOCH_COMPLETED to the front. An
-        # evaluator of this package does so at the beginning of `run`. `at_end_of_data` must be
-        # called before that handler, so it is put to the front later, at STARTED.
+        # At the beginning of `run`, `SharedMetrics` puts its own handler to the front.
+        # `at_end_of_data` must come before that handler, so it is put to the front at STARTED.
         starting = evaluator.add_event_handler(Events.STARTED, attach)
         stack.enter_context(undo_on_exit(starting.remove))
         yield
