@@ -98,8 +98,8 @@ def create_supervised_trainer(
         accelerator: the accelerator to use; default: a new ``Accelerator`` with the settings of the
             existing accelerators.
         lr_scheduler: a torch scheduler on ``optimizer``, or a callable that makes a scheduler from
-            the prepared optimizer. At each time that ``scheduler_at`` names, the scheduler moves
-            once, however many processes there are.
+            the prepared optimizer. ``scheduler_at`` says when the scheduler moves. Each time it
+            moves once, whatever the number of processes.
         scheduler_at: when the scheduler moves. "step": after each committed step, which is an
             optimizer step that has changed the parameters. "epoch": at the end of each epoch, after
             a validation that is due at this time. "validation": after each validation, except a
@@ -120,21 +120,22 @@ def create_supervised_trainer(
             continues from the checkpoint.
         handlers: objects with an ``attach(engine)`` method: handlers of this package, Ignite's
             ``ProgressBar`` and others.
-        on_peer_failure: with several processes, what happens when one process has failed and
-            another process is blocked in a collective. "exit" ends the blocked process with exit
-            code 1; "wait" leaves it blocked until the timeout of the collective. A process that is
-            not blocked raises an error with the message of the failure in both cases.
+        on_peer_failure: with several processes, what happens to a process that is blocked in a
+            collective after another process has failed. "exit" ends the blocked process with exit
+            code 1; "wait" leaves it blocked until the timeout of the collective. With both values,
+            a process that is not blocked raises an error with the message of the failure.
         prepare_batch: (batch, device, non_blocking) -> (x, y); the batch is on the device already.
         model_transform: (the model's output) -> ``y_pred``.
         model_fn: (model, x) -> the model's output.
         output_transform: (x, y, y_pred, loss) -> ``state.output``. The default is
-            ``loss.detach()``: ``.item()`` would synchronize with the device in each iteration.
-        agree_every: with several processes, how often the processes exchange requests: once every
-            ``agree_every`` windows. A request is a stop, a signal, or a save that is due by
-            ``SaveCheckpoint(every_seconds=…)``. A window is the batches whose gradients are
-            accumulated for one step. If one process makes a request, all processes obey at the same
-            step. This step is at most ``agree_every`` + 1 windows later, or at the end of the epoch
-            if the epoch ends first.
+            ``loss.detach()``, because ``.item()`` would synchronize with the device in each
+            iteration.
+        agree_every: with several processes, the number of windows from one exchange of requests to
+            the next. A window is the batches whose gradients are accumulated for one step. A
+            request is a stop, a signal, or a save that is due by
+            ``SaveCheckpoint(every_seconds=…)``. All processes obey the request of one process after
+            the same step: at most ``agree_every`` + 1 windows after the request, and at the latest
+            at the end of the epoch.
 
     Raises:
         TypeError: an argument has a wrong type.
@@ -212,7 +213,7 @@ def create_supervised_trainer(
     return trainer
 
 
-# The right order of the arguments. Messages about arguments in a wrong order end with it.
+# Messages about arguments in a wrong order end with this call.
 _ORDER = "create_supervised_trainer(model, optimizer, loss_fn, data)"
 
 
@@ -222,12 +223,7 @@ def _check_arguments(
     loss_fn: Any,
     batch_processor: Any,
 ) -> None:
-    """Checks the model, the optimizer and the function that computes the loss.
-
-    Raises:
-        TypeError: one of them has a wrong type.
-        ValueError: not exactly one of ``loss_fn`` and ``batch_processor`` is given.
-    """
+    """Checks the model, the optimizer and the function that computes the loss."""
     if isinstance(optimizer, torch.nn.Module) and isinstance(model, torch.optim.Optimizer):
         raise TypeError(
             f"`model` must be a torch.nn.Module, got {shown_type(model)}: `model` and `optimizer` "
@@ -241,10 +237,7 @@ def _check_arguments(
 def _check_unused(batch_processor: Any, **functions: tuple[Any, Any]) -> None:
     """Raises a ValueError if a ``batch_processor`` is given with a function that it replaces.
 
-    Args:
-        batch_processor: the ``batch_processor``, or None.
-        functions: the functions that a ``batch_processor`` replaces. The keys are the names of the
-            arguments, and the values are pairs (value of the argument, default).
+    ``functions`` maps the name of each such function to a pair (value of the argument, default).
     """
     given = [name for name, (function, default) in functions.items() if function is not default]
     if batch_processor is not None and given:
@@ -381,12 +374,8 @@ def _modules_of_functions(model: torch.nn.Module, **functions: Any) -> dict[str,
     """Returns the modules that the functions belong to, under the same names as ``functions``.
 
     A function belongs to a module if the function is the module itself, or a method of the module.
-    A module is left out if it has parameters or buffers and the model has all of them too, for
-    example a linear layer of the model.
-
-    Args:
-        model: the model.
-        functions: the functions, by the names of the factory's arguments.
+    A module whose tensors all belong to the model, such as a linear layer of the model, is left
+    out. A module without tensors is included.
     """
     found: dict[str, torch.nn.Module] = {}
     model_tensors = set(map(id, _tensors(model)))
@@ -476,9 +465,7 @@ def _check_not_sharded(model: torch.nn.Module, accelerator: Accelerator) -> None
 def _check_replicated(modules: Mapping[str, torch.nn.Module], accelerator: Accelerator) -> None:
     """Raises a ValueError if the model is split over processes and another module is trained too.
 
-    Args:
-        modules: the modules that the optimizer trains in addition to the model.
-        accelerator: the accelerator, whose distributed type tells whether the model is split.
+    ``modules`` are the modules that the optimizer trains in addition to the model.
     """
     if modules and not is_data_parallel(accelerator):
         name, module = next(iter(modules.items()))

@@ -1,9 +1,8 @@
 """The lock of a directory of checkpoints, which allows one run at a time to write there.
 
-The lock is a file in the directory, ``.ignite_hooks.lock``. The file is never removed. The process
-that holds the lock is called its owner. If the process has several trainers, only the trainer that
-took the lock may write. This trainer is called the owner too. Two mechanisms decide which process
-is the owner:
+The lock is a file in the directory, ``.ignite_hooks.lock``. The file is never removed. The owner of
+the lock is the trainer that took it, and also the process of this trainer. Another trainer of the
+same process may not write. Two mechanisms decide which process is the owner:
 
 - Among the processes of one machine, ``flock`` on the file decides. The kernel releases the
   ``flock`` of a process when the process ends, also after a crash.
@@ -77,7 +76,7 @@ class Owner:
     """The record of the process that owns the lock of a directory, or owned it last.
 
     Attributes:
-        token: a unique id. A process gets a new token each time it takes the lock.
+        token: a unique id, which is new each time a process takes the lock.
         host: the host name of the owner's machine.
         boot: the boot id of the machine's kernel; empty if the kernel has none.
         namespace: the namespace in which the process id is valid. A container usually has its own
@@ -255,8 +254,8 @@ class DirectoryLock:
     def release(self) -> None:
         """Releases the lock. A forked process releases nothing.
 
-        A rank does not wait for the other ranks here: if a run fails on one rank, perhaps only this
-        rank calls ``release``. If a signal interrupts a call, the call can be repeated.
+        This is not a collective call, because a run may fail on one rank alone. If a signal
+        interrupts a call, the call can be repeated.
         """
         if self._file is not None:
             self._file.close()
@@ -271,9 +270,9 @@ class DirectoryLock:
             started: the time at which the wait began, as ``monotonic`` returned it.
 
         Raises:
-            RuntimeError: the lock is not free, and this run does not wait for it, for one of three
-                reasons: ``on_busy`` is "error"; ``wait_seconds`` have passed; or the owner is
-                another trainer in this thread, which cannot end while this thread waits.
+            RuntimeError: another trainer holds the lock, and this run cannot wait: ``on_busy`` is
+                "error", or the other trainer is in this thread, so that the wait would never end.
+                Or ``wait_seconds`` have passed.
         """
         if self._file is None:
             self._file = _LockFile(self._directory / LOCK_NAME)
@@ -309,12 +308,7 @@ class DirectoryLock:
             )
 
     def _raise_busy(self, file: "_LockFile", waited: float | None = None) -> NoReturn:
-        """Raises the error for a lock that another run holds.
-
-        Args:
-            file: the lock file.
-            waited: the seconds that this run has waited without success; None if it did not wait.
-        """
+        """Raises the error for a lock that another run holds. ``waited`` is in seconds."""
         owner = _owner_text(file.owner)
         # The error message below says "DIRECTORY, which {case}: ..., {remedy}".
         case = f"is written to by {owner}"
@@ -337,12 +331,7 @@ class DirectoryLock:
         )
 
     def _warn_of_wait(self, owner: "Owner | None", availability: "_Availability") -> None:
-        """Logs which process this run waits for, and how long.
-
-        Args:
-            owner: the owner of the lock, if it is known.
-            availability: BUSY if the owner is alive, UNKNOWN if the owner may be alive or dead.
-        """
+        """Logs which process this run waits for, and how long."""
         limit = self._wait_seconds
         duration = "without a time limit" if limit is None else f"for up to {limit:g} s"
         # The log says "DIRECTORY {text}".
@@ -393,9 +382,8 @@ class _LockFile:
         # True if this process has the flock, False if it does not have the flock (yet), None if the
         # file system has no flock.
         self._has_flock: bool | None = False
-        # The latest record of another owner, and the time at which this process first read that
-        # record. They show whether the owner's heartbeat goes on. They are used only if this
-        # process cannot see the owner's process, for example on another machine.
+        # For an owner whose process this process cannot see, for example on another machine: the
+        # latest record of that owner, and the time at which this process first read this record.
         self._watched_content: bytes | None = None
         self._watched_since = 0.0
         self._stop = threading.Event()
@@ -434,10 +422,7 @@ class _LockFile:
         )
 
     def check_availability(self) -> _Availability:
-        """Tries to get the ``flock``, reads the record, and returns whether the lock can be taken.
-
-        The lock itself is not taken: ``claim`` takes it.
-        """
+        """Tries to get the ``flock``, reads the record, and returns whether the lock is free."""
         self._open_and_lock()
         content, owner = self._read_record()
         if self._has_flock is False:
@@ -469,12 +454,7 @@ class _LockFile:
         return _Availability.FREE if is_stale else _Availability.UNKNOWN
 
     def _read_record(self) -> "tuple[bytes, Owner | None]":
-        """Reads the record, and stores its owner in ``self.owner``.
-
-        Returns:
-            The bytes of the record, and its owner; None as the owner if the record is empty or
-            invalid.
-        """
+        """Reads the record, and sets ``self.owner``. Returns the record's bytes and its owner."""
         content = _read(self.path).strip(b"\0 ")
         self.owner = Owner.loads(content)
         return content, self.owner
@@ -489,9 +469,8 @@ class _LockFile:
         self._own_record = Owner.of_this_process()
         self._write(self._own_record)
         if self._has_flock is None or self._watched_content is not None:
-            # There is no flock, or the flock may not exclude processes on other machines. So two
-            # processes may write their records at the same time. The later record stays in the
-            # file, and the process that has written the earlier record raises an error.
+            # There is no flock, or the flock may not exclude processes on other machines. So
+            # another process may have written its record at the same time (see `_SETTLE_SECONDS`).
             sleep(_SETTLE_SECONDS)
             if not self.is_owned:
                 owner = Owner.loads(_read(self.path))
@@ -639,7 +618,7 @@ def _read(path: Path) -> bytes:
     """Returns the content of a lock file; empty if there is no file.
 
     The file is opened for each read, because on a network file system a file that stays open may
-    show old content. Opening the file gets the content from the server.
+    show old content.
     """
     try:
         with path.open("rb") as file:

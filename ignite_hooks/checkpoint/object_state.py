@@ -38,8 +38,8 @@ from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["StatefulObject", "has_module", "plain_state"]
 
-# Values that cannot be saved are left out of the state of a scheduler. A value of one of these
-# types is always kept. The values within a dict, list or tuple are checked one by one.
+# A value of one of these types is always kept in the state of a scheduler. Any other value is left
+# out if it cannot be saved.
 _DATA_TYPES = (bool, int, float, str, type(None), list, tuple, dict, torch.Tensor)
 _SCHEDULER_CLASSES = (LRScheduler, BaseParamScheduler, ParamGroupScheduler)
 
@@ -68,12 +68,7 @@ class StatefulObject:
 
     @property
     def is_module(self) -> bool:
-        """True if the object is a module.
-
-        A caller loads modules and other objects differently. Before loading, the caller compares a
-        module with the state. Any other object is not compared: if loading fails, the caller gives
-        the object its previous state back.
-        """
+        """True if the object is a module."""
         return isinstance(self._object, torch.nn.Module)
 
     def state_dict(self) -> Any:
@@ -147,11 +142,6 @@ def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -
 
     After loading, the module shares exactly the tensors that it shared when its state was saved.
     There is one exception: two tensors whose shapes differ now are not shared.
-
-    Args:
-        module: the module.
-        state: the state that ``StatefulObject.state_dict`` has returned for the module.
-        trainer: the trainer.
     """
     trainer_tensors, shared = _trainer_tensors(trainer), state["shared"]
     shared_now = _shared_tensors(module, trainer)
@@ -167,8 +157,7 @@ def _load_module(module: torch.nn.Module, state: Any, trainer: TrainingEngine) -
 def _shared_tensors(module: torch.nn.Module, trainer: TrainingEngine) -> dict[str, str]:
     """Returns the tensors that a module shares with the trainer's modules.
 
-    Returns:
-        Maps the name of a shared tensor in ``module`` to its name in the trainer's modules.
+    The keys are the names in ``module``, the values are the names in the trainer's modules.
     """
     sources = {_memory_key(tensor): name for name, tensor in _trainer_tensors(trainer).items()}
     named = [(name, sources.get(_memory_key(tensor))) for name, tensor in _named_tensors(module)]
@@ -218,9 +207,7 @@ def _is_unsavable(value: Any) -> bool:
 def _restore_dropped(state: Any, current: Any) -> Any:
     """Returns a copy of a saved state, completed with the values that ``_drop_unsavable`` left out.
 
-    Args:
-        state: the saved state.
-        current: the current state of the object. The values that were left out are taken from it.
+    These values are taken from ``current``, the current state of the object.
     """
     if type(state) in (dict, OrderedDict) and isinstance(current, Mapping):
         merged = {key: _restore_dropped(value, current.get(key)) for key, value in state.items()}

@@ -69,12 +69,12 @@ class ResumeCheckpoint(Handler):
 
     The model, the optimizer, the scheduler and the counters are loaded when this handler is
     attached. The trainer factory attaches it after all other handlers that the factory gets.
-    Random generators and the states of handlers are restored only when the run starts. So you can
-    attach further handlers to the finished trainer, and their states are restored too. All of these
-    states are restored after the handlers of STARTED have returned. If the run resumes in the
-    middle of an epoch, they are restored a second time after the handlers of EPOCH_STARTED, because
-    handlers of this event often reset a state. The objects in ``also`` of each attached
-    ``SaveCheckpoint`` are restored at the same times.
+    Random generators, the states of handlers, and the objects in ``also`` of each attached
+    ``SaveCheckpoint`` are restored when the run starts, after the handlers of STARTED have
+    returned. So you can attach further handlers to the finished trainer, and their states are
+    restored too. If the run resumes in the middle of an epoch, these generators, states and objects
+    are restored a second time after the handlers of EPOCH_STARTED, because handlers of this event
+    often reset a state.
 
     If ``source`` is a directory, and the trainer saves to the same directory, the trainer continues
     the run of the checkpoint: its ``SaveCheckpoint`` also removes old checkpoints that were saved
@@ -103,8 +103,9 @@ class ResumeCheckpoint(Handler):
             iterable without ``state_dict``. If True, the pass through such data is iterated from
             its beginning up to the position of the checkpoint. If False, the run skips the rest of
             this pass and continues with the next pass. If an epoch is one pass over the data, the
-            present epoch then begins again. Data that have a state, or whose reading can begin at
-            any batch, always continue at the position of the checkpoint.
+            interrupted epoch begins again, with the batches of the next pass. Data that have a
+            state, or whose reading can begin at any batch, always continue at the position of the
+            checkpoint.
         override: the names of settings that the script may change. If the script and the checkpoint
             differ in a named setting, the value of the script is used. The possible names are the
             settings of the optimizer's groups ("lr", "weight_decay", "betas", "momentum", …),
@@ -196,13 +197,10 @@ class ResumeCheckpoint(Handler):
     ) -> tuple[LoadedState, int] | None:
         """Reads the newest undamaged checkpoint, the same one on all ranks.
 
-        While this method reads a checkpoint, a run that saves to the same directory may remove the
-        checkpoint. In this case the directory has a newer checkpoint, and the search begins again.
-
         Returns:
-            The state that was read, and the number of the newest checkpoint in the source. If the
-            files of the newest checkpoint are damaged, the state is that of an older checkpoint.
-            None if there is no checkpoint and ``on_missing`` is "start".
+            The state that was read, and the number of the newest checkpoint in the source, even if
+            the files of this checkpoint are damaged. None if there is no checkpoint and
+            ``on_missing`` is "start".
         """
         sources: list[Source] = []
         # Each rank makes its own source. The function must not return the source, because
@@ -337,9 +335,8 @@ def _check_compatibility(candidate: CheckpointCandidate, ranks: Ranks) -> None:
 def _check_contents(loaded: LoadedState) -> None:
     """Raises if the files have invalid contents, or do not fit the trainer.
 
-    The states of model, optimizer, scheduler and scaler are checked last (``state_problems``),
-    because these checks use the objects of the trainer. The checks before them show that the
-    trainer has these objects, and that their classes are those of the saved run.
+    ``state_problems`` is called last, because it uses the trainer's model, optimizer, scheduler and
+    scaler, and relies on the checks before it.
     """
     _raise_for_problems(loaded, loaded.problems or [*loaded.object_problems()])
     differences = loaded.differences()

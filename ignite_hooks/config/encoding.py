@@ -1,7 +1,4 @@
-"""Converts handlers to plain data, and compares handlers by their content.
-
-The conversion uses the comparison to find the fields that have their default.
-"""
+"""Converts handlers to plain data, and compares handlers by their content."""
 
 import math
 from collections.abc import Iterable
@@ -64,7 +61,7 @@ class Encoder:
             raise depth_error()
         within: dict[str, Any] = {"is_in_field": is_in_field, "depth": depth + 1}
         cls = dataclass_or_none(type(value))
-        # The data of a handler names its class by a tag. A dataclass that is not a handler needs no
+        # A tag names the class of a handler in the data. A dataclass that is not a handler needs no
         # tag if it is in a field, because the annotation of the field names the class.
         is_part = is_in_field and not isinstance(value, Handler)
         if cls is not None and (tag_of(cls) is not None or is_part):
@@ -144,8 +141,8 @@ def equal(a: Any, b: Any) -> bool:
     ``==`` compares handlers by identity, so two handlers with the same settings are not equal. This
     function compares the classes and all fields. A NaN equals a NaN, a path equals its string, and
     a list equals a tuple with the same items. 1, 1.0 and True are three different values. Two
-    objects that are not plain data are equal if they have the same class and are equal by ``==``,
-    or if they are the same object.
+    objects that are not plain data are equal if they are the same object, or if they have the same
+    class and ``==`` returns True.
     """
     return first_difference(a, b) is None
 

@@ -105,9 +105,8 @@ class MaxDeviceMemory(PeakMetric):
         return [span for span in ("minibatch", "epoch", "run") if getattr(self, span)]
 
     def _add_span(self, span: str, attachment: Attachment) -> Span:
-        # A mark is the highest value so far. Some kinds of marks miss peaks unless they are read
-        # regularly, and `every` is the number of seconds between two readings. For the marks of the
-        # device `every` has no effect, because the allocator updates these marks itself.
+        # `every` is the number of seconds between two readings, for marks that miss peaks unless
+        # they are read regularly. Here it has no effect: the allocator updates its marks itself.
         measurement = _latest[self][span] = Measurement(_shared_mark, every=1.0)
 
         def report(engine: Engine) -> None:

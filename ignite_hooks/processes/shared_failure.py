@@ -1,4 +1,4 @@
-"""Functions that mark errors as shared: each rank raises its own error, but for the same failure.
+"""Marks errors that all ranks raise because of the same failure.
 
 For example, a save fails on one rank. The ranks exchange the outcome of the save, and each rank
 raises an error. Afterwards all ranks are at the same place, and can continue together. The marks
@@ -11,7 +11,7 @@ _ATTRIBUTE = "_ignite_hooks_shared"
 
 
 def mark_shared(error: BaseException, text: str) -> None:
-    """Marks an error of this rank as shared: all other ranks raise an error for the same reason.
+    """Marks an error as shared: all other ranks raise an error because of the same failure.
 
     Args:
         error: the error of this rank.
