@@ -307,8 +307,7 @@ def _open_source(place: str, cache_dir: Path | None = None) -> tuple[Source, Lis
     Args:
         place: the path or URL of the source.
         cache_dir: the folder to which the files of a remote checkpoint are downloaded; None if the
-            command needs manifests only. In this case no file is downloaded, and the source gets
-            ``os.devnull`` in place of a folder.
+            command needs manifests only, and downloads no files.
     """
     if not is_url(place) and not os.path.isdir(place):
         # The message does not say that the directory is missing: isdir() is also False if this
@@ -482,8 +481,8 @@ def _run_as_program() -> int:
         if sys.stdout is not None:  # stdout is None if the shell has closed it with ">&-"
             sys.stdout.flush()
     except OSError as error:
-        # The interpreter flushes stdout again at exit. Without this redirection to /dev/null the
-        # flush would fail and print a second error.
+        # The interpreter flushes stdout again at exit. This flush must not fail and print a second
+        # error, so it goes to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return 141  # 128 + SIGPIPE, the status that a shell reports

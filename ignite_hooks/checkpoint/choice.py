@@ -144,11 +144,7 @@ def _has_name(candidate: CheckpointCandidate, name: str, source: Source, place: 
 
 
 def _has_address(candidate: CheckpointCandidate, address: str, source: Source, place: str) -> bool:
-    """Returns whether ``address`` leads to the checkpoint.
-
-    ``place`` names the source. If ``place`` is a URL, ``address`` is read as a URL, otherwise as a
-    path.
-    """
+    """Returns whether ``address``, a URL if ``place`` is one, leads to the checkpoint."""
     if is_url(place):
         return address.rstrip("/") == source.address_of(candidate).rstrip("/")
     return os.path.realpath(os.path.expanduser(address)) == os.path.realpath(candidate.name)

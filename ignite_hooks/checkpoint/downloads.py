@@ -72,14 +72,14 @@ class Downloads:
         text = manifest.dumps()
         target = self._folder / f"{name}-{xxh3_128_hexdigest(text)[:16]}"
         checkpoint = Checkpoint(target, manifest)
-        # Identifies the present copy. If that copy is damaged, the download replaces it.
+        # If the present copy is damaged, the download replaces it.
         replaceable_identity = _identity(target)
         if replaceable_identity is not None and _is_undamaged(checkpoint, reads=verify):
             return checkpoint
         with self._os_errors_as_source_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
         with self._draft() as draft, self._os_errors_as_source_errors():
-            # Only now, because `_draft` has freed the space of downloads that were killed.
+            # Checked after `_draft`, which frees the space of downloads that were killed.
             self._check_room(manifest)
             files = draft / "files"
             files.mkdir()
@@ -127,10 +127,7 @@ class Downloads:
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
-        """Creates a draft: a locked folder for one download. Removes the folder afterwards.
-
-        If this process is killed, the next process that downloads a checkpoint removes the folder.
-        """
+        """Creates a draft: a locked folder for one download. Removes the folder afterwards."""
         with self._os_errors_as_source_errors(), self._locked() as has_locks:
             if has_locks:
                 self._remove_abandoned()

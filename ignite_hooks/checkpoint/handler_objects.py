@@ -65,9 +65,8 @@ __all__ = [
 ]
 
 _PARAM_SCHEDULERS = (BaseParamScheduler, ParamGroupScheduler)
-# To enter an object is to search the objects that it holds. The search enters all objects of the
-# user's classes, and all objects of the libraries below, for example containers, callables and
-# Ignite's handlers. From other libraries, it enters only objects of `_SEARCHED_CLASSES`.
+# The search enters all objects of the user's classes and of these libraries: it also searches the
+# objects that they hold. From other libraries, it enters only objects of `_SEARCHED_CLASSES`.
 _SEARCHED_LIBRARIES = {
     "builtins",
     "collections",
@@ -77,12 +76,12 @@ _SEARCHED_LIBRARIES = {
     "types",
     "weakref",
 }
-# The search also enters objects of these classes, which torch and this package define.
+# Classes of torch and of this package whose objects the search enters, too.
 _SEARCHED_CLASSES = (Hook, HookContext, Hooks, LRScheduler)
 # The search never enters objects of these classes or of their subclasses.
 _UNSEARCHED_CLASSES = (torch.nn.Module, Optimizer, DataLoader, Metric, BaseLogger)
-# Objects of these libraries are data, and their state is a position in the data. This position is
-# not saved with the handlers, because the trainer's `DataFeed` saves it.
+# The state of an object of these libraries is a position in the data. It is not saved with the
+# handlers, because the trainer's `DataFeed` saves the position.
 _DATA_LIBRARIES = {"datasets", "torchdata"}
 # Attributes in which a data loader and its parts hold further parts.
 _DATA_ATTRIBUTES = (
@@ -105,10 +104,9 @@ class HandlerObjects:
         held: maps names to the other objects that have a state.
         stateless: pairs of a path and an object without a state. A run may change the object, and
             no checkpoint saves the change.
-        unnamed: the paths to objects that have a state, but are not saved. Each of these objects
-            is in a set, and a second object of the same class is in this set or in another one. The
-            order of a set may differ in another process, so a resume could not tell the two objects
-            apart.
+        unnamed: the paths to objects that have a state, but are not saved. Each of them is in a
+            set, and so is another object of its class. The order of a set may differ in another
+            process, so a resume could not tell the two apart.
         is_complete: whether the search has reached all objects; False if there are too many.
     """
 
@@ -122,10 +120,8 @@ class HandlerObjects:
     def of(cls, trainer: TrainingEngine, also: Iterable[Any] = ()) -> "HandlerObjects":
         """Returns the handlers of a trainer, and the objects that handlers hold.
 
-        The objects in ``also`` are left out.
-
-        The result of the search is kept with the trainer, so that the next save need not search.
-        The search is repeated if the roots or the objects that they hold have changed.
+        The objects in ``also`` are left out. The search is repeated only if the roots or the
+        objects that they hold have changed since the last call.
         """
         cache = engine_storage(trainer)
         roots, excluded = _find_roots(trainer), [*_objects_saved_elsewhere(trainer), *also]
@@ -153,8 +149,8 @@ class _Search:
         # The ids are enough to recognize the roots and the excluded objects: the search keeps these
         # objects alive, so no other object can get one of their ids.
         self._start = _identity_key(roots, excluded)
-        # A pair for each module that was checked. The first value is a reference, which returns the
-        # module when it is called. The second value is the result of `_tensor_ownership`.
+        # For each module that was checked: a function that returns the module, and the result of
+        # `_tensor_ownership`.
         self._module_ownership: list[tuple[Callable[[], Any], tuple[bool, bool]]] = []
         self._attached: dict[str, Any] = {}
         self._roots: dict[str, Any] = {}
@@ -175,17 +171,15 @@ class _Search:
                     _add_unique(self._attached, type(root).__name__, root)
         self._attached_ids = {id(each) for each in self._attached.values()}
         # If a handler is a method of a container, such as `losses.append`, the root is the
-        # container. The search does not yield a container that holds nothing but numbers. So all
-        # roots that are containers are put on the list of stateless objects here.
+        # container. It is put on the list here, because the search skips a container of numbers.
         stateless = [(n, root) for n, root in self._roots.items() if type(root) in _CONTAINERS]
         found: Found = []
         self._search = ObjectSearch(self._roots, MAX_OBJECTS, excluded, _search_parts)
         for path, each in self._search:
             is_of_trainer = self._is_trainer_module(each, trainer_tensors)
             if id(each) in self._attached_ids:
-                # An attached handler is in `self._attached` already. It is put into `found`, too,
-                # because it can be an owner of other objects. `collect` leaves an object out if the
-                # state of an owner in `found` contains the state of the object.
+                # An attached handler is in `self._attached` already. It is put into `found` because
+                # it may be an owner: `collect` leaves out objects that an owner's state contains.
                 found.append((path, each))
             elif not can_be_saved(each):
                 stateless.append((path, each))
@@ -225,9 +219,8 @@ class _Search:
         """Returns the objects that were found.
 
         An object is left out if its state is part of the state of another object that holds it. For
-        example, the ``state_dict`` of a handler may contain that of an inner scheduler. The present
-        states are compared in each call, because two states can be equal by chance at the start of
-        a run and differ later.
+        example, the ``state_dict`` of a handler may contain that of an inner scheduler. The states
+        are compared in each call, because states that are equal by chance may differ later.
         """
         found = [(path, get()) for path, get in self._found]
         saved_separately = [
@@ -463,8 +456,7 @@ def _is_saved_by_owner(path: str, obj: Any, found: Found) -> bool:
     The owners of an object are the other objects on its path. For example, the object at
     "MyHandler" is an owner of the object at "MyHandler.ema".
     """
-    # An EpochOutputStore has no `state_dict`. So its state is never part of an owner's state. For
-    # the same reason it is not counted among the owners below.
+    # An EpochOutputStore has no `state_dict`, so no owner saves it, and it is no owner.
     if isinstance(obj, EpochOutputStore):
         return False
     owners = [
@@ -508,7 +500,7 @@ def _unordered_paths(found: Found) -> set[str]:
     """Returns the paths to objects that a resume could not tell apart, because they are in sets.
 
     The order of a set may differ in another process, so only the class can identify an object in a
-    set. If several objects in sets have the same class, the result has their paths.
+    set.
     """
     counts = Counter(type(each) for path, each in found if SET_ELEMENT_PREFIX in path)
     return {path for path, each in found if SET_ELEMENT_PREFIX in path and counts[type(each)] > 1}
@@ -519,8 +511,8 @@ def _name_objects(
 ) -> dict[str, Any]:
     """Maps names to objects (see ``handlers_with_state``).
 
-    Names should stay the same when a script adds handlers without a state, because a resume finds a
-    saved state by the name.
+    A resume finds a saved state by its name. So names should stay the same when a script adds
+    handlers without a state.
 
     Args:
         found: the objects to name.
@@ -535,12 +527,10 @@ def _name_objects(
     for path, each in found:
         root, class_name = _root_name(path), type(each).__name__
         inner = path.removeprefix(root).removeprefix(".")
-        # An object in a handler gets a name that begins with the name of the handler. Any other
-        # object, for example an object in a function, is named after its own class. The name of the
-        # function is not used, because it can change: if a script adds another lambda before it,
-        # the name "<lambda>" becomes "<lambda>-2". If several objects have the same class, the path
-        # below the root is added. An object that is itself a root has no such path, so its name as
-        # a root is added.
+        # An object in a handler is named after the handler. Any other object is named after its own
+        # class. For an object in a function, the name of the function is not used: if a script adds
+        # a lambda, "<lambda>" may become "<lambda>-2". If several objects have the same class, the
+        # path below the root is added, or the name of the root if the object is the root.
         if inner and _is_handler_object(roots[root]):
             is_nested = "." in inner and count_in_root[root, type(each)] == 1
             is_only_object = count_by_root[root] == 1 and not has_state(roots[root])

@@ -1,4 +1,4 @@
-"""Names of the files in a checkpoint. Other modules import the names from here.
+"""Names of the files in a checkpoint.
 
 ====================  ============================================================================
 manifest.json         the position in the run, and the size and hash of each other file. A folder
@@ -47,8 +47,8 @@ TRAINER = "trainer.pt"
 SHARDED = "sharded"
 
 # The names of files that every checkpoint has. A folder with such a file and without a manifest
-# counts as a damaged checkpoint. A folder that has neither such a file nor a manifest is ignored:
-# its files belong to the user, or are left from the removal of a checkpoint.
+# counts as a damaged checkpoint. A folder with neither is ignored: its files belong to the user, or
+# are left from the removal of a checkpoint.
 OWN_FILE = re.compile(r"trainer\.pt|rank_\d{5,}\.pt")
 
 

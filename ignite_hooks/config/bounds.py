@@ -40,8 +40,8 @@ def check_depth(data: Any) -> None:
         containers = [x for x in level if isinstance(x, Mapping | list | tuple | set | frozenset)]
         if not containers:
             return
-        # Each object is taken only once. Otherwise, if a list contains itself twice, the number of
-        # objects would double at each level.
+        # Each object is taken only once. Otherwise a list that contains itself twice would double
+        # the number of objects at each level.
         within: dict[int, Any] = {}
         for each in containers:
             parts = each.values() if isinstance(each, Mapping) else each

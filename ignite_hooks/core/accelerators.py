@@ -93,10 +93,9 @@ def full_window_settings(gradient_state: GradientState) -> dict[str, Any]:
 def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
     """Returns ``accelerator``, or a new accelerator if it is None.
 
-    The new accelerator takes over the present accumulation settings. All accelerators of a process
-    share one state, and creating a plain ``Accelerator()`` resets the accumulation in this state to
-    1. If an evaluator created a plain ``Accelerator()``, the trainer would stop accumulating
-    gradients.
+    The new accelerator takes over the present accumulation settings, which all accelerators of a
+    process share. A plain ``Accelerator()`` resets the accumulation to 1: if it is created for an
+    evaluator, the trainer stops accumulating gradients.
 
     With several processes, this function also synchronizes ``ignite.distributed`` with the process
     group.
@@ -115,10 +114,9 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         accelerator = Accelerator(gradient_accumulation_plugin=plugin if accumulation else None)
     _warn_about_ignored_settings(accelerator)
     if accelerator.num_processes > 1:
-        # Without this call, Ignite would call `sync` when a process first uses
-        # `ignite.distributed`. `sync` is collective. For example, if only rank 0 had a logger that
-        # uses `ignite.distributed`, rank 0 would wait for the other ranks for ever. The call below
-        # is made on all ranks.
+        # `sync` is collective, so it is called here, on all ranks. Otherwise Ignite calls it when a
+        # process first uses `ignite.distributed`. If only rank 0 does so, for example in a logger,
+        # rank 0 waits for the other ranks forever.
         idist.sync()
     return accelerator
 
@@ -203,9 +201,8 @@ def prepare_for_owner(
     have been garbage-collected. Objects that a user has prepared get no owner, and stay.
 
     Args:
-        owner: the object that uses the prepared objects, for example an ``OptimizerStep``. No
-            object on the lists may refer to ``owner``: the reference would keep ``owner`` alive,
-            and the object would never leave the lists.
+        owner: the object that uses the prepared objects, for example an ``OptimizerStep``. The
+            objects on the lists must not refer to ``owner``, because they would keep it alive.
         accelerator: the accelerator that has the lists.
         prepare: ``accelerator.prepare``, or a method for one kind of object, such as
             ``accelerator.prepare_optimizer``.
@@ -215,8 +212,7 @@ def prepare_for_owner(
     prepared = prepare(*things)
     results = {*map(id, prepared if isinstance(prepared, tuple) else (prepared,))}
     for thing in _listed_objects(accelerator):
-        # A result that was on the lists before may have an owner already. Then `owner` becomes its
-        # second owner. If the result has no owner, a user has prepared it, and it gets none.
+        # A result that was on the lists before may have owners already: `owner` is added to them.
         if id(thing) in results or thing not in before:
             _add_owner(owner, accelerator, thing, is_new=thing not in before)
     return prepared
@@ -236,7 +232,7 @@ def temporarily_listed(accelerator: Accelerator) -> Iterator[None]:
 def add_loader_owner(owner: object, accelerator: Accelerator, loader: Any) -> None:
     """Adds an owner of a prepared loader, and puts the loader on the accelerator's list.
 
-    The loader is put on the list only if it is not there yet. See ``prepare_for_owner`` for owners.
+    See ``prepare_for_owner`` for owners.
     """
     is_new = loader not in _ListsSnapshot(accelerator)
     if is_new:
@@ -302,10 +298,10 @@ def _ownership_of(accelerator: Accelerator, thing: Any) -> _Ownership | None:
 
 
 def _add_owner(owner: object, accelerator: Accelerator, thing: Any, *, is_new: bool) -> None:
-    """Adds an owner of an object on the lists. An object that a user has put there gets no owner.
+    """Adds an owner of an object on the lists, unless a user has put the object there.
 
-    ``is_new`` is True if this package has just put the object on the lists. If an object is not new
-    and has had no owner so far, a user has put it there.
+    ``is_new`` is True if this package has just put the object on the lists. If an object is neither
+    new nor owned, a user has put it there.
     """
     ownership = _ownership_of(accelerator, thing)
     if ownership is None:
@@ -320,9 +316,8 @@ def _add_owner(owner: object, accelerator: Accelerator, thing: Any, *, is_new: b
 def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object = None) -> None:
     """Removes the objects without owners from the lists of an accelerator.
 
-    This function is the callback of weak references. So the garbage collector may call it at any
-    time, even in the middle of another call of this function. Therefore each line also works if
-    another call has just removed an entry.
+    As the callback of weak references, this function may be called at any time, even in the middle
+    of another call. So each line also works if another call has just removed an entry.
     """
     accelerator = accelerator_ref()
     if accelerator is None:
@@ -336,7 +331,6 @@ def _remove_ownerless(accelerator_ref: "weakref.ref[Accelerator]", owner: object
 
 
 def _remove_from_lists(accelerator: Accelerator, thing: Any) -> None:
-    """Removes an object from the lists of an accelerator."""
     for name in _LISTS:
         things = getattr(accelerator, name)
         if any(each is thing for each in things):

@@ -1,4 +1,4 @@
-"""The source of batches if only rank 0 reads a stream, and the stream has a state.
+"""The source of batches for a stream that has a state and that only rank 0 reads.
 
 A stream is an iterable data set. It has a state if it has ``state_dict`` and ``load_state_dict``. A
 pass is one iteration over the whole stream. The keeper is the object whose state contains the
@@ -72,7 +72,7 @@ class DispatchedStream(AdaptedLoader):
 
     @property
     def remedy(self) -> str:
-        """A hint how to make a resume exact, which ends a message; empty if there is none."""
+        """A hint how to make a resume exact, as the end of a message; empty if there is none."""
         return self._reader.remedy
 
     @property
@@ -89,9 +89,8 @@ class DispatchedStream(AdaptedLoader):
         """Sets the number of batches in a full accumulation window.
 
         An accumulation window is the batches that make one optimizer step. A run may roll back by
-        a whole window. Rank 0 reads more batches from ``base_dataloader`` than a window has,
-        because it also reads the batches of the other ranks, and reads ahead. So the source that
-        reads ``base_dataloader`` gets a larger window size.
+        a whole window. The source that reads ``base_dataloader`` gets a larger window size, because
+        rank 0 also reads the batches of the other ranks, and reads ahead.
         """
         # A round is one batch for each rank. Accelerate reads one round ahead to find the end of
         # the data, and reads the batches that a ``SkipDataLoader`` skips.
@@ -116,8 +115,8 @@ class DispatchedStream(AdaptedLoader):
     def can_restore_on_reader(self, state_dict: Mapping[str, Any]) -> bool:
         """Returns whether rank 0 can restore a saved snapshot.
 
-        Compares the names of the keepers in the facts, because all ranks have the facts. Only
-        rank 0 has the snapshot.
+        Compares the names of the keepers in the facts. All ranks have the facts, but only rank 0
+        has the snapshot.
         """
         keeper_name = self.facts()["place"]
         return keeper_name is not None and keeper_name == state_dict["facts"].get("place")
@@ -127,9 +126,8 @@ class DispatchedStream(AdaptedLoader):
     ) -> list[str]:
         """Returns the reasons why the rest of a resumed pass may differ.
 
-        If the pass is resumed without a snapshot, the padding caveat is added to the reasons of the
-        base class: Accelerate fills up the last batch with other samples than in an unbroken pass.
-        With a snapshot, the reasons of the base class already include this caveat.
+        Without a snapshot, the padding caveat is added here: Accelerate fills up the last batch
+        with other samples than those of the saved run. With a snapshot, the base class adds it.
         """
         lacks_snapshot = state_dict is None and position.batches > 0
         caveats = self._reader.caveats if lacks_snapshot else ()
@@ -149,10 +147,7 @@ class DispatchedStream(AdaptedLoader):
 
     @contextmanager
     def active(self, data_pass: int) -> Iterator[None]:
-        """Announces a pass by ``set_epoch``, and ends the iteration of the loader after the body.
-
-        ``set_epoch`` is called before the body, on the data set and on the objects nested in it.
-        """
+        """Calls ``set_epoch`` of the data before the body; ends the loader's iteration after it."""
         with activated(self.loader):
             self.loader.iteration = data_pass
             self._reader.set_pass(data_pass)
@@ -171,9 +166,8 @@ class DispatchedStream(AdaptedLoader):
     def _dispatch(self, reads: Iterator[Any]) -> Iterator[Any]:
         """Yields this rank's part of the batches that rank 0 reads."""
         loader, base, first = self.loader, self.loader.base_dataloader, deque[Any]()
-        # `out_of_order=True` allows this `with` block to end before blocks that were entered later.
-        # The block may run in the generator of a feed (the iterator of a run over its data), and a
-        # feed can be closed at any time.
+        # `out_of_order=True`, because this block may run in the generator of a feed. A feed can be
+        # closed while blocks that were entered later are still open.
         with undo_on_exit(lambda: setattr(loader, "base_dataloader", base), out_of_order=True):
             # Accelerate calls `iter` on `base_dataloader` when the first batch is fetched.
             loader.base_dataloader = _LoaderWithIterator(base, reads)
@@ -185,9 +179,8 @@ class DispatchedStream(AdaptedLoader):
 class _UnreadLoader(TorchLoader):
     """The loader on a rank other than 0. Each pass is begun, but no batch is read.
 
-    There are two reasons to begin the pass. When a pass begins, torch draws from the random
-    generators, and this rank must make the same draws as rank 0. And a DataPipe must be started on
-    all ranks together.
+    At the beginning of a pass, torch draws from the random generators, and this rank must make the
+    same draws as rank 0. A DataPipe must also be started on all ranks together.
     """
 
     def batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:

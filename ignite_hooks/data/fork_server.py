@@ -2,8 +2,8 @@
 
 A fork server is the process from which ``multiprocessing`` forks new processes, if the start method
 is "forkserver". The server imports this module when it starts. The server is the parent of the
-loader workers that it forks. If a signal ended the server, these workers would conclude that the
-main process is dead, and would end too.
+loader workers that it forks. When the server ends, these workers take the main process for dead,
+and end too.
 
 The server restores the former signal handlers in each process that it forks, because not all of
 these processes are loader workers. For example, a ``multiprocessing.Pool`` ends its processes by

@@ -5,10 +5,9 @@ position in the pass: a stream, a loader or a sampler with ``state_dict`` and ``
 ``PositionKeeper`` (in short, the keeper) wraps this object. The state of the keeper is the state of
 the wrapped object.
 
-A feed (``DataFeed``) iterates the data for an engine. The feed often has fetched batches that the
-engine has not got yet. In this case the present state of the keeper belongs to a later position
-than the position of the feed: the keeper is ahead. Therefore a snapshot is taken before each batch
-is fetched, and the snapshots of the last positions are kept.
+A feed (``DataFeed``) gives the batches of the data to an engine. The feed often fetches batches
+before the engine needs them, so the present state of the keeper is ahead of the feed's position.
+Therefore a snapshot is taken before each batch is fetched, and the latest snapshots are kept.
 
 Two private attributes of torchdata are used:
 
@@ -67,8 +66,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 _NO_POSITION = FeedPosition(-1, 0)  # no feed has this position, because passes count from 0
-# The only key of the state that is saved for a `StatefulDataLoader` between two passes. The value
-# is the state of the data set. The key is missing if there is no state to save.
+# The key of the data set's state in what `_StatefulLoaderKeeper` saves between two passes.
 _DATA_SET = "data set"
 
 
@@ -300,8 +298,6 @@ class Snapshot:
     def restore(self, source: "Source", *, is_at_start: bool) -> None:
         """Restores all states except those of the global random generators.
 
-        The caller decides whether and when to restore the global generators.
-
         Args:
             source: the source of the data.
             is_at_start: whether the next batch is the first one of a pass.
@@ -311,8 +307,7 @@ class Snapshot:
         source.object_states.load_state_dict(
             source.objects_outside_keeper, copy.deepcopy(self.objects)
         )
-        # The keeper is restored last, because it may set generators itself. The states that it sets
-        # must not be overwritten.
+        # The keeper is restored last, because it may set generators itself.
         source.keeper.load_state_dict(self.keeper, is_at_start=is_at_start)
 
     def state_dict(self) -> dict[str, Any]:
@@ -351,7 +346,7 @@ class Source(Protocol):
     object_states: ObjectStates
 
     def replay_batches(self, data_pass: int, skip: int) -> Generator[Any, None, None]:
-        """Yields the batches of a pass from index ``skip`` on, and restores no saved state."""
+        """Yields the batches of a pass from index ``skip`` on."""
 
     def batches_after_load(self, skip: int) -> Iterator[Any]:
         """Returns the batches that follow the state that was loaded into the keeper.
@@ -371,7 +366,7 @@ class Source(Protocol):
 
 
 class Snapshots:
-    """The snapshots at the last positions of a feed, and at the start of its present pass.
+    """The snapshots at the latest positions of a feed, and at the start of its present pass.
 
     Attributes:
         window_size: the number of batches in a full accumulation window (the batches that make one
@@ -381,8 +376,8 @@ class Snapshots:
     def __init__(self) -> None:
         self.window_size = 1
         self._snapshots: dict[FeedPosition, Snapshot] = {}
-        # The position after the last batch that was fetched. If the end of the pass was reached,
-        # the position has one batch more than the pass.
+        # The position after the last batch that was fetched. When a pass of n batches has ended,
+        # its `batches` is n + 1.
         self._fetched = FeedPosition(0, 0)
         self._has_ended = True  # whether the last pass was iterated to its end
         self._is_fetching = False  # whether a batch was requested and has not arrived
@@ -391,8 +386,8 @@ class Snapshots:
         self._needs_set_epoch = False
         # The states of the data's generators before `set_epoch`, which may seed the generators.
         self._generators_before: dict[str, Any] | None = None
-        # Whether the report of the resume has named the caveats of the keeper already. If so, no
-        # warnings repeat the caveats when the loaded snapshot is restored.
+        # Whether `differences` has named the caveats of the keeper already. If so, no warnings
+        # repeat the caveats when the loaded snapshot is restored.
         self._are_caveats_reported = False
         # The `Snapshots` of other feeds whose keepers wrap the same object. The feed that is
         # iterated first restores the object, for all of these feeds.
@@ -417,8 +412,8 @@ class Snapshots:
             self._record(position, _take_snapshot(source))
         kept = (each for each in self._snapshots if each.data_pass == position.data_pass)
         start = max((each for each in kept if each <= position), default=None)
-        # Without a snapshot, earlier batches are loaded again. The same is done if the state does
-        # not change with the batches, because such a state cannot contain the position.
+        # A snapshot is not usable if the keeper's state does not change with the batches: such a
+        # state cannot contain the position.
         if start is None or not self._changes_with_batches(start):
             if not position.batches:
                 self._record(position, _take_snapshot(source, is_at_start=True))
@@ -434,11 +429,10 @@ class Snapshots:
     ) -> Generator[Any, None, None]:
         """Yields the batches after ``position``, after restoring the snapshot at ``start``.
 
-        Some batches after ``position`` may have been fetched already. Before this method yields the
-        first batch, it fetches these batches a second time. For the second fetch, the global random
-        generators get the states that they had before the first fetch. Afterwards they get back the
-        states that they had when this method was called: the first fetch has made its draws from
-        the global generators already, and the second fetch must not add draws.
+        Batches after ``position`` that were fetched before are now fetched a second time. For the
+        second fetch, the global random generators get the states from before the first fetch. Then
+        the generators get back the states from before this call, because the second fetch must not
+        add draws.
 
         Args:
             source: the source of the data.
@@ -453,10 +447,9 @@ class Snapshots:
         snapshot, ahead = self._snapshots[start], self._count_ahead(position)
         states = self._generators_before or {}
         if not ahead or self._is_fetching:
-            # The generators that are part of the keeper's state get the right states when the
-            # keeper is restored and the batches are fetched again. Their noted states may be wrong:
-            # for example, an interrupted request may have left a generator in the middle of a
-            # batch. So these noted states are not used.
+            # Generators that the keeper's state includes get the right states from the keeper and
+            # the fetches below. Their noted states may be wrong: an interrupted request may have
+            # left a generator in the middle of a batch.
             states = _without_keeper(source, states)
         with RandomState.preserved():
             self._restore(source, start)
@@ -477,15 +470,14 @@ class Snapshots:
     def _restored_pass(self, source: Source, position: FeedPosition) -> Generator[Any, None, None]:
         """Yields the batches of a pass, after restoring the snapshot at its start.
 
-        This snapshot was often taken at the end of the previous pass. An object that is restored to
-        the end of a pass may first end this pass again: its first iteration gives no batch, and its
-        second iteration begins the next pass.
+        This snapshot was often taken at the end of the previous pass. When an object is restored to
+        such a state, its first iteration may give no batch, and its second begins the next pass.
         """
         with RandomState.preserved():
             self._restore(source, position)
         random = RandomState.capture(generators=source.generators)
         batches = source.replay_batches(*position)
-        if not (first := deque(islice(batches, 1))):  # the previous pass has ended again
+        if not (first := deque(islice(batches, 1))):  # the object was still in the previous pass
             random.restore()
             source.forget_pass()
             batches = source.replay_batches(*position)
@@ -495,8 +487,8 @@ class Snapshots:
         """Lets only one of several feeds restore the object that all their keepers wrap.
 
         The snapshots of these feeds are at the start of a pass, and were taken at the same time.
-        The feed that is iterated first restores the object. If a second feed restored the object
-        later, it would undo the progress that the object has made since the first restore.
+        The feed that is iterated first restores the object. A second restore would undo the
+        progress that the object has made since.
 
         Args:
             others: the ``Snapshots`` of the other feeds.
@@ -505,8 +497,7 @@ class Snapshots:
 
     def _restore(self, source: Source, position: FeedPosition) -> None:
         for other in self._sharing:
-            # In the other feeds, the snapshot for the start of a pass is dropped, so that these
-            # feeds do not restore the shared object.
+            # Drops the snapshot at the start of the pass, so that the other feed restores nothing.
             other._snapshots = {at: each for at, each in other._snapshots.items() if at.batches}
         self._sharing = []
         self._snapshots[position].restore(source, is_at_start=not position.batches)
@@ -567,8 +558,7 @@ class Snapshots:
     def _can_record(self, position: FeedPosition) -> bool:
         """Returns whether a snapshot at ``position`` is missing and can be taken now.
 
-        A snapshot can be taken if no batch after ``position`` was requested: the present state of
-        the data still belongs to ``position``.
+        The state of the data belongs to ``position`` until the next batch is requested.
         """
         is_present = position == self._fetched and not self._is_fetching
         return is_present and position not in self._snapshots
@@ -621,7 +611,7 @@ class Snapshots:
     def load_state_dict(
         self, source: Source, position: FeedPosition, state_dict: Mapping[str, Any] | None
     ) -> None:
-        """Loads the snapshot that was saved at ``position``. The next batches follow this position.
+        """Loads the snapshot that was saved at ``position``.
 
         A snapshot of a keeper with another name is ignored.
 
@@ -697,7 +687,7 @@ class Snapshots:
 def _has_caveats(keeper: PositionKeeper, position: FeedPosition) -> bool:
     """Returns whether the caveats of the keeper hold for a resume at ``position``.
 
-    At the start of a pass without workers, a resume gives the same batches as the saved run.
+    Without workers, a resume at the start of a pass gives the same batches as the saved run.
     """
     return position.batches > 0 or keeper.workers > 0
 

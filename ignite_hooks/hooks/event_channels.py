@@ -37,12 +37,11 @@ class EventChannels(Channels):
     channel is then closed later: before it opens again, when a channel around it closes, or at the
     latest in ``run_scope``, when ``engine.run`` is left.
 
-    Channels open only in a run that ``run_scope`` surrounds. A run that has begun before the first
-    set of hooks is attached may have no ``run_scope``. In this case the channels open from the next
-    run on.
+    If the first set of hooks is attached during a run that ``run_scope`` does not surround, the
+    channels open from the next run on.
 
-    If contexts are open when the last set is detached, they stay open until their channels close.
-    In this case the handlers that open and close the channels are removed at the end of the run.
+    If contexts are open when the last set is detached, they stay open until their channels close,
+    and the handlers that open and close the channels are removed at the end of the run.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -92,8 +91,7 @@ class EventChannels(Channels):
                 "Trainer: such an engine fires no event after a failure, so on_loop and on_epoch "
                 "are left only when run() is left or the next epoch starts",
                 # The warning shows the user's line that called a method of Hooks, for example
-                # `register` or `attach`. All these methods reach this line by the same number of
-                # calls.
+                # `register` or `attach`. The number of calls in between is the same for all.
                 stacklevel=5,
             )
 
@@ -101,8 +99,7 @@ class EventChannels(Channels):
         """Opens a channel; closes it first if a failure has left it open."""
         self.close(channel)
         scope = getattr(self, channel)
-        # `_is_in_run` is False in a run without `run_scope` around it. In such a run the channel
-        # does not open, because nothing would close it after a failure.
+        # Without `run_scope` around the run, nothing would close the channel after a failure.
         if scope is not NULL_CONTEXT and self._is_in_run:
             self._depths[channel] = len(self.scopes.open)
             scope.__enter__()
@@ -129,8 +126,8 @@ class EventChannels(Channels):
             if not is_interrupted(engine):
                 self._leave_all()
         except BaseException:
-            # The run may still be paused by interrupt(): run() was called to continue it, but has
-            # raised an error because of its arguments. In this case the channels stay open.
+            # If run() has refused its arguments, a paused run stays paused, and its channels stay
+            # open.
             if not is_interrupted(engine):
                 self._depths = {}
                 with self.scopes:  # each context gets the failure as the exception of its body
@@ -165,8 +162,8 @@ class HookChannels(Handler):
 
         opens("on_loop", Events.STARTED)
         opens("on_epoch", Events.EPOCH_STARTED)
-        # `opens` attaches each handler in front of the others. So on_step, which is attached last,
-        # opens first, and on_batch opens within it.
+        # `opens` attaches each handler as the first one of its event. So on_step opens before
+        # on_batch, although it is attached later.
         opens("on_batch", Events.ITERATION_STARTED)
         opens("on_step", Events.ITERATION_STARTED)
         opens("on_model_forward", TrainEvents.MODEL_FORWARD_STARTED)
@@ -177,8 +174,8 @@ class HookChannels(Handler):
         # attached already, and then on_step closes.
         closes("on_batch", Events.ITERATION_COMPLETED, first=True)
         closes("on_step", Events.ITERATION_COMPLETED)
-        # If the epoch is terminated within an iteration, Ignite fires TERMINATE_SINGLE_EPOCH and no
-        # ITERATION_COMPLETED. If the run is terminated, Ignite fires TERMINATE and no
+        # If the epoch is terminated within an iteration, TERMINATE_SINGLE_EPOCH is fired instead of
+        # ITERATION_COMPLETED. If the run is terminated, TERMINATE is fired instead of
         # EPOCH_COMPLETED.
         closes("on_step", Events.TERMINATE_SINGLE_EPOCH, first=True)
         closes("on_epoch", Events.EPOCH_COMPLETED)

@@ -128,8 +128,7 @@ class _PauseMetric:
             yield
 
     def _write(self, engine: Engine) -> None:
-        # The metric is overwritten. If a second collector is attached, it measures the same pauses,
-        # and adding its sum would count them twice.
+        # The metric is overwritten, because a second collector measures the same pauses.
         engine.state.metrics["gc_pause_seconds"] = self._seconds
 
 
@@ -156,8 +155,8 @@ def _frozen_after(iterations: int, engine: Engine) -> Iterator[None]:
         finally:
             if remaining > 0:
                 handle.remove()
-                # If ITERATION_COMPLETED is being fired now, Ignite may still call `count` once.
-                # `remaining` is set to 0, so that this call counts to -1 and freezes no objects.
+                # If ITERATION_COMPLETED is being fired now, Ignite may still call `count`. With 0,
+                # this call freezes no objects.
                 remaining = 0
 
 

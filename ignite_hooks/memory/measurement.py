@@ -1,4 +1,4 @@
-"""Measurements of peaks. Each has its own start and stop, and all share one high-water mark.
+"""Measurements of peaks that share one high-water mark.
 
 A high-water mark, or *mark* for short, holds the highest value of a quantity, such as resident
 memory, since the last reset of the mark. A process has only one mark of each kind. With
@@ -35,7 +35,7 @@ class Measurement(Generic[Reading]):
     Args:
         shared_mark: the high-water mark of the quantity, which other measurements may use at the
             same time.
-        every: seconds between two readings of a mark that has to be read regularly.
+        every: seconds between two readings, if the mark has to be read regularly.
 
     Attributes:
         peak: the peak up to the last reading of the mark. ``result()`` reads the mark first, and so
@@ -78,10 +78,7 @@ class Measurement(Generic[Reading]):
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
-        """Keeps the mark open in the body, so that ``start`` need not open it each time.
-
-        ``SharedMark`` explains when a mark is open.
-        """
+        """Keeps the mark open in the body, so that ``start`` need not open it each time."""
         self.shared_mark.hold_open(self.every)
         try:
             yield
@@ -94,9 +91,9 @@ def _exclusive(
 ) -> Callable[Concatenate[Self, Params], Result]:
     """Decorates a method of a ``SharedMark``: one thread at a time runs such a method.
 
-    The decorator also closes the mark if the method has ended the last measurement. A finalizer may
-    call a decorated method while another decorated method runs in the same thread. Then the mark is
-    closed only when the outer method returns, because the outer method may still use the mark.
+    After the method, the mark is closed if nothing needs it any more. If a finalizer calls a
+    decorated method within another one, the mark is closed only after the outer method, which may
+    still use the mark.
     """
 
     @wraps(method)
@@ -118,9 +115,9 @@ def _exclusive(
 class SharedMark(Generic[Reading]):
     """A high-water mark that several measurements share. No other code may reset the mark.
 
-    When a measurement starts, the mark is reset. The reset would lose the peaks of the measurements
-    that are running. So before each reset the mark is read, and the peak of each running
-    measurement is raised to the value of the mark. A reset by other code would lose these peaks.
+    When a measurement starts, the mark is reset. Before each reset the mark is read, and the peak
+    of each running measurement is raised to the value of the mark. A reset by other code would lose
+    these peaks.
 
     The mark is *open* while a measurement runs, or while ``hold_open`` keeps it open. If the mark
     uses files or a thread, the files are open and the thread runs as long as the mark is open. A
@@ -157,8 +154,7 @@ class SharedMark(Generic[Reading]):
     def begin(self, measurement: Measurement[Reading], peak: Reading) -> None:
         """Starts a measurement that is not running, with ``peak`` as its peak so far."""
         if measurement not in self.running:
-            # The mark is read first, because the reset below would lose the peaks of the running
-            # measurements.
+            # The reset below would lose the peaks of the running measurements.
             if self.running or self._abandoned:
                 self._update_peaks()
             if self._is_sampled or not self._is_open:
@@ -179,8 +175,8 @@ class SharedMark(Generic[Reading]):
     def end_without_waiting(self, measurement: Measurement[Reading]) -> None:
         """Stops a measurement now, or at the next use of the mark if another thread has the lock.
 
-        A garbage collection may call this method at any line of any thread, also of the thread that
-        holds the lock.
+        A garbage collection may call this method at any time, even in the thread that holds the
+        lock.
         """
         if measurement in self.running:
             self._abandoned.append(measurement)
@@ -232,11 +228,10 @@ class SharedMark(Generic[Reading]):
         self._call_unless_locked(self._update_peaks)
 
     def _call_unless_locked(self, method: Callable[[], None]) -> None:
-        # The sampling thread must not wait for the lock. The thread that holds the lock may be
-        # waiting for the sampling thread to end, and both threads would wait forever. A finalizer
-        # may run in the sampling thread, so it must not wait either. If the lock is taken, the call
-        # is left out: the sampling thread reads the mark again after its interval, and abandoned
-        # measurements are removed at the next use of the mark.
+        # The sampling thread must not wait for the lock, because the thread that holds the lock may
+        # be waiting for the sampling thread to end. Nor must a finalizer, which may run in the
+        # sampling thread. If the lock is taken, the mark is read after the next interval instead,
+        # and abandoned measurements are removed at the next use of the mark.
         if self._lock.acquire(blocking=False):
             try:
                 self._call_exclusively(method)
@@ -292,16 +287,11 @@ class SharedMark(Generic[Reading]):
             self._sample_at_least_every()
 
     def _sample_at_least_every(self, *also: float) -> None:
-        """Makes the thread read the mark at the shortest interval that is needed.
-
-        The intervals needed are those of the running measurements, those of all ``hold_open`` in
-        effect, and ``also``.
-        """
+        """Makes the thread read the mark at the shortest interval that is needed."""
         every = min([*(measurement.every for measurement in self.running), *self._holders, *also])
         if self._sampling is None or self._sampling.every != every:
-            # The new Sampling is stored before it is started. So if a finalizer or a signal handler
-            # runs before `start()` and ends the sampling, it finds the new Sampling and stops it.
-            # Then `start()` does nothing.
+            # The new Sampling is stored before it is started. So a finalizer or a signal handler
+            # can stop it even before `start()`, and `start()` then does nothing.
             sampling = Sampling(self._update_unless_locked, every)
             former, self._sampling = self._sampling, sampling
             if former is not None:

@@ -15,10 +15,9 @@ from ignite_hooks.memory.sampled import unshared_bytes_of_children
 
 __all__ = ["backend_in_use", "ram_measurements"]
 
-# The first table maps a backend to the high-water mark of this process. The second table maps a
-# backend to the sum of the marks of the child processes. A reset of a mark affects all measurements
-# in this process. So all of them must share the objects of these tables: before a reset, a
-# `SharedMark` saves the peaks of the measurements that are running.
+# The high-water marks by backend: of this process, and of all its child processes together. All
+# measurements share these objects, because a reset of a mark affects all measurements: before a
+# reset, a `SharedMark` saves the peaks of those that are running.
 _PROCESS_MARKS = {
     "kernel": SharedMark(KernelMark()),
     "sampler": SharedMark(SampledMark(resident_bytes), is_sampled=True),

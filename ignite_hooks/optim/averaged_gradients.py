@@ -64,9 +64,8 @@ class AveragedGradients:
         """
         optimized = {id(each) for group in self._optimizer.param_groups for each in group["params"]}
         groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        # There is one group of parameters, and one all_reduce, for each dtype and device. All ranks
-        # must form the same groups. So a parameter without a gradient is in a group too, because
-        # other ranks may have a gradient for it.
+        # There is one group, and one all_reduce, for each dtype and device. All ranks must form the
+        # same groups, so parameters without a gradient are in the groups too.
         for each in self._parameters().values():
             if each.requires_grad and id(each) in optimized:
                 groups.setdefault((each.dtype, each.device), []).append(each)
@@ -126,8 +125,8 @@ def _average(parameters: list[torch.Tensor]) -> None:
     flat = torch.cat([*parts, has_gradient])
     distributed.all_reduce(flat)
     *averages, counts = torch.split(flat, [*map(len, parts), len(parameters)])
-    # The counts tell whether a parameter without a gradient gets one from the other ranks. They are
-    # read only if there is such a parameter, because ``tolist`` synchronizes with the device.
+    # The counts are read only if a parameter has no gradient on this rank, because ``tolist``
+    # synchronizes with the device.
     are_all_present = all(each.grad is not None for each in parameters)
     has_averages = [True] * len(parameters) if are_all_present else (counts.abs() > 0).tolist()
     for parameter, average, has_average in zip(parameters, averages, has_averages, strict=True):

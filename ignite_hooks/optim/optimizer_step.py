@@ -1,7 +1,6 @@
 """The optimizer step with gradient accumulation: one step for each window of batches.
 
-A window is the batches whose gradients are accumulated for one optimizer step. The step uses the
-gradient of the mean of their losses.
+A window is the batches whose gradients are accumulated for one optimizer step.
 """
 
 import warnings
@@ -75,12 +74,12 @@ class OptimizerStep(Handler):
     event. STEP_COMPLETED is fired directly after the step. The gradients stay until the next
     iteration starts, or until the epoch or the run ends.
 
-    On any engine, ``accelerator.sync_gradients`` is True from ITERATION_STARTED on if the iteration
-    is known to be the last of its window. ``state.optimizer_step`` counts the committed steps, and
-    ``state.step_committed`` says whether the present iteration made a committed step. Handlers of
-    OPTIMIZER_STEP_STARTED see gradients from which the loss scaler's factor has been removed, and
-    must not remove it again. (With FSDP and DeepSpeed, Accelerate decides when the factor is
-    removed.)
+    On any engine, ``accelerator.sync_gradients`` is True in an iteration that is known to be the
+    last of its window, from ITERATION_STARTED on. ``state.optimizer_step`` counts the committed
+    steps, and ``state.step_committed`` says whether the present iteration made a committed step.
+    Handlers of OPTIMIZER_STEP_STARTED see gradients from which the loss scaler's factor has been
+    removed, and must not remove it again. (With FSDP and DeepSpeed, Accelerate decides when the
+    factor is removed.)
 
     Args:
         accelerator: its ``gradient_accumulation_steps`` is the size of the windows, in batches.
@@ -124,15 +123,15 @@ class OptimizerStep(Handler):
         )
         self.steps = 0  # the number of committed steps
         # A signal handler can raise an exception between any two lines. So a function that is still
-        # to be called is kept in a list, and one line removes the function from the list and calls
-        # it. Wherever an exception comes, the list shows whether the call has begun.
+        # to be called is kept in a list, and one line removes it from the list and calls it. After
+        # an exception, the list shows whether the call has begun.
 
         # None if no step is under way. During a step, the list has the function that makes the
         # step, and is empty once the call has begun.
         self._step_call: list[Callable[[], Any]] | None = None
         self._step_result: list[Any] = []  # the result of that call, until the step is counted
         # If the scheduler moves by step, ``lr_scheduler.step`` is put into this list when an
-        # optimizer step is committed. The line that calls ``lr_scheduler.step`` removes it.
+        # optimizer step is committed.
         self._scheduler_call: list[Callable[[], Any]] = []
         # The number of the last step in which the optimizer or the scheduler raised an exception.
         self._failed_step = 0
@@ -192,13 +191,12 @@ class OptimizerStep(Handler):
     def backward(self, loss: torch.Tensor) -> None:
         """Divides ``loss`` by the size of the window in batches, and back-propagates the result.
 
-        If the length of the data is known, a trainer knows the size of a window when the window
-        opens. The losses are then divided by this size. The same number is set for
-        ``accelerator.backward``, which a user's code may call instead of this method.
+        In a trainer, if the length of the data is known, the divisor is the size of the present
+        window. ``accelerator.backward``, which a user's code may call instead of this method, then
+        divides by the same number.
 
-        If the length of the data is not known, or on a plain engine, the losses are divided by the
-        size of a full window. If the window turns out to be shorter, its gradient is scaled up
-        before the step, which rounds differently.
+        Otherwise the divisor is the size of a full window. If the window turns out to be shorter,
+        its gradient is scaled up before the step, which rounds differently.
         """
         self.prepared.backward(loss, self._divisor)
 
@@ -216,10 +214,7 @@ class OptimizerStep(Handler):
         return no_sync
 
     def take_batch(self, batches_left: Callable[[], int | None]) -> None:
-        """Adds a batch to the window, and sets ``sync_gradients``.
-
-        ``sync_gradients`` is True if the batch is the last batch of the window, and otherwise
-        False.
+        """Adds a batch to the window, and sets ``sync_gradients``: True if the batch is the last.
 
         Args:
             batches_left: returns the number of batches from this batch to the end of the data, this
@@ -242,8 +237,7 @@ class OptimizerStep(Handler):
     def close_window(self, engine: Engine) -> bool:
         """Makes the step of the window, and moves a scheduler that moves by step.
 
-        The step uses the gradient of the mean of the window's losses. The gradients are kept until
-        ``zero_grad`` is called.
+        The gradients are kept until ``zero_grad`` is called.
 
         Returns:
             Whether the step was committed. A step that the loss scaler skips is not committed.
@@ -272,7 +266,7 @@ class OptimizerStep(Handler):
             if signals.must_wrap_handlers:
                 signals.wrap_handlers()
             # Signal handlers are held back until the step is made and counted and the scheduler has
-            # moved. A run that stopped between these changes could not be continued.
+            # moved, because a run whose step is half done cannot be continued.
             signals.is_holding = True
             try:
                 self._step_result.append(self._step_call.pop()())
@@ -342,10 +336,8 @@ class OptimizerStep(Handler):
     def complete_step(self, engine: Engine) -> None:
         """Fires STEP_COMPLETED for the last committed step, and calls the callbacks due after it.
 
-        The method can be called again after a failure, and then does only the work that has not
-        begun yet: it moves the scheduler if the scheduler has not moved for this step, and fires
-        STEP_COMPLETED if none of its handlers was called. So a handler that averages weights is
-        called at most once for each step.
+        After a failure the method can be called again. It then does only the work that has not
+        begun yet, so a handler that averages weights is called at most once for each step.
         """
         if self._scheduler_call:
             self._move_scheduler()
@@ -453,9 +445,7 @@ class OptimizerStep(Handler):
         """Attaches two handlers to a trainer.
 
         The first handler calls the callbacks of handlers with ``every_steps`` at STEP_COMPLETED.
-        The second handler moves a scheduler that moves once per epoch and takes no metric. The turn
-        of each handler fixes its place among the handlers of its event. If a failure has kept one
-        of the two handlers from being called, the trainer does the work of the handler later.
+        The second handler moves a scheduler that moves once per epoch and takes no metric.
         """
 
         def call_due_by_step(engine: Engine) -> None:
@@ -512,8 +502,8 @@ class _PlainEngineStepping:
             try:
                 yield
             except BaseException:
-                # If run() was called to continue an interrupted run, and raised an error because of
-                # its arguments, the run is still interrupted. Its window then stays open.
+                # If run() has refused its arguments, an interrupted run stays interrupted, and its
+                # window stays open.
                 if not is_interrupted(engine):
                     self._step.drop_window()
                 raise
@@ -545,8 +535,7 @@ class _PlainEngineStepping:
     def _close_at_data_end(self, engine: Engine) -> None:
         """Makes the step of a window that is still open after the last batch of the data.
 
-        Such a window is open because the data did not mark their last batch as the last. Does
-        nothing if no window is open.
+        Such a window is open because the data did not mark their last batch.
 
         Raises:
             RuntimeError: there are several processes. They should have exchanged gradients at the
@@ -571,9 +560,8 @@ class _PlainEngineStepping:
 
     def _end_epoch(self, engine: Engine) -> None:
         """Makes the step of a window that is still open, or drops the window after a failure."""
-        # A window is still open for one of two reasons. If a handler of EXCEPTION_RAISED has
-        # swallowed a failure, the window is dropped. If the data have ended and did not mark their
-        # last batch, the step of the window is made.
+        # The window is dropped if a handler of EXCEPTION_RAISED has swallowed a failure. Otherwise
+        # it is open because the data did not mark their last batch.
         step = self._step
         if step.is_stepping or step.window.is_closing or not self._data.has_whole_epoch(engine):
             step.drop_window()

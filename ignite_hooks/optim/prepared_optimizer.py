@@ -145,10 +145,8 @@ class PreparedOptimizer:
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
         """Clips the gradients by their norm; returns the norm from before the clipping."""
-        # If each process has the whole model, torch's function is called. Accelerate's function
-        # would first unscale the gradients of all prepared optimizers. The gradients of this
-        # optimizer are unscaled already, and torch's loss scaler raises an error if they are
-        # unscaled twice.
+        # If `is_data_parallel`, `unscale` has unscaled these gradients. Accelerate's function
+        # would unscale them again, and torch's loss scaler does not allow that.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
         return norm
@@ -162,9 +160,8 @@ class PreparedOptimizer:
     def step(self) -> Callable[[], Any]:
         """The function that makes the optimizer step."""
         if self.calls_torch_directly:
-            # Accelerate's wrapper is not called, so its flag ``_opt_called`` is set here. Without
-            # the flag, a scheduler that was built on the wrapper would warn that no optimizer step
-            # was made before its first move.
+            # Accelerate's wrapper is not called, so its flag ``_opt_called`` is set here. A
+            # scheduler on the wrapper warns at its first move if the flag is missing.
             self.optimizer._opt_called = True
             return self.optimizer.optimizer.step  # type: ignore[no-any-return]
         return self.optimizer.step  # type: ignore[no-any-return]

@@ -14,9 +14,8 @@ __all__ = ["broadcast_from_rank_0", "has_host_group", "host_group", "min_over_ra
 
 Value = TypeVar("Value")
 
-# Has one pair: the default process group, and the gloo group that was made for it. The list is
-# empty until the first use. If a process initializes torch.distributed again, it gets a new default
-# group, and `host_group` makes a new gloo group.
+# Empty until the first use, and then one pair: the default process group, and the gloo group that
+# was made for it. If a process initializes torch.distributed again, `host_group` makes a new pair.
 _groups: list[tuple[Any, Any]] = []
 
 
