@@ -5,10 +5,9 @@ or one index batch (the list of the indices of a batch), that the sampler yields
 iteration over the whole data.
 
 The main process sends index batches to workers before earlier batches have arrived. So the state of
-the sampler is ahead of the position of the run. The elements between the position and the state are
-kept, and saved with the state. A process that resumes takes these elements first, and then
-continues the sampler from the saved state. No element is drawn twice, and the sampler draws each
-new element at the same point of the pass as in an unbroken run.
+the sampler is ahead of the position of the run. The elements that the sampler has yielded after the
+position are kept, and saved with the state. A process that resumes takes these elements first, and
+then continues the sampler from the saved state.
 
 A *keeper* (``PositionKeeper``) wraps an object whose state determines which batch comes next. Here
 it wraps the sampler.
@@ -51,14 +50,13 @@ class RecordedOrder(ExcludedFromSearch):
     of a pass.
 
     Attributes:
-        keeper: the keeper, which wraps the sampler. It also has the paths that lead from the loader
-            to the sampler.
+        keeper: the keeper of the sampler.
         capacity: the number of most recent elements that are kept.
         head_size: the number of elements from the start of a pass that are kept in addition.
             Accelerate pads the last batches of the pass with these elements.
-        size: the length that every index batch but the last must have, because Accelerate leaves
-            out batches of another length; None if lengths may differ. If an element has another
-            length, a run cannot resume in the middle of the pass.
+        size: the length of each index batch except the last; None if lengths may differ. Accelerate
+            leaves out a batch of another length, and a run cannot resume in the middle of a pass
+            with such a batch.
         is_beginning: whether the body of a ``with recorded.beginning(…)`` is running. In this body
             a new pass starts.
 
@@ -81,9 +79,8 @@ class RecordedOrder(ExcludedFromSearch):
         self._start_pass: int | None = None  # the pass that `_start_state` belongs to
         # The state before the first element of a pass; None if unknown or not plain data.
         self._start_state: Any = None
-        # The state after the first element of the present pass. It is compared with other states
-        # when the second element is drawn, and is then set to None.
-        self._second_state: Any = None
+        # The state after the first element of the present pass, up to the second element.
+        self._state_after_first: Any = None
         self.is_beginning = False
         self._continues_pass = False  # whether the next iteration continues a pass
         # The generators from which the sampler may draw; empty outside of the body of a
@@ -92,7 +89,7 @@ class RecordedOrder(ExcludedFromSearch):
         self._reset()
 
     def _reset(self, data_pass: int | None = None) -> None:
-        # The pass that the recorded elements belong to; None for the user's own iteration.
+        # The pass that the recorded elements belong to; None for a pass outside of `beginning`.
         self._data_pass = data_pass
         self._elements = deque[Any]()  # the most recent elements
         self._head: list[Any] = []  # the elements from the start of the pass
@@ -101,10 +98,9 @@ class RecordedOrder(ExcludedFromSearch):
         # Whether the iterator has reached its end, and whether an index batch before the last has
         # another length than `size`.
         self._is_over, self._is_irregular = True, False
-        # The states of the global generators before the sampler drew the order of the whole pass
-        # from them. From these states the sampler draws the same order again. `_before_iterator`
-        # is for a sampler that draws the order in iter(), and `_before_first` for a sampler that
-        # draws the order with the first element. An attribute is None if there was no such draw.
+        # The states of the global generators before the sampler drew the order of the whole pass,
+        # in iter() or with the first element; None if there was no such draw. From these states the
+        # sampler draws the same order again.
         self._before_iterator: RandomState | None = None
         self._before_first: RandomState | None = None
 
@@ -145,13 +141,11 @@ class RecordedOrder(ExcludedFromSearch):
             self._continues_pass, self._is_over = False, False
             self._iterator = self._resumed_iterator()
             return self._record_elements(self._iterator)
-        # If iter() is called outside of a ``with recorded.beginning(…)``, the user iterates a
-        # loader with persistent workers. Such a pass has no number.
+        # Outside of `beginning` a pass has no number. In this case the loader has no workers, or
+        # the user iterates a loader whose persistent iterator keeps this wrapper.
         self._reset(self._data_pass if self.is_beginning else None)
         # The sampler's iter() may draw random numbers. It is called here, and not lazily with the
-        # first element, so that it draws at the same time as without this wrapper. If there are
-        # workers, torch calls iter() of the wrapper twice, and so the sampler's iter() is called
-        # twice too.
+        # first element, so that it draws at the same time as without this wrapper.
         random = RandomState.capture(generators=self._generators) if self.has_loaded_state else None
         before = RandomState.capture()
         iterator, self._is_over = iter(self.holder), False
@@ -257,14 +251,10 @@ class RecordedOrder(ExcludedFromSearch):
         return chain(kept, self._record_elements(self._iterator))
 
     def _resumed_iterator(self) -> Iterator[Any]:
-        """Returns an iterator over the elements after a position in the middle of a pass.
-
-        The state of this position was loaded into the sampler before.
-        """
+        """Returns an iterator that continues a pass from the state loaded into the sampler."""
         holder = self.holder
         if isinstance(holder, Iterator):
-            # The sampler is itself an iterator, and the loaded state has set its position. iter()
-            # might make it begin again.
+            # The sampler is itself an iterator. iter() might make it begin again.
             return holder
         opening = self._before_iterator or self._before_first
         return iter(holder) if opening is None else self._redraw_order(opening)
@@ -303,8 +293,6 @@ class RecordedOrder(ExcludedFromSearch):
                 break
             if iterator is self._iterator:
                 if before is not None and before.has_moved():
-                    # If the sampler draws for the second element too, it has not drawn the whole
-                    # order with the first.
                     self._before_first = None if self._drawn_count else before
                 self._note_element(element)
             yield element
@@ -334,13 +322,13 @@ class RecordedOrder(ExcludedFromSearch):
             state: the state after the element that was just drawn, the first or the second.
         """
         if self._drawn_count == 1:
-            self._second_state = state
+            self._state_after_first = state
         else:
-            before, between = self._start_state, self._second_state
+            before, between = self._start_state, self._state_after_first
             self._state_advances = not (
                 is_same_state(before, between) or is_same_state(between, state)
             )
-            self._second_state = None
+            self._state_after_first = None
 
     def _current_state(self) -> Any:
         """Returns the present state of the sampler.
@@ -372,7 +360,7 @@ class RecordedOrder(ExcludedFromSearch):
             - ``of``: the name of the keeper.
             - ``state``: the state of the sampler.
             - ``start``: the argument ``start``.
-            - ``elements``: the elements between the position and the state.
+            - ``elements``: the elements that the sampler has yielded after the position.
             - ``head``: the first elements of the pass (see ``head_size``).
             - ``is_within``: whether the position is in a pass that has begun. If not, there are no
               elements.
