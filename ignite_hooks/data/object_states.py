@@ -5,9 +5,8 @@ The state of an object is saved and restored if the object makes samples and has
 the parts of these two, for example transforms.
 
 In any other object of a user's class, the plain values (numbers, strings, small lists and dicts of
-them) are compared with the values at the start of the run. A resume does not restore the values
-that have changed, except those that ``set_epoch`` sets. The report of the resume names the changed
-values that are not restored.
+them) are compared with the values at the start of the run. A resume does not restore changed
+values. Its report names them, except those that ``set_epoch`` sets again.
 """
 
 import itertools
@@ -41,13 +40,12 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 _ITERABLES: tuple[Iterable[Any], ...] = ([], (), range(0), {}, {}.values(), {}.items())
 _ITERATORS = tuple(type(iter(each)) for each in _ITERABLES)
 _NOT_COMPARABLE = object()
-# `_values` returns a dict that maps the path of each attribute to its value. An object with
-# attributes has no value of its own, so its path is mapped to this mark.
+# `_values` maps the path of each attribute to its value, and the path of the object that has the
+# attributes to this mark.
 _PRESENT = object()
 # A loader makes its samples with these two attributes, so the path of each object that makes
-# samples begins with one of these names. The states of samplers and streams (iterable data sets)
-# are not restored here. The feed, which reads the loader, moves them to the position at which the
-# run resumes. If their states were restored as well, they would move too far.
+# samples begins with one of these names. Samplers and streams (iterable data sets) are not restored
+# here, because the feed, which reads the loader, moves them to the position of the run.
 _SAMPLE_MAKERS = ("dataset", "collate_fn")
 
 Objects = Mapping[str, Callable[[], Any]]
@@ -91,10 +89,7 @@ class ObjectStates:
         self._set_by_epoch |= _changed(before, _values(present))
 
     def doubts(self, objects: Objects) -> list[str]:
-        """Returns sentences that name the objects whose state a resume does not restore.
-
-        The report of the resume joins these sentences by semicolons.
-        """
+        """Returns sentences that name the objects whose state a resume does not restore."""
         if self._initial is None:
             return []
         present = _present(objects)
@@ -175,8 +170,8 @@ def _values(present: list[tuple[str, Any]]) -> dict[str, Any]:
     ``_PRESENT``.
     """
     stateful = {id(each) for _, each in _stateful(present)}
-    # `_changed` compares the path "dataset.size" only if the earlier values have "dataset", and
-    # the path "dataset" only if they have "". So "" is always in the dict.
+    # `_changed` ignores a path whose parent is missing. The parent of "dataset.size" is "dataset",
+    # and the parent of "dataset" is "".
     found: dict[str, Any] = {"": _PRESENT}
     for name, each in present:
         if type(each) in (itertools.count, types.GeneratorType, *_ITERATORS):
@@ -254,8 +249,7 @@ def _comparable(value: Any, depth: int = 0) -> Any:
         # counter.
         return repr(value)
     if cls is types.GeneratorType:
-        # A generator is compared by the instruction at which it is suspended, and by its local
-        # variables.
+        # `f_lasti` is the instruction at which the generator is suspended.
         frame = value.gi_frame
         if frame is None:
             return ("generator", ())

@@ -33,19 +33,18 @@ class RunPosition:
     rolls the position back to the last step boundary.
 
     Args:
-        optimizer_step: counts the committed steps, and holds the open window.
+        optimizer_step: the handler that makes and counts the optimizer steps.
 
     Attributes:
         feed: the source of the batches; None as long as there is no data.
         place: the counters and the position in the data.
         limits: the present limits of the run, with the changes that handlers made.
-        given_limits: the limits that were passed to ``run``, without the changes by handlers. If a
-            run has ended at a limit, the next ``run`` starts from these limits: a change by a
-            handler holds only until the end of the run in which the handler made the change.
-        shown: the limits and the epoch length that the engine's state had when the trainer last
-            wrote them to the state, or adopted changes from it. If ``max_steps`` is the only limit,
-            ``shown.max_epochs`` is the number of epochs for these steps, and ``limits.max_epochs``
-            is None.
+        given_limits: the limits that were passed to ``run``, without the changes by handlers. After
+            a run that has ended at a limit, the next ``run`` starts from these limits.
+        shown: the limits and the epoch length that the trainer last wrote to the engine's state or
+            read there. If the state differs from ``shown``, other code has changed the state. If
+            ``max_steps`` is the only limit, ``shown.max_epochs`` is the number of epochs for these
+            steps, and ``limits.max_epochs`` is None.
         epoch_length: the number of batches in an epoch if it is fixed; None if an epoch is one
             pass.
         is_resumed: whether the next run continues the run of another process.
@@ -55,10 +54,10 @@ class RunPosition:
             batch; False if there was no such request.
         length_of_pass: the number of batches in the last epoch that was one whole pass; None if
             there was none.
-        uncompleted_epoch: a list that is empty, or has one entry. When ``complete_epoch`` counts an
-            epoch as complete, it stores the previous ``place`` and ``epoch_termination`` as the
-            entry. The list is cleared when the first handler of EPOCH_COMPLETED is called. If the
-            run ends before that, ``roll_back`` uses the entry to undo ``complete_epoch``.
+        uncompleted_epoch: a list that is empty, or has one entry: the ``place`` and the
+            ``epoch_termination`` from before ``complete_epoch`` counted the epoch. The list is
+            cleared when the first handler of EPOCH_COMPLETED is called. If the run ends before
+            that, ``roll_back`` uses the entry to undo ``complete_epoch``.
         find_generators: a function that returns the random generators of the run, except the global
             ones and those of the data.
         ended_by: the name of the handler or function that ended the run before its limit. The run
@@ -75,14 +74,14 @@ class RunPosition:
         self._optimizer_step = optimizer_step
         self._boundary = self.place
         self.length_of_pass: int | None = None
-        # Whether batches were dropped at the end of a run. These batches have drawn random numbers,
-        # and the generators are not rolled back. A checkpoint contains this flag.
+        # Whether batches were dropped at the end of a run. The random generators are not rolled
+        # back, so they are then ahead of the position in the data.
         self._has_dropped_batches = False
         self.epoch_termination: Any = False
         self.ended_by: str | None = None
         self.uncompleted_epoch: list[tuple[Place, Any]] = []
-        # A function that moves the feed to the loaded position. The function is called once, when
-        # the next run has chosen its data. None if no position was loaded.
+        # Moves the feed to the loaded position. It is called when the next run has chosen its data.
+        # None if no position was loaded.
         self._pending_seek: Callable[[DataFeed], None] | None = None
         self.find_generators: Callable[[], FoundGenerators] = FoundGenerators
         # The random state from the checkpoint; None as soon as the generators are restored.
@@ -93,7 +92,7 @@ class RunPosition:
 
     @property
     def steps(self) -> int:
-        """The number of committed optimizer steps."""
+        """The number of optimizer steps that have changed the parameters."""
         return self._optimizer_step.steps
 
     @property
@@ -108,8 +107,8 @@ class RunPosition:
         if self.epoch_length is not None or feed is None:
             return self.epoch_length
         if self.epoch_termination:
-            # ``shown`` has the length that the epoch would have had without the request to end it.
-            # If ``feed.length`` is None, the length in ``shown`` is only an estimate.
+            # ``shown`` keeps the length from before the request to end the epoch. Without a
+            # ``feed.length``, this length is only an estimate.
             return None if feed.length is None else self.shown.epoch_length
         if progress.is_full:
             return progress.batches
@@ -132,8 +131,7 @@ class RunPosition:
     def _with_rest_of_pass(self, length: int | None) -> int | None:
         """Returns the length of the present epoch if the epoch ends together with the present pass.
 
-        The length is the number of batches in the epoch so far plus the rest of the pass. If
-        ``set_data`` was called within the epoch, this is more than the length of the pass.
+        If ``set_data`` was called within the epoch, the epoch is longer than the pass.
 
         Args:
             length: the number of batches in the pass; None if not known.
@@ -213,8 +211,8 @@ class RunPosition:
             return
         progress = Progress() if is_new else self.place.progress
         length, window_size = epoch_length or feed.length, step.accumulation.full_size()
-        # If ``terminate_epoch()`` has ended the present epoch, the missing batches of this epoch
-        # will not come. So the epoch is counted as if it had had all ``length`` batches.
+        # A full epoch gets no further batch, even if ``terminate_epoch()`` has ended it early. So
+        # it is counted with all ``length`` batches.
         if progress.is_full and length is not None:
             progress = progress._replace(batches=length)
         by_step = scheduler.at == "step"
@@ -243,10 +241,10 @@ class RunPosition:
 
     @property
     def has_epoch_to_complete(self) -> bool:
-        """True if the present epoch is full and only has to be completed, without EPOCH_STARTED.
+        """True if the present epoch is full, and the loop completes it without EPOCH_STARTED.
 
-        False as long as a saved random state has not been restored: a run that resumes in a full
-        epoch fires EPOCH_STARTED first.
+        False for a run that has resumed in a full epoch, until the run has fired EPOCH_STARTED and
+        then restored its random state.
         """
         return self.place.progress.is_full and self._random_state is None
 
@@ -300,9 +298,8 @@ class RunPosition:
         """
         limits = self.limits.with_changes(self.shown.limits, now.limits)
         if limits == Limits():
-            # A handler has removed ``max_steps``, the only limit. The state still has the
-            # ``max_epochs`` that was derived from ``max_steps``. This ``max_epochs`` is the limit
-            # from now on.
+            # A handler has removed ``max_steps``, the only limit. The ``max_epochs`` that was
+            # derived from it is still in the state, and is the limit from now on.
             limits = now.limits
         limits.check_written()
         self.adopt_epoch_length(now)
@@ -389,11 +386,9 @@ class RunPosition:
         # with the changes by handlers.
         if given == self.given_limits and not is_over:
             given = Limits()
-        # If the finished run has already reached the limit of this call, the call begins a new run.
-        # So ``max_steps`` may be lower than the number of steps so far. The other two limits must
-        # not be lower than the counters, as in Ignite: ``max_iters`` must be at least the number of
-        # iterations, and ``max_epochs`` at least the number of complete epochs. An epoch that has
-        # begun is not counted.
+        # After a finished run, ``max_steps`` may be lower than the number of steps so far: the call
+        # then begins a new run. As in Ignite, ``max_iters`` and ``max_epochs`` must be at least the
+        # numbers of iterations and of complete epochs.
         if is_over:
             given.check(progress.at_epoch_start(), 0)
         else:
@@ -403,8 +398,8 @@ class RunPosition:
             before = given  # the limits of the saved run do not apply to this process
         next_limits = given if given != Limits() else before
         if next_limits.reached(progress, steps):
-            # The limit is reached already. An unfinished run only does the work that is left. After
-            # a finished run, a new run begins.
+            # An unfinished run only does the work that is left. After a finished run, a new run
+            # begins.
             return next_limits if self.is_unfinished else None
         limits = given | before.without_reached(progress, steps)
         limits.check_values(progress, steps)
@@ -431,7 +426,7 @@ class RunPosition:
         """Begins a new run at the next pass over ``feed``.
 
         ``place`` is set last. If this method raises an exception, ``place`` is still that of the
-        previous run, so that the next ``run()`` tries again to begin a new run.
+        previous run, and the next ``run()`` tries again.
         """
         self.feed = feed
         feed.next_pass()
@@ -520,8 +515,7 @@ class RunPosition:
         """Makes the next run continue at the saved position, on data built in the same way."""
         progress = Progress(*state_dict["progress"])
         device = self._optimizer_step.accelerator.device
-        # The result is not used. If the state is invalid, this call raises an error before anything
-        # is changed.
+        # If the state is invalid, this call raises an error before anything is changed.
         RandomState.from_state_dict(state_dict["random"], device)
         self.place = self._boundary = Place(progress, taken=self._optimizer_step.window.taken)
         self.limits = Limits(**state_dict["limits"])
@@ -536,8 +530,7 @@ class RunPosition:
             ends_pass = feed.ends_pass(state_dict["data"])
             feed.load_state_dict(state_dict["data"])
             # The feed may have dropped or ended the saved pass, for example because the data has
-            # changed. If an epoch is one pass, the epoch starts again after a dropped pass, and is
-            # full after an ended pass.
+            # changed. If an epoch is one pass, the epoch then starts again or is full.
             if self.epoch_length is None and drops_pass:
                 self.place = self.place._replace(progress=progress.at_epoch_start())
             elif self.epoch_length is None and ends_pass:
