@@ -64,9 +64,8 @@ def command_line() -> tuple[str, ...]:
     """Returns the command line that started the program, without secrets and bounded in length.
 
     The command line is ``sys.orig_argv``, which includes the options of the interpreter. In a
-    process that ``multiprocessing`` has spawned, ``sys.orig_argv`` has only internal code of
-    ``multiprocessing``. In such a process the arguments are taken from ``sys.argv``, which
-    ``multiprocessing`` copies from the parent process.
+    process that ``multiprocessing`` has spawned, ``sys.orig_argv`` has only internal code. In
+    that case the arguments are taken from ``sys.argv``, a copy from the parent process.
     """
     arguments = [str(each) for each in sys.orig_argv]
     if not arguments or any(each.startswith("from multiprocessing.") for each in arguments):
@@ -95,10 +94,7 @@ def without_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def _redact_arguments(arguments: Sequence[str]) -> Iterator[str]:
-    """Yields each argument without secrets.
-
-    In ``--api-key VALUE`` the value is a separate argument, which is hidden as a whole.
-    """
+    """Yields each argument without secrets. An option ``--api-key`` hides the next argument."""
     name = ""  # the name of the last option
     is_next = False  # True if the value of a secret option is expected next
     for argument in arguments:
@@ -128,10 +124,7 @@ def _redact_argument(text: str) -> str:
 
 
 def _redact_named_values(text: str) -> Iterator[str]:
-    """Yields a text in pieces. ``***`` replaces each value that follows the name of a secret.
-
-    A text can contain such values, for example, in the fields of JSON or in the query of a URL.
-    """
+    """Yields a text in pieces. ``***`` replaces each value that follows the name of a secret."""
     end = 0
     while named := _NAME_BEFORE_VALUE.search(text, end):
         yield text[end : named.end()]
@@ -155,10 +148,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _is_count(name: str, value: str) -> bool:
-    """Returns whether a value is a count and not a secret, as in ``--max-tokens 512``.
-
-    A value is a count if it is a number and ``_is_plural`` is true for its name.
-    """
+    """Returns whether a value is a count and not a secret, as in ``--max-tokens 512``."""
     return _is_plural(name) and _NUMBER.fullmatch(value) is not None
 
 

@@ -9,7 +9,7 @@ field and the value found there. The state of a user's object is not checked: on
 The pydantic models below are the formats of the files. The modules that write the values explain
 them in full: ``trainer/run_position.py``, ``data/feed.py`` and ``checkpoint/state.py``. In the data
 a *pass* is one iteration over the whole data, and a *position* is the number of complete passes and
-the number of batches of the present pass.
+the number of batches that the present pass has had so far.
 """
 
 import copy
@@ -66,17 +66,16 @@ MAX_SHOWN_LENGTH = 60
 MAX_REPEATS = 1000
 """The largest allowed count of a milestone in the state of a ``MultiStepLR``.
 
-The state maps each milestone to a count: how many times the milestone was given. When ``step`` is
-called with an epoch, the scheduler makes a list in which each milestone occurs as often as its
-count says. With a huge count this list would not fit into memory.
+The state maps each milestone to a count: how often it occurs in the argument ``milestones``. When
+``step`` is called with an epoch, the scheduler makes a list with all these occurrences. With a huge
+count this list would not fit into memory.
 """
 MAX_BITS = 63
 """The largest number of bits, without the sign, of an integer that torch computes with (int64)."""
 
 
-# The functions `_check_…` are validators of the fields below. pydantic calls a validator with the
-# value of its field. If the validator raises a ValueError, pydantic reports the error with the path
-# of the field. This path precedes the message of the validator, as in "progress must be …".
+# The functions `_check_…` are validators of the fields below. pydantic puts the path of the field
+# before the message of a validator, as in "progress must be …".
 
 
 def _check_progress(value: list[Any]) -> list[Any]:
@@ -125,9 +124,8 @@ def _check_random_states(value: dict[str, Any]) -> dict[str, Any]:
 def _check_generator_states(states: dict[str, Any]) -> dict[str, Any]:
     """Checks a dict that maps the names of random generators to their states.
 
-    The name of a generator contains its algorithm. Each state is set on a new generator with this
-    algorithm. If such a generator cannot be created here, for example because it is on a GPU, its
-    state is not checked.
+    The name of a generator contains its algorithm. If such a generator cannot be created here, for
+    example because it is on a GPU, its state is not checked.
     """
     for name, state in states.items():
         generator = new_generator(name)
@@ -259,8 +257,8 @@ class _DataOrder(_StrictModel):
     Attributes:
         of: the name of the sampler: its path in the loader, and its class.
         state: the ``state_dict`` of the sampler.
-        start: the number of elements of the pass before the position of the run.
-        elements: the elements after ``start`` that the sampler has yielded already.
+        start: the number of elements in the pass up to the position of the run.
+        elements: the further elements that the sampler has yielded already.
         head: the first elements of the pass, with which Accelerate pads the last batches.
         is_within: whether the position is within a pass that has begun. If not, ``elements`` and
             ``head`` are empty.
@@ -280,9 +278,9 @@ class _DataOrder(_StrictModel):
 
 
 class _SnapshotFields(_StrictModel):
-    """The state of data that save their position in a ``state_dict`` (``data/snapshots.py``).
+    """The state of data with a *keeper* (``data/snapshots.py``).
 
-    The *keeper* is the object in the data whose ``state_dict`` contains the position, for example a
+    The keeper is an object in the data whose ``state_dict`` contains the position, for example a
     data loader.
 
     Attributes:
@@ -309,11 +307,11 @@ class _DataFields(_StrictModel):
 
     Attributes:
         position: the complete passes, and the batches of the present pass.
-        samples: the number of samples of the pass before the position; None if not known.
+        samples: the number of samples in the pass up to the position; None if not known.
         workers: the states of the workers; None if there are none, or if they are not known.
         order: the state of a sampler that has a ``state_dict``; None without such a sampler.
         source: the state from which the loader can begin the same pass again.
-        place: the state of data that keep their own position; None for other data.
+        place: the state of data with a keeper; None for other data.
         draws_in_workers: whether ``place`` includes the random states of the workers, so that the
             workers of a resumed run continue the random draws.
         facts: properties, such as the batch size, that must be equal for a resume to give the same
@@ -383,9 +381,9 @@ class _RankFile(_StrictModel):
         evaluations: the position in each set of validation data. The key is the prefix of the
             results, such as "val_".
         random: the states of the random generators.
-        has_drawn_since: whether the run ended with batches that no optimizer step had used. Such
-            batches are dropped, so ``data`` is the position before them. The random generators are
-            not rolled back, so ``random`` has the states after the draws for these batches.
+        has_drawn_since: whether the run ended with batches that no optimizer step had used. If so,
+            ``data`` has the position before these batches, but ``random`` has the states after
+            them.
         cut: the request that has ended the present epoch early; False without a request.
         unknown: maps a part of the state to the reason why the saved part may be incomplete.
         validation: the number of completed validations.
@@ -480,7 +478,7 @@ class _TrainerFile(_StrictModel):
         objects: the states of handlers, metrics and objects of the user.
         modules: maps the name of a module to the information about its file.
         settings: the result of ``SettingsRecord.state_dict``.
-        uncertain: maps a part of the state to the reason why a failure may have changed it.
+        uncertain: maps each part of the state that a failure may have changed to an explanation.
         unknown: maps a part of the state to the reason why the saved part may be incomplete.
         in_run: whether the checkpoint was saved during a run, and not between two runs.
     """
@@ -514,10 +512,7 @@ def trainer_file_problems(content: Any) -> Iterator[str]:
 
 
 def rank_file_problems(name: str, content: Any, manifest: Manifest) -> Iterator[str]:
-    """Yields the problems of the file of one process: wrong or missing fields.
-
-    A value that contradicts the manifest is a problem, too.
-    """
+    """Yields wrong or missing fields of one process's file, and contradictions to the manifest."""
     problems = [*_validation_problems(name, _RankFile, content)]
     yield from problems
     if problems:  # the fields that are compared below may be missing
@@ -596,9 +591,8 @@ def optimizer_problems(
         if mismatches:
             yield from mismatches
             continue
-        # `_example_state` calls the constructor of the optimizer, which refuses a negative rate. If
-        # code of the user computes the rates, the saved rate may be negative. In this case the
-        # constructor gets the present rate.
+        # `_example_state` calls the constructor of the optimizer, which refuses a negative rate.
+        # Rates that code of the user computes may be negative, so the present rate replaces them.
         group_to_try = {**group, "lr": current_group["lr"]} if has_free_rates else group
         try:
             expected = _example_state(group_to_try, current_group, type(inner))
@@ -633,8 +627,8 @@ def scheduler_problems(content: Any, scheduler: Any, *, is_same_torch: bool) -> 
         return  # this function does not know the fields of a user's class
     current = scheduler.state_dict()
     for name in content.keys() - current.keys():
-        # An unknown name may come from another version of torch. An entry with an unknown name is a
-        # problem only if it would replace a method or the optimizer.
+        # An unknown name, for example from another version of torch, is allowed unless the entry
+        # would replace a method or the optimizer.
         if not isinstance(name, str) or name == "optimizer" or hasattr(type(scheduler), name):
             yield f"{SCHEDULER}: {name!r} is not a field of a {type(scheduler).__name__}"
     yield from _mismatches(
@@ -659,8 +653,7 @@ def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterat
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if has_user_rates(scheduler):
         return
-    # If a learning rate is a tensor, a scheduler changes the tensor in place. The settings are
-    # copied, so that the step below does not change the rate in the checkpoint's groups.
+    # The settings are copied, because the step below changes a rate that is a tensor in place.
     settings = [copy.deepcopy(_group_settings(group)) for group in groups]
     dummy_groups = [{"params": [torch.zeros(1)], **each} for each in settings]
     dummy_optimizer = torch.optim.SGD(dummy_groups, lr=0.1)
@@ -687,10 +680,7 @@ def scheduler_step_problems(content: Any, scheduler: Any, groups: Any) -> Iterat
 
 
 def has_user_rates(scheduler: Any) -> bool:
-    """Returns whether a scheduler computes rates with code of the user.
-
-    A combined scheduler does so if one of the schedulers inside it does.
-    """
+    """Returns whether a scheduler, or one inside it, computes rates with code of the user."""
     scheduler = getattr(scheduler, "scheduler", scheduler)
     if scheduler is None:
         return False
@@ -731,9 +721,8 @@ def _validation_problems(file: str, model: type[BaseModel], content: Any) -> Ite
                 yield f"{file}: {location}{message}, got {_format(each['input'])}"
 
 
-# The shape of the example parameter in `_example_state`. Some entries of this parameter's state,
-# such as a momentum, have this shape too. In a checkpoint these entries must have the shape of the
-# real parameter.
+# The shape of the example parameter in `_example_state`. If an entry of the state has this shape,
+# such as a momentum, a saved entry must have the shape of its parameter.
 _EXAMPLE_SHAPE = (2, 3)
 
 
@@ -844,8 +833,7 @@ def _mismatches(
 def _can_replace(saved: Any, current: Any) -> bool:
     """Returns whether a saved value can replace a current one, as far as the types show."""
     if _type_name(current) == _OTHER_TYPE:
-        # There is no rule for the type of the present value, which may be None, for example. Any
-        # value may replace the present value, except a tensor or a container.
+        # A present value such as None may be replaced by any value but a tensor or a container.
         return not isinstance(saved, torch.Tensor | Mapping | list)
     if isinstance(current, bool):
         # Options of torch such as `foreach` may be None, too.
@@ -872,10 +860,10 @@ _OTHER_TYPE = "something else"
 
 
 def _type_name(value: Any) -> str:
-    """Returns the name of the kind of a value, for messages.
+    """Returns the name of the type of a value, for messages.
 
-    For example, integers, floats and tensors with one element are of one kind, "a number", because
-    each of them can replace the others.
+    Types that can replace each other have one name: integers, floats and tensors with one element
+    are "a number".
     """
     if isinstance(value, bool):
         return "True or False"

@@ -30,8 +30,7 @@ class MetricValue:
 
     A handler may store the same object in each iteration, for example a literal ``1.0`` or a small
     int. Such a value counts as stale, although it is new: ``MetricValue`` cannot see that a handler
-    has stored the object again. A checkpoint without a value does less harm than a checkpoint with
-    a value that was measured with other weights.
+    has stored the object again. A missing value does less harm than a value of other weights.
 
     Args:
         name: the name of the metric; None if checkpoints are not ranked.
@@ -120,12 +119,10 @@ def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
 
 
 def _version_of(value: Any) -> Any:
-    """Returns the version of ``value``, by which a change in place is noticed.
+    """Returns the version of ``value``, which differs if the object was changed in place.
 
-    If two versions of the same object differ, the object was changed in place in between. The
-    version is None if there is nothing to compare, for example for a float. For most tensors the
-    version is a counter that torch keeps on the host, so this function does not synchronize with
-    the device.
+    The version is None if there is nothing to compare, for example for a float. For most tensors
+    the version is a counter on the host, so this function does not synchronize with the device.
     """
     if isinstance(value, torch.Tensor) and not value.is_inference():
         return value._version  # torch counts the in-place changes of each tensor

@@ -74,8 +74,7 @@ def flattened(value: Any, name: str = "", separator: str = ".") -> Iterator[tupl
 def _copy_if_plain(value: Any) -> dict[str, Any] | None:
     """Returns a copy of ``value`` if it is a dict of plain data within the bounds, otherwise None.
 
-    The settings of a run are usually such a dict. This function copies the dict in one loop, which
-    is faster than ``_Converter``, whose methods are called for each value.
+    The settings of a run are usually such a dict. One loop is faster than ``_Converter``.
     """
     if type(value) is not dict:
         return None

@@ -59,9 +59,9 @@ class SaveCheckpoint(Scheduled):
     """Saves the whole state of a run, and keeps the newest and the best checkpoints.
 
     A checkpoint is a folder, ``directory/step_00000500``. Checkpoints are taken at step boundaries,
-    that is between two optimizer steps. The save comes after the validation and after all other
-    handlers of the same event, for example of EPOCH_COMPLETED. If several schedules are due at
-    the same boundary, one checkpoint is taken. First all files are written to the disk, then
+    that is between two optimizer steps. If a save is due at an event, for example EPOCH_COMPLETED,
+    it comes after the validation and all other handlers of this event. If several schedules are due
+    at the same boundary, one checkpoint is taken. First all files are written to the disk, then
     ``manifest.json`` makes the folder a checkpoint, and then older checkpoints are removed. So a
     crash, a full disk or a kill costs at most the steps since the last checkpoint. When a
     checkpoint is complete, ``last_checkpoint`` becomes its folder, and CHECKPOINT_SAVED fires.
@@ -92,10 +92,11 @@ class SaveCheckpoint(Scheduled):
     With several processes, all processes save to one directory, which all of them must see. The
     states of handlers and of ``also`` are saved and restored for each rank separately. The buffers
     of a model are saved from rank 0 only, since ``DistributedDataParallel`` sends the buffers of
-    rank 0 to all ranks anyway. A model that is split over processes (FSDP, DeepSpeed) is written
-    with its optimizer by ``accelerator.save_state``. Saves and resumes of such a model have not
-    been tested with FSDP or DeepSpeed. A resume of such a model needs ``trust_pickle``, because
-    Accelerate unpickles the files.
+    rank 0 to all ranks anyway.
+
+    A model that is split over processes (FSDP, DeepSpeed) is written with its optimizer by
+    ``accelerator.save_state``. Its resume needs ``trust_pickle``, because Accelerate unpickles the
+    files. Neither the save nor the resume has been tested with FSDP or DeepSpeed.
 
     Args:
         directory: the folder of the checkpoints; it is created if missing. ``~`` is expanded. A
@@ -133,7 +134,7 @@ class SaveCheckpoint(Scheduled):
         on_busy: what to do if another run writes to the directory. "error" raises an error before
             the first batch. "wait" waits until the other run ends; use it, for example, for a
             requeued job whose predecessor is about to end. The handler waits when it is attached,
-            so that a ``ResumeCheckpoint`` then finds the last checkpoint of the other run. It waits
+            so that a ``ResumeCheckpoint`` then finds the last checkpoint of the other run, and
             again when the run begins.
         wait_seconds: the longest time to wait with ``on_busy="wait"``; None for no limit.
 
@@ -234,9 +235,8 @@ class SaveCheckpoint(Scheduled):
         assert is_trainer(trainer)  # check() has refused all others
         warn_if_full(Path(self.directory), trainer)
         triggers = _triggers_of(self, engine)
-        # Another run may be saving to the directory now. If on_busy is "wait", this handler waits
-        # here for the end of that run. A trainer attaches a ResumeCheckpoint after this handler, so
-        # the resume then finds the last checkpoint of that run.
+        # A trainer attaches a ResumeCheckpoint after this handler, so the resume finds the last
+        # checkpoint of a run that this handler waits for.
         triggers.wait_for_others()
         attachment.on_removal(triggers.release)
         attachment.on_removal(lambda: trainer.cancel(triggers.save))

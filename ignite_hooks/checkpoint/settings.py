@@ -96,10 +96,10 @@ _EXCLUDED_ATTRIBUTES = {
 def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
     """Returns the present settings of ``trainer``.
 
-    Before any training, the present settings are those that the script gives. The learning rate in
-    the result is always the rate that the schedule starts from. Functions, for example those of a
-    ``LambdaLR``, are described by their code and the plain values that they use. Hyperparameters of
-    modules, for example dropout, are not included, because a module has no list of them.
+    Before any training, these are the settings that the script gives. The learning rate is always
+    the rate that the schedule starts from. Functions, for example those of a ``LambdaLR``, are
+    described by their code and the plain values that they use. Hyperparameters of modules, for
+    example dropout, are not included, because a module has no list of them.
     """
     scheduler = trainer.lr_scheduler
     # Accelerate's wrapper has the optimizer as its attribute ``optimizer``.
@@ -125,8 +125,7 @@ def settings_of(trainer: TrainingEngine) -> dict[str, Any]:
 def unrestored_settings_of(trainer: TrainingEngine) -> dict[str, Any]:
     """Returns the settings that are not part of any saved state, for example gradient clipping.
 
-    A resume cannot restore these settings. The resumed run has the values that its own script
-    gives.
+    A resumed run has the values that its own script gives.
     """
     (step,) = attached_handlers(trainer, OptimizerStep)
     accelerator = trainer.accelerator
@@ -154,10 +153,10 @@ class SettingsRecord:
             ``ResumeCheckpoint(override=…)``, this value is in the record.
         started: the settings after the handlers of STARTED; None if they were not recorded.
         writes: shows what handlers of STARTED and EPOCH_STARTED have written to the optimizer's
-            groups. Maps the name of the event to the list [before, after]: the settings of the
-            groups before and after the handlers of the event are called. For STARTED, "before" has
-            the settings at the call of ``record_settings``. For EPOCH_STARTED, each epoch replaces
-            the list of the epoch before.
+            groups. Maps the name of the event to a list of two entries: the settings of the groups
+            before the handlers of the event, and after them. The first entry for STARTED has the
+            settings at the call of ``record_settings``. Each epoch replaces the list of
+            EPOCH_STARTED.
     """
 
     given: dict[str, Any]
@@ -190,9 +189,9 @@ def record_settings(attachment: Attachment) -> None:
     """Records the settings now, and adds callbacks that record them during a run.
 
     The callbacks record the settings after the handlers of STARTED, and both before and after the
-    handlers of EPOCH_STARTED. In two cases nothing is recorded: at STARTED of a resumed run, and at
-    EPOCH_STARTED of an epoch that is resumed in its middle. In these cases the resume restores the
-    saved settings when the handlers have returned, so what the handlers have written does not last.
+    handlers of EPOCH_STARTED. Nothing is recorded at STARTED of a resumed run, nor at EPOCH_STARTED
+    if the run resumes in the middle of the epoch: the resume then replaces what the handlers have
+    written by the saved settings.
     """
     trainer = attachment.engine
     assert is_trainer(trainer)
@@ -267,10 +266,7 @@ def _constants_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _clippings(trainer: TrainingEngine) -> Iterator[GradientClipping]:
-    """Yields the ``GradientClipping`` handlers of a trainer.
-
-    The user may have attached them to the trainer, or added them with ``add_event_handler``.
-    """
+    """Yields each ``GradientClipping`` that was attached, or added with ``add_event_handler``."""
     own = attached_handlers(trainer, GradientClipping)
     yield from own
     for handler in handlers_of(trainer):

@@ -1,8 +1,8 @@
 """Decoding of plain data to handlers, field by field, guided by the annotations of the fields.
 
-Pydantic makes the handlers and checks their values. The decoder does the rest. It finds the class
-that the key ``type`` of a mapping names, and collects all problems with their paths. It also
-refuses values that pydantic would convert, for example the string "1" for a number.
+Pydantic makes the handlers and checks their values. The decoder finds the class of each handler by
+the value of the key ``type``, and collects all problems with their paths. It also refuses values
+that pydantic would convert, for example the string "1" for a number.
 """
 
 import math
@@ -173,8 +173,8 @@ class _Decoder:
         """Decodes an instance of a dataclass.
 
         The value of the key ``type``, called the tag, names the class, which is one of ``classes``.
-        If the data has no tag, or if ``classes`` is empty, an annotation that is a dataclass is
-        used as the class.
+        Without a tag, or with empty ``classes``, the class is the annotation if that is a
+        dataclass.
 
         Args:
             data: the data of the instance.
@@ -201,10 +201,7 @@ class _Decoder:
         )
 
     def _decode_fields(self, data: Mapping[Any, Any], cls: type, path: str) -> Any:
-        """Makes an instance of ``cls`` from the data of its fields.
-
-        For invalid data, adds the problems of all fields to ``problems``.
-        """
+        """Makes an instance of ``cls`` from the data of its fields."""
         fields = fields_of(cls)
         found: list[Problem] = []
         by_field: dict[str, list[Problem]] = {name: [] for name in fields}
@@ -218,18 +215,17 @@ class _Decoder:
             trial = _Decoder()
             value = trial.decode_value(each, fields[name].annotation, field_path)
             by_field[name] = trial.problems
-            # A field may have a rule of its own (`must_be`), whose message says more than a message
-            # about the type. So a value of a wrong type is passed to pydantic, which checks the
-            # rule. A value is not passed if only a part of it is wrong, such as an item of a list.
+            # A value of a wrong type is passed to pydantic too. If the field has a rule of its own
+            # (`must_be`), the message of the rule says more than the decoder's message about the
+            # type. A value is not passed if only a part of it is wrong, such as an item of a list.
             is_at_fault = any(problem.path == field_path for problem in trial.problems)
             if value is not _INVALID or is_at_fault:
                 values[name] = each if value is _INVALID else value
         instance, general = _construct(cls, values, by_field, path)
         for problems in by_field.values():
             found += problems
-        # General problems are those that belong to no single field, for example a combination of
-        # fields that is not allowed. They may be consequences of an invalid field, so they are
-        # reported only if all fields are valid.
+        # General problems belong to no single field, for example a combination that is not allowed.
+        # An invalid field may cause them, so they are reported only if all fields are valid.
         self.problems += found or general
         return _INVALID if found or general else instance
 

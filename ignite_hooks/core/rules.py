@@ -82,8 +82,8 @@ def short_repr(value: Any) -> str:
 def shown_type(value: Any) -> str:
     """Returns the words that follow "got" in a message about the type of ``value``.
 
-    The words are the name of the class of ``value``. If ``value`` itself is a class, the words are
-    "the class …", with the name of ``value``.
+    For an object these words are the name of its class, and for the class ``Adam`` itself they are
+    "the class Adam".
     """
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 

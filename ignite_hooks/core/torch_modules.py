@@ -11,14 +11,11 @@ The private members of torch, with the meaning on which this module relies:
   module without its children. Subclasses may override them.
 - ``_load_state_dict_pre_hooks``, ``_load_state_dict_post_hooks``, ``_state_dict_hooks``,
   ``_state_dict_pre_hooks``: the hooks that torch calls before and after loading and saving.
-- ``_modules``: the children of a module by name.
-- ``_parameters``: the parameters of a module by name. A name that is registered without a parameter
-  has the value None.
-- ``_buffers``: the buffers of a module by name. A name that is registered without a buffer has the
-  value None.
+- ``_modules``, ``_parameters``, ``_buffers``: the children, parameters and buffers of a module by
+  name. A name that is registered without a value is mapped to None.
 - ``_non_persistent_buffers_set``: the names of the buffers that are not part of the state.
-- ``_compiled_call_impl``: an attribute that ``Module.compile`` sets. It is torch's own, like the
-  attributes that a new ``Module`` or a new optimizer has. Any other attribute belongs to the user.
+- ``_compiled_call_impl``: an attribute that ``Module.compile`` sets. It is torch's own, not the
+  user's.
 - ``weight_orig``, ``weight_g``: the parameters from which ``spectral_norm`` and ``weight_norm``
   compute an attribute ``weight``.
 
@@ -61,8 +58,7 @@ _STATE_HOOKS = (
     "_state_dict_pre_hooks",
 )
 
-# The names of torch's own attributes. They are read from real objects, so that they fit the
-# installed version of torch.
+# The names of torch's own attributes in the installed version. All others belong to the user.
 _MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
 _OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
     *("step", "_opt_called", "_step_count"),  # set by schedulers, which wrap the method `step`
@@ -99,7 +95,7 @@ def wrapped_child(module: torch.nn.Module) -> str | None:
 def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
     """Returns whether at least one of ``modules`` is a wrapper."""
     wrapper_types = (*_WRAPPERS, *_compiled_classes())
-    # A list is faster than `any`, because `any` would need a generator, with a call per module.
+    # A list is faster than `any` with a generator.
     found = [
         each
         for each in modules
@@ -110,8 +106,8 @@ def has_wrappers(modules: Iterable[torch.nn.Module]) -> bool:
 
 def _compiled_classes() -> tuple[type, ...]:
     """Returns the class of compiled modules; an empty tuple if no module has been compiled."""
-    # `torch._dynamo.eval_frame` takes seconds to import, so this function does not import it.
-    # `torch.compile` imports it. Before this import there are no compiled modules.
+    # Importing `torch._dynamo.eval_frame` takes seconds. `torch.compile` imports it, so before this
+    # import there are no compiled modules.
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     return () if dynamo is None else (dynamo.OptimizedModule,)
 

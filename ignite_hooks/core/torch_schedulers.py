@@ -5,9 +5,8 @@ The module uses these members, and relies on the meaning given here:
 - ``SequentialLR._schedulers``, ``ChainedScheduler._schedulers``: the list of the combined
   schedulers. The ``state_dict`` of a ``SequentialLR`` or ``ChainedScheduler`` has an entry
   ``_schedulers`` with the states of the combined schedulers.
-- ``SequentialLR._milestones``: one number for each combined scheduler except the first. The number
-  says at which call of ``step`` the scheduler begins. If it is 10, the scheduler begins at the
-  tenth call.
+- ``SequentialLR._milestones``: one number for each combined scheduler except the first. If it is
+  10, the scheduler begins at the tenth call of ``step``.
 - ``OneCycleLR._schedule_phases``: two phases, or three, each with its ``end_step``.
 - ``OneCycleLR._anneal_func_type``: "cos" or "linear".
 
@@ -82,9 +81,8 @@ def one_cycle_constants(scheduler: Any) -> dict[str, Any]:
     phases = getattr(scheduler, "_schedule_phases", ())
     if not phases:
         return {}
-    # OneCycleLR computes end_step = pct_start * total_steps - 1 and keeps end_step. Here the
-    # equation is solved for pct_start. Rounding removes the error of the division, so that the
-    # value equals the constructor argument.
+    # OneCycleLR keeps only end_step = pct_start * total_steps - 1. Here the equation is solved for
+    # pct_start. Rounding removes the error of the division.
     return {
         "pct_start": round((phases[0]["end_step"] + 1) / scheduler.total_steps, 6),
         "three_phase": len(phases) == 3,

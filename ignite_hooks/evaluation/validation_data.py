@@ -112,8 +112,7 @@ class ValidationData:
     def _feeds_at_save(self) -> dict[str, DataFeed | None]:
         """Maps names of data to their feeds, or to None if no evaluator has run on the data yet.
 
-        The feeds are looked up only once. The result stays right, because each save makes a new
-        ``ValidationData``.
+        The dict may be cached, because each save makes a new ``ValidationData``.
         """
         return {
             name: each.known_feed_of(data) for name, (each, data) in self._runs_by_name().items()
@@ -146,7 +145,7 @@ class ValidationData:
         return named
 
     def _all_runs(self) -> Iterator[tuple[str, Evaluator, Any]]:
-        for validation in dict.fromkeys(validations_of(self._trainer)):  # each once
+        for validation in dict.fromkeys(validations_of(self._trainer)):  # without duplicates
             yield from validation.evaluations.runs()
 
     def _training_loader_set_aside(self) -> AbstractContextManager[None]:

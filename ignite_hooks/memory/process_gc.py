@@ -123,9 +123,9 @@ def _prepare_freezing() -> tuple[Callable[[], None], Callable[[], None]]:
 def _are_objects_frozen() -> bool:
     """Returns whether some code has called ``gc.freeze()``.
 
-    A count of frozen objects above 0 does not prove this: in Python 3.12 a full collection freezes
-    immortal objects (PEP 683). But the dict ``sys.modules``, which is not immortal, is frozen only
-    by ``gc.freeze()``. The dict is frozen if ``gc.get_objects()`` does not return it.
+    In Python 3.12 a full collection freezes immortal objects (PEP 683), so a count above 0 is not
+    enough. Only ``gc.freeze()`` freezes the dict ``sys.modules``, which is not immortal. After
+    that, ``gc.get_objects()`` does not return the dict.
     """
     return gc.get_freeze_count() > 0 and all(each is not sys.modules for each in gc.get_objects())
 
@@ -144,9 +144,8 @@ def frozen() -> AbstractContextManager[None]:
 
 def _begin_in_child() -> None:
     _disabled.forget_in_child()()  # so that loader workers collect their own garbage
-    # Frozen objects stay frozen, so the returned function is not called. A collection would write
-    # to the memory pages of these objects. The child shares the pages with its parent, and the
-    # kernel would have to copy them.
+    # The returned function is not called, so that frozen objects stay frozen. A collection would
+    # write to their memory pages, which the child shares with its parent, and so copy the pages.
     _frozen.forget_in_child()
 
 
@@ -177,10 +176,9 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
 def _is_automatic() -> bool:
     """Returns whether the collection that starts now is automatic, and not a ``gc.collect()``.
 
-    Python starts an automatic collection as soon as the youngest generation has more objects than
-    its threshold. So when ``gc.collect()`` is called, this generation has no more objects than its
-    threshold. The exception is a ``gc.collect()`` directly after ``gc.enable()``: the generation
-    may have more objects, and the collection counts as automatic. With a threshold of 0 Python
+    When an automatic collection starts, the youngest generation has more objects than its
+    threshold. At a ``gc.collect()`` this generation has no more than that, except directly after
+    ``gc.enable()``: such a ``gc.collect()`` may count as automatic. With a threshold of 0 Python
     never collects by itself.
     """
     return gc.isenabled() and 0 < gc.get_threshold()[0] < gc.get_count()[0]

@@ -22,14 +22,15 @@ class Span:
     """A part of a run, such as an iteration or an epoch, that is measured each time it occurs.
 
     One of the ``measure_…`` methods sets the part to measure. A span is measured only within a run
-    of the engine. If the run ends before the event at the end of the span, the span ends too.
+    of the engine, and usually ends with an event. There are three other cases:
 
-    If a failure or ``terminate()`` ends the run within a span, the span is reported too. After an
-    out-of-memory error, for example, the peak before the error is the most interesting peak. The
-    span is also reported if the attachment is removed within the span. If the event at the end of a
-    span is not fired although the run continues, the span is dropped when the next span begins. If
-    ``interrupt()`` pauses the run within a span, the span continues when the run continues, and the
-    time in between is not measured.
+    - The run ends before the event, for example by a failure, or the attachment is removed: the
+      span ends too, and is reported. The peak before an out-of-memory error, for example, is the
+      most interesting one.
+    - The event is not fired although the run continues: the span is dropped when the next one
+      begins.
+    - ``interrupt()`` pauses the run: the span continues when the run continues, and the time in
+      between is not measured.
 
     Args:
         attachment: the attachment of the metric to the engine.
@@ -50,7 +51,7 @@ class Span:
         attachment.during_run(self._run_scope)
 
     def measure_iterations(self, every: int | None) -> None:
-        """Measures each iteration, or one in ``every``, without the fetching of its batch."""
+        """Measures each iteration, or one of ``every`` iterations, but not the fetch of a batch."""
         period = every or 1
 
         def begin_if_due(engine: Engine) -> None:
