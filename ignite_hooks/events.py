@@ -119,8 +119,6 @@ class _EventsType(EnumMeta):
     """The metaclass of ``TrainEvents``. The error for an unknown event suggests a known event."""
 
     def __getattr__(cls, name: str) -> Any:
-        # Python calls this method for an unknown name. The errors that this method raises suggest
-        # an event. Without this method, Python's own error would only repeat the unknown name.
         if name in cls.__members__:  # Python 3.10 and 3.11 call this method for members, too
             return cls.__members__[name]
         message = f"{cls.__name__} has no event {name}"

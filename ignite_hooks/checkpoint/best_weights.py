@@ -70,9 +70,7 @@ def _find_best_directory(trainer: TrainingEngine) -> Path:
         ValueError: no attached SaveCheckpoint keeps the best checkpoint, or several do.
     """
     handlers = attached_handlers(trainer, SaveCheckpoint)
-    # A SaveCheckpoint that does not keep the best checkpoint may have removed the best one because
-    # of its age, and kept only worse ones. Such a handler is ignored, so that the weights do not
-    # come from a worse checkpoint.
+    # Other handlers are ignored: they may have removed the best checkpoint because of its age.
     keeping_best = [each for each in handlers if each.keep_best or _keeps_all_by_metric(each)]
     if len(keeping_best) == 1:
         return Path(keeping_best[0].directory)

@@ -130,8 +130,7 @@ class _StateReaders:
         other_objects = {
             kind: states for kind, states in objects.items() if kind not in ("handlers", "also")
         }
-        # The objects and modules get their readers elsewhere in this method. The settings get none,
-        # because the settings in the manifest are compared.
+        # Objects and modules are added separately; `_compare_settings` compares the settings.
         handled = ("objects", "modules", "settings")
         other_entries = {
             name: each for name, each in trainer_content.items() if name not in handled
@@ -232,8 +231,7 @@ def _most_important_first(difference: Difference) -> tuple[bool, bool, float]:
 def _compare_values(name: str, ours: Any, theirs: Any) -> Difference | None:
     """Returns the difference of two values; None if they are equal bit for bit."""
     if not (isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)):
-        # A list and a tuple of the same values have the same digest, so the types are compared,
-        # too.
+        # Types are compared, too: a list and a tuple of the same values have the same digest.
         if type(ours) is type(theirs) and digest_of(ours) == digest_of(theirs):
             return None
         descriptions = [_describe_value(each) for each in (ours, theirs)]

@@ -6,7 +6,8 @@ runs at the end. A save comes before the end:
 
 - Within an epoch, a checkpoint is saved while the contexts on ``on_step`` are open. The resumed run
   begins with the next step, so it never runs the code after the ``yield`` for the saved step. (The
-  contexts on ``on_epoch`` are open too, but the resumed run opens and ends them again.)
+  contexts on ``on_epoch`` are open, too, but the resumed run enters them again, and runs their code
+  when the epoch ends.)
 - At the end of an epoch, a checkpoint is saved while the contexts on ``on_epoch`` are open. The
   resumed run begins with the next epoch.
 
@@ -77,13 +78,7 @@ def late_changes(trainer: TrainingEngine, carried: Iterable[Any]) -> str:
 
 
 def _reaches_state(context: Any, trainer: TrainingEngine, carried_ids: set[int]) -> bool:
-    """Returns whether a context can reach a saved state, by its code or by the objects it holds.
-
-    Args:
-        context: the context.
-        trainer: the trainer.
-        carried_ids: the ``id`` of each other object whose state is saved, such as a handler.
-    """
+    """Returns whether a context can reach a saved state, by its code or by the objects it holds."""
     for _, each in ObjectSearch({"context": context}, _MAX_SEARCHED, [trainer, trainer.state]):
         if id(each) in carried_ids or issubclass(type(each), _STATEFUL_CLASSES):
             return True

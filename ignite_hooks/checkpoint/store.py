@@ -254,8 +254,8 @@ class CheckpointStore:
         """Removes old checkpoints of one run, and keeps the newest and the best checkpoints.
 
         The checkpoints of other runs stay. A checkpoint with a missing or truncated file is
-        damaged, and does not count as one of the newest or best. It is removed when it is older
-        than all checkpoints that are kept as the newest.
+        damaged, and does not count as one of the newest or best. It is removed if it is older than
+        all of the ``keep_last`` newest checkpoints.
 
         Args:
             training: the identifier of the run in the manifests.
@@ -269,7 +269,6 @@ class CheckpointStore:
             return
         newest_first = [each for each in self.checkpoints() if each.manifest.training == training]
         kept = list(islice(filter(has_all_files, newest_first), keep_last))
-        # A checkpoint with a number below `oldest` is removed, except if it is one of the best.
         # `oldest` is computed before the best checkpoints are added to `kept`. Otherwise an old
         # best checkpoint would protect all checkpoints after it.
         oldest = min((each.manifest.number for each in kept), default=inf)
@@ -358,8 +357,7 @@ class CheckpointStore:
             named = {each.path: each for each in entries if is_checkpoint_name(each.name)}
         links = {path for path, each in named.items() if each.is_symlink()}
         folders = [path for path in sorted(named) if os.path.isdir(path)]
-        # If a link points to a folder in this directory, only the folder is yielded, so that the
-        # link does not count as a second checkpoint.
+        # A link to a folder in `found` is not yielded.
         found = {os.path.realpath(path) for path in folders if links and path not in links}
         for path in folders:
             if path in links:
@@ -480,8 +478,8 @@ def _remove_leftover(folder: Path) -> None:
         # The list of files is missing or cut off, so a save has not finished. All files in the
         # folder come from that save.
         _remove_all(folder)
-        # An error of sync(), for example because the disk is full, does not stop the removal. At
-        # worst, files that nobody needs are on the disk again after a power loss.
+        # If sync() fails, for example because the disk is full, the removal continues. At worst, a
+        # power loss brings deleted files back.
         with suppress(OSError):
             sync(folder)
     else:
@@ -508,7 +506,7 @@ def _remove_listed(folder: Path, names: list[str]) -> None:
     for name in names:
         path = folder / name
         # If a user has edited the manifest, or a sub-folder is a link, a name may lead out of the
-        # folder. Such a name is skipped: nothing outside of the folder is deleted.
+        # folder. Such a name is skipped.
         is_flat = path.parent == folder
         is_within = is_flat or Path(os.path.realpath(path.parent)) == (root / name).parent
         if is_within and (path.is_symlink() or not path.is_dir()):

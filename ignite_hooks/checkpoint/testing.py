@@ -236,10 +236,7 @@ def _saved_objects(trainer: AnyEngine) -> dict[str, Any]:
 
 
 def _resume_at(trainer: Engine, directory: Path, stop: int) -> Engine:
-    """Makes a trainer resume from the checkpoint of a step, and returns the trainer.
-
-    The function also draws from the global random generators, which changes their states.
-    """
+    """Makes a trainer resume from the checkpoint of a step, and returns the trainer."""
     ResumeCheckpoint(directory / f"step_{stop:08d}").attach(trainer)
     # A real resume takes place in a new process, which may draw random numbers before the run
     # begins. Such draws must not change the result, so some are made here too.

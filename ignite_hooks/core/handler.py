@@ -152,12 +152,10 @@ class Attachment:
         call: Callable[[Any], Any] = callback
 
         # Each attachment gets a new function, because Ignite removes all handlers that are equal to
-        # a given one. If `callback` itself were the handler, removing one attachment would remove
-        # the handlers of all attachments of the same callback. The function takes further
-        # arguments, because Ignite passes some at TERMINATE_SINGLE_EPOCH and EXCEPTION_RAISED. The
-        # function does nothing if the attachment was removed. Without this check, `callback` would
-        # still be called if an earlier handler of the same event removes the attachment.
+        # the removed one. Ignite passes further arguments at TERMINATE_SINGLE_EPOCH and
+        # EXCEPTION_RAISED.
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
+            # An earlier handler of the same event may have removed this attachment.
             if self._removal_callbacks:
                 call(engine)
 
@@ -259,8 +257,8 @@ class Scheduled(Handler):
             attachment: the attachment.
             callback: is called with the engine.
             turn_by_epoch: the turn of ``callback``, by which a trainer sorts the handlers of
-                EPOCH_COMPLETED. With ``Turn.NOTE``, ``callback`` must only note that work is due.
-                ``on_steps`` then gets ``is_note=True``.
+                EPOCH_COMPLETED. With ``Turn.NOTE``, ``callback`` must only note that work is due
+                (see ``is_note`` of ``on_steps``).
         """
         if self.every_epochs is not None:
             event = Events.EPOCH_COMPLETED(every=self.every_epochs)
@@ -313,15 +311,14 @@ def _called_every_steps(
         def call_with_engine() -> None:
             callback(engine)
 
-        # If the attachment is removed within a run, scopes that were entered after this one may be
-        # still open. `out_of_order=True` then removes only this callback, and does not undo the
-        # changes of those scopes.
+        # With `out_of_order=True`, removing the attachment in a run does not undo the changes of
+        # scopes that were entered later and are still open.
         with undo_on_exit(lambda: timetable.drop(call_with_engine), out_of_order=True):
             timetable.add(every, call_with_engine, is_note=is_note)
             yield
         return
 
-    # A new function, because Ignite removes all handlers that are equal to a given one.
+    # A new function, because Ignite removes all handlers that are equal to the removed one.
     def handler(engine: Engine) -> None:
         callback(engine)
 

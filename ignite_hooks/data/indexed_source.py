@@ -80,22 +80,17 @@ class IndexedLoader(TorchLoader):
         # and the number of samples before this position. Otherwise None.
         self._known_samples: tuple[FeedPosition, int] | None = None
         self._worker_states = WorkerStates()
-        # A weak reference to the iterator whose persistent workers this object has started. A call
-        # returns the iterator, or None if there is none.
+        # A weak reference to the iterator whose persistent workers this object has started.
         self._own_iterator: Callable[[], Any] = lambda: None
         self._recorder_with_workers = self._make_recorded_order()
-        # The recorder above is for a loader with workers, the recorder below for a loader without
-        # workers. Without workers, the state of the sampler is saved in the snapshots (see
-        # `snapshots.py`). The recorder below has another purpose: it notes the states that the
-        # global generators have before the sampler draws its order from them.
+        # Without workers, the state of the sampler is saved in the snapshots (see `snapshots.py`).
+        # So the recorder for a loader without workers only notes the states that the global
+        # generators have before the sampler draws its order from them.
         keeper = None if self._is_torchdata else self.keeper
         self._recorder_without_workers = None if keeper is None else RecordedOrder(keeper)
 
     def _make_recorded_order(self) -> RecordedOrder | None:
-        """Returns a recorder of the sampler if there are workers and the sampler has a state.
-
-        Otherwise returns None.
-        """
+        """Returns a recorder of the sampler, if there are workers and the sampler has a state."""
         order = self._order
         keeper = keeper_for_recording(self.base) if self._can_track_workers else None
         if keeper is None:
@@ -132,10 +127,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _full_pass_length(self) -> int | None:
-        """The number of index batches in a pass that is iterated from its first batch on.
-
-        The batch size does not change within such a pass.
-        """
+        """The number of index batches in a pass within which the batch size does not change."""
         is_known = samples_per_pass(self._order) is not None
         return batches_after(self._order, 0) if is_known else self.promised_length
 
@@ -153,12 +145,10 @@ class IndexedLoader(TorchLoader):
 
     @property
     def is_entered_exactly(self) -> bool:
-        """Returns whether entering a pass in its middle draws no random number a second time.
+        """Returns whether a pass can be entered in its middle without repeating random draws.
 
-        The batches before the position are never loaded again. But if the length is not certain,
-        the feed fetches batches ahead, to find the end of the pass. So when a checkpoint is saved,
-        some batches after the position are loaded already. A resumed run loads these batches a
-        second time, and draws their random numbers a second time.
+        If the length is not certain, the feed fetches batches ahead, to find the end of the pass. A
+        resumed run loads these batches a second time, and so draws their random numbers again.
         """
         return self.length is not None
 
@@ -260,7 +250,7 @@ class IndexedLoader(TorchLoader):
         return replayed_sampler(self._order)
 
     def batches_after(self, samples: int) -> int | None:
-        """Returns how many batches of this process follow ``samples`` samples of a pass."""
+        """Returns how many batches of this process are left after a number of samples of a pass."""
         with self._even_batches_applied():
             is_known = samples_per_pass(self._order) is not None
             return batches_after(self._order, samples) if is_known else None
@@ -274,9 +264,7 @@ class IndexedLoader(TorchLoader):
     def end_pass(self, data_pass: int, given: int) -> None:
         """Iterates the samplers to the end of the pass, if they have not reached it.
 
-        This is needed because some samplers draw random numbers after their last element. With
-        workers, a recorded sampler has already reached its end when the last batch arrives, because
-        index batches are drawn ahead for workers.
+        This is needed because some samplers draw random numbers after their last element.
         """
         is_drawn = self._is_recorded_after(data_pass, given)
         if not is_drawn and self._started_pass is not None and self._started_pass[0] == data_pass:
@@ -394,7 +382,7 @@ class IndexedLoader(TorchLoader):
 
     @property
     def _order_to_draw(self) -> Any:
-        """The order to iterate in a pass. If there is a recorder, it stands in for its sampler."""
+        """The order to iterate in a pass, with the recorder, if any, in place of the sampler."""
         order, recorded = self._order, self._recorder_with_workers
         return order if recorded is None else with_recorded_sampler(order, recorded)
 
@@ -414,18 +402,12 @@ class IndexedLoader(TorchLoader):
             yield
 
     def _set_capacity(self, recorded: RecordedOrder) -> None:
-        """Sets how many elements the recorder keeps.
-
-        These elements suffice for each position that the run may return to.
-        """
+        """Makes the recorder keep enough elements for each position the run may return to."""
         base = self.base
         prefetched = base.num_workers * (base.prefetch_factor or 0)
-        # New workers begin with a batch of worker 0. So up to this number of batches before the
-        # position are loaded again.
-        loaded_again = base.num_workers - 1
-        # An accumulation window is the batches of one optimizer step. The run may roll back by one
-        # window. To find the end of the pass, the feed may fetch one window and one more batch
-        # ahead. One further batch is a margin.
+        loaded_again = base.num_workers - 1  # see `_worker_start`
+        # The run may roll back by one accumulation window (the batches of one optimizer step), and
+        # the feed may fetch one window and one batch ahead. One more batch is a margin.
         given = 2 * (self.snapshots.window_size + 1)
         recorded.capacity = (prefetched + loaded_again + given) * elements_per_batch(self._order)
 
@@ -481,10 +463,7 @@ class IndexedLoader(TorchLoader):
         return super().batches_after_load(skip)
 
     def _loader_to_start(self) -> DataLoader[Any]:
-        """Returns the loader to iterate for a whole pass.
-
-        If there is a recorder, the loader takes its indices from the recorder.
-        """
+        """Returns the loader for a whole pass, with indices from the recorder if there is one."""
         base = self.base
         if self._recorder_without_workers is not None:
             return _loader_over(
@@ -512,11 +491,7 @@ class IndexedLoader(TorchLoader):
         return islice(batches, skip - first, None)
 
     def _seed_generator_of(self, begun: RandomState) -> torch.Generator:
-        """Returns a copy of the generator that seeds workers, in its state at the start of a pass.
-
-        Args:
-            begun: the random state at the start of the pass.
-        """
+        """Returns a copy of the generator that seeds workers, as it was at the start of a pass."""
         seeds, loader_generator = torch.Generator(), self.base.generator
         found = [state for each, state in begun.generators.values() if each is loader_generator]
         seeds.set_state(found[0] if found else begun.cpu)
@@ -536,9 +511,8 @@ class IndexedLoader(TorchLoader):
         return known or (skip, [None] * self.base.num_workers)
 
     def _open_iterator_at(self, data_pass: int, skip: int) -> Iterator[Any]:
-        # The generator that seeds the workers is copied before the order is drawn, because drawing
-        # the order may change the generator. So the workers get the same seeds as when the pass
-        # began.
+        # The generator that seeds the workers is copied first, because drawing the order may change
+        # the generator.
         seeds, loader_generator = torch.Generator(), self.base.generator
         seeds.set_state(
             (torch.default_generator if loader_generator is None else loader_generator).get_state()
@@ -581,7 +555,7 @@ class IndexedLoader(TorchLoader):
         yield from self._worker_states.follow(batches, first)
 
     def _draw_rest(self, data_pass: int, skip: int) -> Iterator[Any]:
-        """Draws the order of a pass, and returns its index batches without the first ``skip``."""
+        """Draws the order of a pass, skips ``skip`` index batches, and returns the others."""
         with self._recording_pass(data_pass):
             return self._index_batches_after(data_pass, skip)
 
@@ -608,16 +582,15 @@ class IndexedLoader(TorchLoader):
     def _count_drawn_ahead(self, data_pass: int, skip: int) -> int:
         """Returns how many index batches to draw ahead when a pass is entered at a position.
 
-        Before the pass was interrupted, some index batches after the position had already been
-        drawn, for two possible reasons. The run may have gone past the position, and later
-        moved back to it. And index batches are drawn ahead, for workers or to find the end of the
-        pass. The same number of index batches is drawn ahead now. So all later index batches are
-        drawn at the same points of the run as without the interruption.
+        The number is the same as in an unbroken run. So all later index batches are drawn at the
+        same points of the run.
         """
+        # Index batches are drawn ahead for the workers.
         drawn = self.base.num_workers * (self.base.prefetch_factor or 0)
         if self.length is None:
             drawn += 1  # the feed fetches one batch ahead to find the end
         if self.position_before_move.data_pass == data_pass:
+            # The run had reached a later position before it moved back to this one.
             drawn += max(0, self.position_before_move.batches - skip)
         # Many samplers draw the whole order with the first index. At the start of a pass, this must
         # happen now, while the generators have their states from the start of the pass.
@@ -648,14 +621,13 @@ class IndexedLoader(TorchLoader):
         base, recorded = self.base, self._recorder_with_workers
         if recorded is None or self._order is not recorded.holder or not recorded.draws_on_iter:
             # torch calls `iter` of the order, then seeds the workers, and then requests the first
-            # index batch. Only a draw in the `__iter__` of the order comes before the seeding. The
-            # recorded sampler, if there is one, makes no such draw: it does not draw in its
-            # `__iter__`, or the order is a batch sampler of torch or Accelerate, which calls `iter`
-            # of the sampler only when the first index batch is requested.
+            # index batch. So a sampler draws before the seeding only in its `__iter__`, and only if
+            # it is the order itself: a batch sampler of torch or Accelerate calls `iter` of its
+            # sampler when the first index batch is requested.
             return []
         if base.num_workers == 1 and not base.persistent_workers:
-            # A single worker continues a pass from its saved state, so its seed does not matter. If
-            # there are several workers, some may have no state yet, and begin from their seeds.
+            # A single worker continues a pass from its saved state, so its seed does not matter. Of
+            # several workers, some may have no state yet, and start from their seeds.
             return []
         return [
             f"{recorded.keeper.name} draws from the global random generators when its __iter__ is "
@@ -667,9 +639,8 @@ class IndexedLoader(TorchLoader):
     def _at_start_of_pass(self, begun: RandomState) -> Iterator[None]:
         """Sets the generators to their states at the start of a pass, during the body.
 
-        After the body, most generators get back the states that they had before the body. The
-        exception is a generator that only the order uses. Its state is left as it is at the end of
-        the body, because the rest of the order is drawn from it after the body.
+        After the body, all generators get their previous states back, except those that only the
+        order uses: the rest of the order is still to be drawn from them.
         """
         own = {id(each) for each in self._order_generators()}
         others = {name: each for name, each in self.generators.items() if id(each) not in own}

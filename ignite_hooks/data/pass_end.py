@@ -1,7 +1,6 @@
 """Detects the last batch of a pass before this batch is given to the engine.
 
-A pass is one iteration over the whole data. With several processes, all ranks can end a pass after
-the same number of batches.
+A pass is one iteration over the whole data.
 """
 
 import warnings
@@ -54,15 +53,12 @@ class PassEnd:
     def synchronize_length(self, digest: int = 0) -> None:
         """Sets ``length`` to the smallest number of batches of all ranks. Collective.
 
-        The number may differ from pass to pass.
-
         Args:
-            digest: a hash of the states of the global random generators. If the ranks have
-                different hashes, a warning is given. If the order of the samples is not drawn from
-                these generators, they may differ: every rank then passes 0.
+            digest: a hash of the states of the global random generators, if each rank draws the
+                order of the samples from them; otherwise 0. If the digests of the ranks differ, a
+                warning is given.
         """
-        # `_local_length` keeps the number of this rank alone. `length` becomes the smallest number
-        # of all ranks.
+        # `_local_length` keeps the number of this rank alone.
         length = self._local_length = self._source.length
         if self._accelerator is not None:
             # The minimum of -digest is the negative of the maximum of digest. So one collective
@@ -109,8 +105,8 @@ class PassEnd:
                     raise RuntimeError(self._wrong_length_message(f"only {number - 1}", data_pass))
                 yield number == length
             # A plain loop requests one more batch after the last one, and some samplers draw random
-            # numbers at this request. So the request is made here too. If another rank has fewer
-            # batches, this rank has not given its own last batch, and makes no such request.
+            # numbers at this request. So this rank makes the request, too, if it has given its own
+            # last batch.
             if self._local_length == self.length and next(batches, _END) is not _END:
                 raise RuntimeError(self._wrong_length_message("more", data_pass))
         else:
@@ -119,10 +115,9 @@ class PassEnd:
     def _look_ahead(self, batches: Iterator[Any]) -> Iterator[bool]:
         """Does the work of ``fetch`` if the number of batches is not certain.
 
-        Batches are fetched ahead, to find the end of the pass. With one process, one batch is
-        fetched ahead. With several processes, a full accumulation window and one more batch are
-        fetched. So the ranks exchange their numbers of fetched batches once per window, and not at
-        every batch.
+        One process fetches one batch ahead. Several processes fetch a full accumulation window and
+        one more batch, so that the ranks exchange their numbers of fetched batches only once per
+        window.
         """
         accelerator = self._accelerator
         window = accelerator.gradient_accumulation_steps if accelerator else 1
@@ -172,10 +167,7 @@ class PassEnd:
         )
 
     def _fetch_up_to(self, batches: Iterator[Any], count: int) -> int:
-        """Fetches until ``ahead`` has ``count`` batches or the data ends; returns ``len(ahead)``.
-
-        The returned number is less than ``count`` only at the end of the data.
-        """
+        """Fills ``ahead`` up to ``count`` batches, if there are as many; returns ``len(ahead)``."""
         self.ahead.extend(islice(batches, count - len(self.ahead)))
         return len(self.ahead)
 

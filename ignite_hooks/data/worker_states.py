@@ -57,8 +57,8 @@ class WorkerStates:
     """The states of the workers of one loader, pass by pass.
 
     Attributes:
-        doubts: sentences about changes in the workers. A saved state does not contain these
-            changes. The sentences are the keys of a dict, so that each sentence occurs once.
+        doubts: sentences about changes in the workers that a saved state does not contain. They
+            are the keys of a dict, so that each sentence occurs once.
     """
 
     def __init__(self) -> None:
@@ -95,8 +95,8 @@ class WorkerStates:
         self._iteration.fill_(self._iteration_count)
         with ExitStack() as stack:
             for name, function in (("collate_fn", worker.collate), ("worker_init_fn", worker.init)):
-                # The body may leave scopes open, for example the scope of a suspended generator.
-                # `out_of_order=True`, because these scopes must stay open after the body.
+                # With `out_of_order=True`, scopes that the body has left open stay open, for
+                # example the scope of a suspended generator.
                 undo = _attribute_setter(loader, name, getattr(loader, name))
                 stack.enter_context(undo_on_exit(undo, out_of_order=True))
                 setattr(loader, name, function)
@@ -125,11 +125,11 @@ class WorkerStates:
         self._length = length
         self._data_pass, self._first_batch, self._next_batch = data_pass, first, first
         self._has_ended = False
-        # After a rollback, W new workers begin at the start of the window, or up to W - 1 batches
-        # earlier (see the top of this file). Also, the loader may be one batch ahead of the run.
-        # So a rollback goes back at most window_size + W batches. Of these batches, each worker
-        # loads at most window_size // W + 2. Its deque has one entry for each of them, and one for
-        # the batch that it loaded before them. A new worker starts from the state after that batch.
+        # A rollback goes back at most window_size + W batches, where W is the number of workers:
+        # one window, one batch that the loader is ahead of the run, and up to W - 1 batches,
+        # because new workers begin with a batch of worker 0. Of these batches, each worker loads at
+        # most window_size // W + 2. One more entry has the state before these batches, from which a
+        # new worker starts.
         self._history = [
             deque([(first - 1, each)], 3 + window_size // len(known)) for each in known
         ]
@@ -212,7 +212,7 @@ def with_random_state(loader: Any) -> Iterator[None]:
     """
     user_init = loader.worker_init_fn
     undo = _attribute_setter(loader, "worker_init_fn", user_init)
-    # `out_of_order=True`, because scopes that the body leaves open must stay open.
+    # With `out_of_order=True`, scopes that the body has left open stay open.
     with undo_on_exit(undo, out_of_order=True):
         loader.worker_init_fn = _StreamInit(user_init)
         yield
@@ -297,8 +297,7 @@ class _StreamStates:
         }
 
     def load_state_dict(self, state_dict: Any) -> None:
-        # If the user iterates the loader outside of ``with_random_state``, the saved state is the
-        # state of the stream alone.
+        # A state that was saved outside of ``with_random_state`` is that of the stream alone.
         if state_dict.keys() != {_STREAM, _RANDOM, _IS_OVER}:
             self._load_state_dict(state_dict)
             return
@@ -367,11 +366,7 @@ class _TrackedWorker:
         self._main_pid = os.getpid()
 
     def init(self, worker_id: int) -> None:
-        """Calls the user's ``worker_init_fn``, then restores the state of this worker, if given.
-
-        Args:
-            worker_id: the number of the worker, from 0.
-        """
+        """Calls the user's ``worker_init_fn``, then restores the state of this worker, if given."""
         dataset = _call_user_init(self._init, worker_id, self._main_pid)
         if dataset is None:
             return
@@ -388,11 +383,7 @@ class _TrackedWorker:
             self._restore(state)
 
     def collate(self, samples: Any) -> Any:
-        """Calls the user's ``collate_fn``, and returns its batch with the state of the worker.
-
-        Args:
-            samples: the samples of the batch, as torch gives them to a ``collate_fn``.
-        """
+        """Calls the user's ``collate_fn``, and returns its batch with the state of the worker."""
         batch = self._collate(samples)
         iteration = 0 if os.getpid() == self._main_pid else int(self._iteration)
         if not iteration:

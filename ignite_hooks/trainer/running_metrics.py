@@ -44,7 +44,7 @@ class RunningMetrics:
         # The handlers that update metrics (called updates below), by key.
         self._updates: dict[Any, Update] = {}
         self._updated_at: dict[Any, int] = {}  # the iteration of the last call of each update
-        # The iteration before the open window, and copies of the metrics after that iteration.
+        # The last iteration before the open window, and copies of the metrics from that time.
         self._before_window: tuple[int, list[_Snapshot]] | None = None
         self._to_restore: list[_Snapshot] | None = None  # the copies that the next run restores
         # The keys of the updates that were not called with the batch of the last committed step.
@@ -73,18 +73,14 @@ class RunningMetrics:
                 updated_at[key] = (update(engine), iteration)[1]
             finally:
                 signals.release()
-                # A second Ctrl-C breaks off the update and sets `was_interrupted`. Elsewhere this
-                # flag means that an optimizer step may be half done. But during an update no step
+                # This flag means that an optimizer step may be half done. During an update no step
                 # is in progress, so the flag is reset, and the run can continue later.
                 signals.was_interrupted = False
 
         return update_metric
 
     def forget_updates(self) -> None:
-        """Forgets the update handlers before all handlers are looked up again.
-
-        The noted iterations, at which the updates were last called, are kept.
-        """
+        """Forgets the updates, but not the iterations at which they were last called."""
         self._all_metrics, self._updates = None, {}
 
     def open_window(self, iteration: int) -> None:
@@ -113,29 +109,23 @@ class RunningMetrics:
 
         Args:
             iteration: the iteration of the last step boundary.
-            drops_window: whether a window is open. If so, this window is dropped, and the next run
-                gets the batches of the window again.
+            drops_window: whether a window is open. This window is dropped, and the next run gets
+                its batches again.
         """
         if self._to_restore is not None:
             return  # this run ended before it restored the copies, so the next run restores them
         opened, kept = self._before_window or (None, [])
-        # Metrics are copied before each window of several batches. If such a window is dropped, the
-        # next run restores the copies. In all other cases the next run restores the present
-        # metrics. They contain no batch of a dropped window, even if a window of one batch is
-        # dropped: metrics are updated with this batch only after the optimizer step, and after its
-        # step a window is not dropped.
+        # If a window of several batches is dropped, the next run restores the copies from before
+        # the window. Otherwise it restores the present metrics. A window of one batch needs no
+        # copies: metrics are updated after the step, and a window is dropped only before its step.
         is_of_window = drops_window and opened == iteration
         missed = [key for key in self._updates if self._updated_at[key] < iteration]
         # One statement sets both attributes. If an exception such as Ctrl-C comes before this
-        # statement, the trainer repeats the roll-back of the run later, and calls ``end_run``
-        # again.
+        # statement, the trainer later calls ``end_run`` again.
         self._to_restore, self._missed = kept if is_of_window else self._snapshots(), missed
 
     def forget(self) -> None:
-        """Drops the copies, so that the next run restores nothing.
-
-        Called before a new run, and before a state is loaded.
-        """
+        """Drops the copies, so that the next run restores nothing."""
         self._to_restore = self._before_window = None
         self._missed = []
 
@@ -199,11 +189,7 @@ def _with_nested(metrics: Iterable[Metric]) -> list[Metric]:
 
 
 def _collect(value: Any, found: dict[int, Metric]) -> None:
-    """Adds ``value`` to ``found`` if it is a metric, and also the metrics in its attributes.
-
-    If ``value`` is a collection, adds the metrics in it. The keys of ``found`` are the ids of the
-    metrics.
-    """
+    """Adds the metrics in ``value``, a metric or a collection, to ``found``, by id."""
     if isinstance(value, Metric):
         if id(value) not in found:
             found[id(value)] = value

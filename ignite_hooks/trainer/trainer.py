@@ -125,10 +125,9 @@ class Trainer(TrainingLoop):
         self._peer_failures = PeerFailures(self, on_peer_failure)
         self.state_dict_user_keys.append("optimizer_step")
         optimizer_step.attach(self)
-        # Two scopes are entered around every run. In the first, signals can be held back. The
-        # second collects the changes that must be undone when the run ends. The two lambdas take
-        # the trainer as an argument and do not use `self`. With `self` there would be a reference
-        # cycle, because the trainer holds the lambdas.
+        # In the first scope, signals can be held back. The second scope collects the changes that
+        # must be undone when the run ends. The trainer holds the lambdas, so they do not use
+        # `self`: it would make a reference cycle.
         enter_at_each_run(self, lambda trainer: trainer._optimizer_step.signals)
         enter_at_each_run(self, lambda trainer: trainer._changes)
         # A cache: the model with its wrappers, and the same model without them.
@@ -223,8 +222,7 @@ class Trainer(TrainingLoop):
     def _unwrapped_model(self) -> torch.nn.Module:
         """Returns the model without wrappers, from a cache if the model is the same as before."""
         if self._unwrapped_cache[0] is not self.model:
-            # The result is cached, because ``unwrap_model`` makes hundreds of calls, and is too
-            # slow to be called for each save.
+            # ``unwrap_model`` makes hundreds of calls, and is too slow to be called for each save.
             try:
                 bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             except KeyError:
@@ -251,7 +249,7 @@ class Trainer(TrainingLoop):
         The property maps the name of each object to a function. This function returns the object,
         or None if the object no longer exists. A name begins with "model", "optimizer",
         "process_function" or the like. The property returns the same mapping object until a search
-        looks into a new object.
+        finds a change, so a caller can cache what it has derived from the mapping.
         """
         return self._found_generators.watched
 
@@ -413,11 +411,7 @@ class Trainer(TrainingLoop):
             raise RuntimeError(_half_done_message(self))
 
     def _note_outcome(self) -> None:
-        """Notes whether the run is unfinished.
-
-        A run is unfinished if it has failed, or if a stop has broken off a validation. ``run``
-        calls this method in its last statement.
-        """
+        """Notes whether the run is unfinished: it failed, or a stop broke off a validation."""
         if not is_interrupted(self):
             self._position.is_unfinished = self.stop_reason == "exception" or self.is_broken_off
 
@@ -431,8 +425,8 @@ class Trainer(TrainingLoop):
                 if limit is not None:  # the loop adopts the limits that it finds on the state
                     setattr(self.state, name, limit)
         elif position.is_finished(given, ShownLimits.read(self.state)):
-            # ``is_last_time=False`` keeps the saved random state. If the next ``run`` is given a
-            # higher limit, it resumes the saved run, and restores the generators again.
+            # ``is_last_time=False`` keeps the saved random state for the next ``run``, which
+            # resumes the saved run if it is given a higher limit.
             position.restore_random_state(is_last_time=False)
             self._report_finished(given)
             return self.state  # type: ignore[no-any-return]
@@ -454,7 +448,7 @@ class Trainer(TrainingLoop):
         except BaseException:
             if is_interrupted(self):
                 raise  # Ctrl-C came before the interrupted run continued, so it stays interrupted
-            # A second Ctrl-C may have left scopes open. The end of this ``with`` closes the scopes.
+            # The end of this ``with`` closes scopes that the exception may have left open.
             with self.hook_channels.scopes:
                 self.stop_reason = "exception"
                 self._roll_back_to_boundary()
@@ -473,8 +467,7 @@ class Trainer(TrainingLoop):
         self.stop_reason = StopRequest(ended_by).reason
         progress = position.place.progress
         epoch = progress.epochs + (progress.batches > 0)
-        # Only this call of ``run()`` trains nothing. The next call continues the run, just as it
-        # would without a resume, in the process in which the handler ended the run.
+        # Only this call of ``run()`` trains nothing: the next call continues the run.
         position.ended_by = None
         warnings.warn(
             f"nothing is trained: {ended_by} ended this run in epoch {epoch}, after step "
@@ -557,10 +550,7 @@ class Trainer(TrainingLoop):
         self._show_lengths()
 
     def _set_up_run(self, data: Any, given: Limits, epoch_length: int | None) -> None:
-        """Sets up a new run, or the continuation of the last run, with its limits.
-
-        This method is called before the first event is fired and before the first batch is read.
-        """
+        """Sets up a new run, or the continuation of the last run, with its limits."""
         if epoch_length is not None:
             check_count("epoch_length", epoch_length, "leave it out for one pass over the data")
         position, state = self._position, self.state
@@ -599,10 +589,10 @@ class Trainer(TrainingLoop):
     def return_to_train_mode(self) -> None:
         """Sets the model to train mode, except for frozen submodules.
 
-        A submodule is *frozen* if it was in eval mode when the epoch began. This method is needed
-        because users' handlers may leave the model in eval mode, for example by an evaluator of
-        ``ignite.engine.create_supervised_evaluator``. With Ignite's own trainer this does no harm,
-        because the trainer calls ``model.train()`` in each iteration.
+        A submodule is *frozen* if it was in eval mode when the epoch began. A user's handler may
+        leave the model in eval mode, for example if it runs an evaluator of
+        ``ignite.engine.create_supervised_evaluator``. Ignite's own trainer calls ``model.train()``
+        in each iteration.
         """
         # If a handler has set a frozen module to train mode, the module is no longer frozen.
         self._frozen_modules = [module for module in self._frozen_modules if not module.training]
