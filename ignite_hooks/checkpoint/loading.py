@@ -118,7 +118,7 @@ class LoadedState:
         self._report_parts: dict[str, ResumedPart | None] = {}
         # Maps the name of a handler to the reason why its state was not restored completely.
         self._unrestored: dict[str, str] = {}
-        # The settings that `apply` loads into the optimizer's groups, and `complete` once more.
+        # The settings of the optimizer's groups. Both `apply` and `complete` load them.
         self._group_settings: list[dict[str, Any]] = []
         # Maps the current name of a parameter to its saved name, if the two names differ.
         self._saved_names: dict[str, str] = {}
@@ -157,7 +157,8 @@ class LoadedState:
         saved_settings = self._trainer_content.get("settings")
         self._changed_settings = ChangedSettings(self._trainer, saved_settings, override)
         self._is_scheduler_overridden = "scheduler" in override
-        # The events after which `complete` is called. Each call removes the last event.
+        # `complete` is called after STARTED, and then after EPOCH_STARTED. Each call takes the last
+        # entry.
         self._rate_events = ["EPOCH_STARTED", "STARTED"]
         # `trainer.pt` holds the states of rank 0. The file of another rank holds only those states
         # that differ from the states of rank 0.
@@ -176,8 +177,8 @@ class LoadedState:
             if state_dict is not None:
                 self._module_states[name] = state_dict
         # On a CPU, `apply` reads the optimizer's state late, to keep the peak of memory low. The
-        # file is opened now, because the folder may be removed before that. It is opened last, so
-        # that an error above leaves no file open.
+        # file is opened already here, because the folder may be removed in the meantime. It is
+        # opened last, so that an error above leaves no file open.
         if OPTIMIZER in names and self._trainer.accelerator.device.type == "cpu":
             self._optimizer_file = open_regular(self.folder / OPTIMIZER)
 
@@ -289,7 +290,7 @@ class LoadedState:
                 for current_name, saved_name in fit.renamed.items():
                     self._saved_names[f"{name}.{current_name}"] = f"{name}.{saved_name}"
         if self._saved_names:
-            # The saved settings list the frozen parameters by their names in the saved run.
+            # In the saved settings, frozen parameters have their names of the saved run.
             self._changed_settings.translate_names(self._saved_names)
         if not self._state.is_sharded:
             found += self._optimizer_differences()
@@ -390,7 +391,8 @@ class LoadedState:
     def _apply_overrides(self) -> None:
         """Replaces the saved value of each setting in ``override`` by the script's value."""
         manifest = self._checkpoint.manifest
-        # How often a scheduler has moved, if it moves after each step, epoch or validation.
+        # The number of calls of the scheduler's ``step`` so far, for a scheduler that moves after
+        # each step, each epoch or each validation.
         moves = {"step": manifest.step, "epoch": manifest.epoch}
         moves["validation"] = self._rank_content.get("validation", 0)
         files, modules = (OPTIMIZER, SCHEDULER), self._trainer_content["modules"]
@@ -421,7 +423,8 @@ class LoadedState:
             flags = self._trainer_content["modules"][name]["flags"]
             # The flags say which parameters are frozen and which modules are in eval mode. The name
             # "" is the module itself. If the checkpoint was saved between two runs, an evaluation
-            # may have left the module in eval mode. This run trains, so the flags are not set.
+            # may have left the module in eval mode. Such flags are ignored, because this run
+            # trains.
             is_eval_between_runs = "" in flags["eval"] and not self._trainer_content["in_run"]
             if not is_eval_between_runs:
                 set_flags(module, flags)
@@ -462,8 +465,9 @@ class LoadedState:
             A dict that maps each section to a dict of its objects by name.
         """
         trainer, also = self._trainer, self._state.also
-        # An object in `also` can be a handler, too. It is left out of "handlers" only if its state
-        # was saved in "also". (The script may have given it in `also` only after the save.)
+        # An object in `also` can be a handler, too. If the checkpoint has its state in "also", it
+        # is left out of "handlers". If the script of the saved run did not list it in `also`, the
+        # checkpoint has its state in "handlers".
         saved_in_also = [each for name, each in also.items() if name in self._object_states["also"]]
         sections = {"also": also, "handlers": handlers_with_state(trainer, saved_in_also)}
         return {

@@ -33,10 +33,11 @@ _RATE_KEYS = ("initial_lr", "max_lr", "min_lr")
 class ScriptSchedule:
     """The learning rate schedule that the script of a resumed run gives.
 
-    If the user overrides "scheduler", call ``state_after``, which replaces the checkpoint's
-    schedule by the script's schedule. If the user overrides only "lr", call ``rebased_state``,
-    which keeps the checkpoint's schedule but starts it from the script's learning rates. Then call
-    ``write_group`` to write the resulting values to each group of the optimizer.
+    By default a resumed run has the values of the checkpoint. With
+    ``ResumeCheckpoint(override=("scheduler",))`` it has the script's schedule: call
+    ``state_after``. With ``override=("lr",)`` it has the checkpoint's schedule, which then starts
+    from the script's learning rates: call ``rebased_state``. Then call ``write_group`` to write the
+    resulting values to each group of the optimizer.
 
     Create a ``ScriptSchedule`` before anything is loaded into the trainer. ``state_after`` moves
     the trainer's scheduler and copies its state. Before it returns, it restores the scheduler.
@@ -71,10 +72,10 @@ class ScriptSchedule:
 
         Args:
             state: the state of the checkpoint's scheduler; None if the checkpoint has no scheduler.
-            moves: the number of moves to make, unless ``is_counted`` replaces it.
-            is_counted: whether the number of moves in ``state``, if it has one, replaces ``moves``.
-                Pass True only if the script moves its schedule at the same events as the run that
-                wrote the checkpoint.
+            moves: the number of moves to make.
+            is_counted: whether the number of moves that ``state`` contains is used instead of
+                ``moves``, if it contains one. Pass True only if the script moves its schedule at
+                the same events as the run that wrote the checkpoint.
             keeps_rates: whether the script's schedule keeps its own starting rates. If False, it
                 starts from the rates that the checkpoint's schedule started from.
 
@@ -95,8 +96,8 @@ class ScriptSchedule:
         if is_counted and (reached := _move_count(state)) is not None:
             moves = reached - (_move_count(scheduler.state_dict()) or 0)
         with self._restored_afterwards():
-            # A cyclic schedule takes its rates from its arguments. So if the script's or the
-            # checkpoint's schedule is cyclic, the script's schedule keeps its own rates.
+            # A cyclic schedule takes its rates from its arguments, not from the optimizer. So if one
+            # of the two schedules is cyclic, the script's schedule keeps its own rates.
             if not (keeps_rates or self._owns_rates or _has_value_of(state, *_OWN_RATE_KEYS)):
                 self._start_from_bases()
             try:

@@ -117,8 +117,8 @@ _PLAIN_IDS = frozenset(map(id, _PLAIN_TYPES))
 _CONTAINER_IDS = frozenset(map(id, _SEQUENCES + _MAPPINGS))
 _MAPPING_IDS = frozenset(map(id, _MAPPINGS))
 # The functions, classes and modules of these libraries are not searched, because they hold no
-# generators themselves. They draw random numbers from the global generators, or from generators
-# that instances of their classes hold. These instances are searched.
+# generators: the libraries draw random numbers from the global generators, or from generators in
+# instances of their classes. Instances are searched.
 _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     *("accelerate", "apex", "bitsandbytes", "datasets", "deepspeed", "diffusers", "einops"),
     *("evaluate", "huggingface_hub", "ignite", "ignite_hooks", "lightning", "lightning_utilities"),
@@ -678,10 +678,10 @@ def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def _named_globals(code: types.CodeType, scope: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns (name, object) for the globals that a function or the functions defined in it use.
+    """Returns (name, object) for the globals that a function, or a function in it, uses.
 
-    If a function uses ``module.attribute``, its code object lists the two names, but not that one
-    is an attribute of the other. So each listed name is looked up in each listed module.
+    If a function uses ``module.attribute``, its code object lists both names. It does not show that
+    the second is an attribute of the first. So each listed name is looked up in each listed module.
     """
     named = [(path, inside.get(name)) for inside, name, path in _global_places(code, scope)]
     return [each for each in named if not issubclass(type(each[1]), types.ModuleType)]

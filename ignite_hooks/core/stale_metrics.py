@@ -1,6 +1,6 @@
 """Stores which validations have completed, and when they measured their metrics.
 
-By this, stale values in ``state.metrics`` (measured with earlier weights) are recognized.
+These notes show which values in ``state.metrics`` are stale: measured with earlier weights.
 ``measured_at`` and ``completed_validations`` return the stored dict and set, not copies. Callers
 add items to them.
 """

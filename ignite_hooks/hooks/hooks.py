@@ -122,7 +122,7 @@ class Hooks(Handler):
     end the failure in one way only: it catches the exception and calls ``trainer.terminate()``
     before the generator returns. Then the run stops cleanly. If leaving one context fails, the
     other contexts are left nonetheless. If several exceptions are raised, for example by the loop
-    and by a context, the first one propagates, with a note on each later one.
+    and by a context, the first one propagates. Its notes (``__notes__``) show the later ones.
 
     A trainer has one set already, ``trainer.hooks``. Further sets can be attached to the trainer,
     or given to ``create_supervised_trainer`` in ``handlers``. Contexts can be registered and
@@ -137,9 +137,10 @@ class Hooks(Handler):
     and ``on_validation`` opens if the engine has a ``Validation``.
 
     On a plain engine, contexts are entered before all handlers of the event that opens the channel.
-    At the event that closes the channel, the contexts are left after the handlers that were
-    attached earlier than the set. (Contexts on ``on_batch`` are left before all handlers.) So first
-    attach the OptimizerStep and the handlers that belong inside the contexts, and then the set.
+    At the event that closes the channel, handlers that were attached earlier than the set run
+    inside the contexts, and later handlers run outside. So first attach the OptimizerStep and the
+    handlers that belong inside, and then the set. The exception is ``on_batch``: its contexts are
+    left before all handlers.
     If the engine had no set when a run began, a set that is attached within this run takes effect
     with the next run.
 

@@ -497,7 +497,7 @@ def test_another_kind_of_generator_in_also_is_an_error(tmp_path):
     save = SaveCheckpoint(tmp_path, also={"noise": new_rng()})
     make_trainer(loader(Samples()), checkpoint=save).run()
     other = SaveCheckpoint(tmp_path, also={"noise": random.Random()})
-    with pytest.raises(ValueError, match="random generator Random, got a state of PCG64"):
+    with pytest.raises(ValueError, match="with the algorithm Random, got a state of PCG64"):
         make_trainer(loader(Samples()), checkpoint=other, resume_from=tmp_path)
 
 
