@@ -20,6 +20,7 @@ from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import seed
 from tests.reference import weights
+from tests.versions import needs
 
 
 def make_trainer(data=None, **options):
@@ -75,6 +76,7 @@ def test_the_step_comes_before_every_handler_of_the_iteration():
     assert seen == [1]
 
 
+@needs("accelerate>=1.14")
 def test_prepared_objects_are_used_unchanged():
     accelerator = Accelerator(cpu=True)
     model = make_model()

@@ -96,8 +96,8 @@ class ScriptSchedule:
         if is_counted and (reached := _move_count(state)) is not None:
             moves = reached - (_move_count(scheduler.state_dict()) or 0)
         with self._restored_afterwards():
-            # A cyclic schedule takes its rates from its arguments, not from the optimizer. So if one
-            # of the two schedules is cyclic, the script's schedule keeps its own rates.
+            # A cyclic schedule takes its rates from its arguments, not from the optimizer. So if
+            # one of the two schedules is cyclic, the script's schedule keeps its own rates.
             if not (keeps_rates or self._owns_rates or _has_value_of(state, *_OWN_RATE_KEYS)):
                 self._start_from_bases()
             try:

@@ -23,6 +23,7 @@ from tests.as_in_ignite.sides import short_id
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import weights
+from tests.versions import needs
 
 # EarlyStopping
 
@@ -37,6 +38,7 @@ STOPPED = [
 ]
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(("scores", "options", "epoch"), STOPPED, ids=short_id)
 def test_early_stopping_by_an_evaluator(side, scores, options, epoch):
     trainer, coming = side.engine(), iter(scores)

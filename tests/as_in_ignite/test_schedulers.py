@@ -23,6 +23,7 @@ from tests.as_in_ignite.sides import short_id
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import weights
+from tests.versions import needs
 
 
 def rates_of(made):
@@ -216,6 +217,7 @@ def curve(rates):
     return losses
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.filterwarnings(LR_FINDER)
 @pytest.mark.parametrize(("num_iter", "points"), [(None, 6), (4, 5), (6, 6), (9, 9), (15, 15)])
 @pytest.mark.parametrize("step_mode", ["exp", "linear"])

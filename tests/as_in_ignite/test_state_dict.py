@@ -9,6 +9,7 @@ from tests.as_in_ignite.sides import counters
 from tests.as_in_ignite.sides import listen
 from tests.as_in_ignite.sides import outputs
 from tests.as_in_ignite.sides import short_id
+from tests.versions import needs
 
 
 def state_of(side, engine, steps):
@@ -26,6 +27,7 @@ SAVED = [
 ]
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(("limits", "expected"), SAVED, ids=short_id)
 def test_the_state_after_a_run(side, limits, expected):
     engine = side.engine()
@@ -66,6 +68,7 @@ LOADED = [
 ]
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(("state_dict", "place", "end"), LOADED, ids=short_id)
 def test_a_loaded_state_is_continued(side, state_dict, place, end):
     engine = side.engine()
@@ -146,6 +149,7 @@ INVALID = [
 ]
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(("state_dict", "error"), INVALID, ids=short_id)
 def test_a_state_that_lacks_something_changes_nothing(side, state_dict, error):
     engine = side.engine()

@@ -30,6 +30,7 @@ from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.digest import digest_of
 from ignite_hooks.checkpoint.durable import file_record
 from ignite_hooks.checkpoint.manifest import with_checksum
+from tests.versions import needs
 
 TRAINER, RANK = "trainer.pt", "rank_00000.pt"
 OPTIMIZER, SCHEDULER = "optimizer.bin", "scheduler.bin"
@@ -337,6 +338,7 @@ def test_only_three_problems_are_shown(tmp_path, saved):
     assert str(caught.value).count("is missing") == 3
 
 
+@needs("torch>=2.7")
 def test_torch_of_another_device_build_is_the_same_torch(tmp_path, saved, monkeypatch):
     # A build for CUDA is "2.13.0+cu130" itself, and "2.13.0" by the metadata of its package.
     monkeypatch.setattr(torch, "__version__", f"{torch.__version__}.cu130")
@@ -346,6 +348,7 @@ def test_torch_of_another_device_build_is_the_same_torch(tmp_path, saved, monkey
         ResumeCheckpoint(folder).attach(build())
 
 
+@needs("torch>=2.7")
 def test_scheduler_of_another_torch_may_lack_fields(tmp_path, saved):
     change = setting_value(("_is_initial",), DELETED)
     folder = edited(saved["StepLR"], tmp_path / "step_00000003", SCHEDULER, change)

@@ -29,6 +29,7 @@ from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_trainer
 from tests.reference import weights
+from tests.versions import needs
 
 
 class Remote(fsspec.AbstractFileSystem):
@@ -296,6 +297,7 @@ def test_missing_protocol_package_is_an_error_that_names_it(tmp_path, monkeypatc
         source_at("no-such://x", tmp_path)
 
 
+@needs("fsspec>=2024.2")
 def test_url_of_a_file_is_an_error(directory, tmp_path):
     place = (directory / step_of(3) / "model.safetensors").as_uri()
     with pytest.raises(ValueError, match="`source` must be a folder, got the file"):

@@ -20,6 +20,7 @@ from ignite_hooks.core.accelerators import registered_objects
 from ignite_hooks.core.accelerators import shared_mixed_precision
 from tests.reference import batches_of
 from tests.reference import make_model
+from tests.versions import needs
 
 
 def trainer_without_accelerator(**options):
@@ -105,6 +106,7 @@ def loader_of(loader_class):
     return loader
 
 
+@needs("accelerate>=1.14")
 def test_prepared_models_are_those_that_prepare_returned():
     accelerator, other = Accelerator(cpu=True), Accelerator(cpu=True)
     assert prepared_models(accelerator) == []
@@ -122,6 +124,7 @@ def test_the_list_of_prepared_models_is_a_copy():
     assert prepared_models(accelerator) == [model]
 
 
+@needs("accelerate>=1.14")
 @pytest.mark.parametrize("method", ["prepare", "prepare_model"])
 def test_is_prepared_is_true_after_a_model_was_prepared(method):
     model = make_model()

@@ -25,6 +25,7 @@ from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.data.workers import ignored_by_workers
 from tests.memory.spikes import forked
 from tests.reference import make_model
+from tests.versions import needs
 
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 
@@ -229,6 +230,7 @@ class Stuck(Seen):
         return torch.tensor(os.getpid())
 
 
+@needs("torch>=2.7")
 @pytest.mark.parametrize("dispatches", [False, True])
 def test_stuck_worker_is_killed_when_the_iteration_ends(monkeypatch, dispatches):
     monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds that torch waits
@@ -359,6 +361,7 @@ import os, signal, sys
 from torch.utils.data import DataLoader
 from ignite_hooks.data.workers import ignored_by_workers, iterate_with_workers
 from tests.data.test_workers import Seen, outlive_parent
+from tests.versions import needs
 
 ignored_by_workers[Seen] = (signal.SIGTERM,)
 init = outlive_parent if sys.argv[1] == "late" else None

@@ -16,6 +16,7 @@ from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
+from tests.versions import needs
 
 
 class Failure(Exception):
@@ -450,6 +451,7 @@ def test_the_length_of_the_epoch_can_be_given(numbers_in):
     assert seen == [0.0, 2.0, 0.0, 2.0, 4.0, 0.0, 2.0, 4.0, 0.0]
 
 
+@needs("pytorch-ignite>=0.5.5")
 def test_max_iters_ends_the_run(numbers_in):
     accelerator = cpu()
     evaluator = create_supervised_evaluator(make_model(), accelerator=accelerator)

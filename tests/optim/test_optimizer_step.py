@@ -27,6 +27,7 @@ from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import train_on_windows
 from tests.reference import weights
+from tests.versions import needs
 
 
 class WithoutLength:
@@ -280,6 +281,7 @@ def test_a_window_closes_where_data_epoch_or_run_end(accumulation, batches, limi
     assert torch.equal(weights(trainer.model), by_windows(windows, make_batches(batches)))
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.grid(4)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("kind", ["list", "prepared loader", "feed of a prepared loader"])

@@ -17,6 +17,7 @@ from ignite_hooks.optim.window import RemainingData
 from ignite_hooks.optim.window import Window
 from tests.reference import batches_of
 from tests.reference import make_model
+from tests.versions import needs
 
 
 def take_batches(batches, full_size, left_of):
@@ -96,6 +97,7 @@ def record_batches_left(engine):
     return told
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(
     ("data", "limits", "expected"),
     [

@@ -21,6 +21,7 @@ from ignite_hooks import create_supervised_trainer
 from tests.reference import Noisy
 from tests.reference import make_model
 from tests.reference import weights
+from tests.versions import needs
 
 
 class Halved(DataLoader):
@@ -128,6 +129,7 @@ def test_classes_redefined_in_a_notebook_cell_are_freed(accelerator):
     assert alive(gone) == []
 
 
+@needs("accelerate>=1.14")
 def test_objects_the_user_prepared_stay_with_the_accelerator(accelerator):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -155,6 +157,7 @@ def test_objects_the_user_prepared_stay_with_the_accelerator(accelerator):
     assert accelerator._dataloaders == [prepared[3]]
 
 
+@needs("accelerate>=1.14")
 def test_accelerator_lists_a_model_while_a_trainer_uses_it(accelerator):
     model = make_model()
     first, second = trainer_of(accelerator, model), trainer_of(accelerator, model)

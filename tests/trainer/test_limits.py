@@ -25,6 +25,7 @@ from tests.reference import make_trainer
 from tests.reference import record
 from tests.reference import train_on_windows
 from tests.reference import weights
+from tests.versions import needs
 
 # Limits as values
 
@@ -488,6 +489,7 @@ def plain_engine(model, optimizer):
     return Engine(update)
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize("options", [{}, {"step_mode": "linear"}, {"num_iter": 3}], ids=stable_id)
 def test_lr_finder_finds_the_same_as_on_ignites_engine(options):
     def trainer(model, optimizer):

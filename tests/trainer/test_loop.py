@@ -35,6 +35,7 @@ from tests.reference import seed
 from tests.reference import shuffled
 from tests.reference import trained
 from tests.reference import weights
+from tests.versions import needs
 
 DATA = {"list": lambda: batches_of(5), "shuffled": shuffled}
 
@@ -132,6 +133,7 @@ SAME_AS_IGNITE = {
 }
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(("prepare", "limits"), SAME_AS_IGNITE.values(), ids=SAME_AS_IGNITE.keys())
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_ignites_events_fire_where_ignite_fires_them(prepare, limits, accumulation):
@@ -833,6 +835,7 @@ def test_ctrl_c_between_any_two_lines_loses_no_batch():
 # Batches, and data that ends
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(
     "limits",
     [
@@ -876,6 +879,7 @@ def test_new_data_at_exhaustion_is_used_as_in_ignite(epoch_length):
     assert seen[trainer] == seen[engine]
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize("limits", [{}, {"max_epochs": 3}, {"max_iters": 5}])
 def test_without_data_the_events_are_those_of_ignite(limits):
     engine = Engine(lambda engine, batch: None)

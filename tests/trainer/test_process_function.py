@@ -24,6 +24,7 @@ from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
 from tests.reference import weights
+from tests.versions import needs
 
 Pair = namedtuple("Pair", ["x", "y"])
 
@@ -269,6 +270,7 @@ def test_gradients_of_a_loss_module_are_clipped_and_cleared():
     assert all(p.grad is None for p in parameters)
 
 
+@needs("accelerate>=1.14")
 def test_objects_prepared_before_are_used_unchanged():
     accelerator = Accelerator(cpu=True)
     model = make_model(0.0)
@@ -288,6 +290,7 @@ def test_objects_prepared_before_are_used_unchanged():
     assert accelerator._dataloaders == [loader]
 
 
+@needs("accelerate>=1.14")
 def test_a_prepared_model_with_a_raw_optimizer_and_loader_works():
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(make_model(0.0))

@@ -23,6 +23,7 @@ from tests.reference import make_trainer
 from tests.reference import record
 from tests.reference import seed
 from tests.reference import weights
+from tests.versions import needs
 
 
 def seeded_trainer(**options):
@@ -574,6 +575,7 @@ def test_failure_before_the_first_loaded_batch_moves_nothing():
     assert order == [2, 3]
 
 
+@needs("pytorch-ignite>=0.5.5")
 @pytest.mark.parametrize(
     "limits",
     [{"max_epochs": 1}, {"max_iters": 3}, {"max_steps": 2}, {"max_steps": 5}],
