@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM as MinibatchMaxRAM
     from ignite_hooks.memory.ram_metrics import StreamMaxRAM as StreamMaxRAM
     from ignite_hooks.memory.ram_metrics import ram_usage_metrics as ram_usage_metrics
+    from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
+    from ignite_hooks.observe.throughput import Throughput as Throughput
     from ignite_hooks.optim.gradient_clipping import GradientClipping as GradientClipping
     from ignite_hooks.optim.optimizer_step import OptimizerStep as OptimizerStep
     from ignite_hooks.trainer.trainer import Trainer as Trainer
@@ -47,11 +49,13 @@ _MODULES = {
     "Hooks": "hooks.hooks",
     "MaxDeviceMemory": "memory.max_device_memory",
     "MaxRAM": "memory.max_ram",
+    "MeanLoss": "observe.mean_loss",
     "MinibatchMaxRAM": "memory.ram_metrics",
     "OptimizerStep": "optim.optimizer_step",
     "ResumeCheckpoint": "checkpoint.resume",
     "SaveCheckpoint": "checkpoint.save",
     "StreamMaxRAM": "memory.ram_metrics",
+    "Throughput": "observe.throughput",
     "TrainEvents": "events",
     "Trainer": "trainer.trainer",
     "Validation": "evaluation.validation",

@@ -24,6 +24,7 @@ FLOORS = [
     {"optim"},
     {"evaluation"},
     {"checkpoint"},
+    {"observe"},
     {"trainer"},
     {"factory"},
     {"config", "handlers", "ignite_hooks"},

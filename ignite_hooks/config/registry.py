@@ -30,6 +30,8 @@ from ignite_hooks.memory.ram_metrics import EpochMaxRAM
 from ignite_hooks.memory.ram_metrics import ExperienceMaxRAM
 from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
 from ignite_hooks.memory.ram_metrics import StreamMaxRAM
+from ignite_hooks.observe.mean_loss import MeanLoss
+from ignite_hooks.observe.throughput import Throughput
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
@@ -55,10 +57,12 @@ _classes: dict[str, type] = {
     "gradient_clipping": GradientClipping,
     "max_device_memory": MaxDeviceMemory,
     "max_ram": MaxRAM,
+    "mean_loss": MeanLoss,
     "minibatch_max_ram": MinibatchMaxRAM,
     "resume_checkpoint": ResumeCheckpoint,
     "save_checkpoint": SaveCheckpoint,
     "stream_max_ram": StreamMaxRAM,
+    "throughput": Throughput,
 }
 
 # The classes of this package whose instances cannot be written as data. The values are the ends of

@@ -47,6 +47,7 @@ __all__ = [
     "Kept",
     "Limit",
     "MetricName",
+    "MetricNames",
     "Mode",
     "NormType",
     "OnBusy",
@@ -274,6 +275,20 @@ MetricName = Annotated[
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 """A key of ``state.metrics``: a string that is not empty."""
+
+MetricNames = Annotated[
+    tuple[str, ...],
+    must_be(
+        "a tuple or list of different strings that are not empty",
+        lambda value: (
+            isinstance(value, tuple | list)
+            and all(isinstance(each, str) and each for each in value)
+            and len({*value}) == len(value)
+        ),
+        'write ("a", "b") for two names, or ("a",) for one',
+    ),
+]
+"""Names of metrics: a tuple or list of different strings, none of them empty."""
 
 Prefix = Annotated[
     str,

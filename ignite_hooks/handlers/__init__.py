@@ -37,6 +37,7 @@ from ignite_hooks.core.fields import Iterations
 from ignite_hooks.core.fields import Kept
 from ignite_hooks.core.fields import Limit
 from ignite_hooks.core.fields import MetricName
+from ignite_hooks.core.fields import MetricNames
 from ignite_hooks.core.fields import Mode
 from ignite_hooks.core.fields import NormType
 from ignite_hooks.core.fields import OnBusy
@@ -69,6 +70,7 @@ __all__ = [
     "Kept",
     "Limit",
     "MetricName",
+    "MetricNames",
     "Mode",
     "NormType",
     "OnBusy",

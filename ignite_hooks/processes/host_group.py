@@ -4,13 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 from typing import TypeVar
 
+import ignite.distributed as idist
 import torch
 from accelerate import Accelerator
 from torch import distributed
 
 from ignite_hooks.core.accelerators import collective_timeout
 
-__all__ = ["broadcast_from_rank_0", "has_host_group", "host_group", "min_over_ranks"]
+__all__ = [
+    "broadcast_from_rank_0",
+    "has_host_group",
+    "host_group",
+    "min_over_ranks",
+    "sum_over_ranks",
+]
 
 Value = TypeVar("Value")
 
@@ -56,6 +63,25 @@ def min_over_ranks(numbers: Sequence[int], accelerator: Accelerator) -> list[int
         own = torch.tensor([numbers], device=accelerator.device)
         smallest = accelerator.gather(own).amin(dim=0)
     return [int(each) for each in smallest]
+
+
+def sum_over_ranks(numbers: Sequence[float], accelerator: Accelerator | None) -> list[float]:
+    """Returns, for each of ``numbers``, the sum over all processes. Collective.
+
+    Args:
+        numbers: the numbers of this process.
+        accelerator: the accelerator of the processes; None if there is none. The processes are then
+            those of ``ignite.distributed``.
+    """
+    if accelerator is not None and has_host_group(accelerator):
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        distributed.all_reduce(sums, group=host_group(accelerator))
+    elif idist.get_world_size() > 1:
+        sums = torch.tensor(numbers, dtype=torch.float64, device=idist.device())
+        idist.all_reduce(sums)
+    else:
+        return list(numbers)
+    return [float(each) for each in sums.tolist()]
 
 
 def broadcast_from_rank_0(value: Value, accelerator: Accelerator) -> Value:

@@ -1,0 +1,308 @@
+"""The mean of the loss since the last report, over all iterations and processes."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks.core.checked_dataclass import checked_dataclass
+from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import MetricNames
+from ignite_hooks.core.fields import Prefix
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.metric_writer import MetricWriter
+from ignite_hooks.core.rules import did_you_mean
+from ignite_hooks.core.training_engine import is_trainer
+from ignite_hooks.data.batch import describe_value
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.observe.steps import Steps
+from ignite_hooks.optim.window import Window
+from ignite_hooks.processes.host_group import sum_over_ranks
+
+__all__ = ["MeanLoss"]
+
+
+@checked_dataclass
+class MeanLoss(MetricWriter):
+    """Reports the mean of the loss over the iterations since the last report.
+
+    The loss of a single batch says little, and reading it in each iteration synchronizes with the
+    device each time. MeanLoss adds the losses up on the device. Only a report synchronizes: it
+    needs one transfer to the host and, with several processes, one exchange of all sums.
+
+    The mean is written to ``state.metrics["loss"]`` as a float. It is computed in double precision,
+    from all iterations of all processes since the last report:
+
+    - The losses of a window (the batches whose gradients make one optimizer step) are added when
+      the step is committed. So the losses of a step that the loss scaler skips are left out, and so
+      are those of a window that is dropped when a run ends.
+    - At the end of an epoch or of a run, the losses since the last report are reported too. So if
+      ``every_steps`` is larger than an epoch, each report is the mean over an epoch.
+    - A checkpoint contains the sums. So the first report of a resumed run is the same as in a run
+      that was never stopped.
+
+    Handlers of STEP_COMPLETED and EPOCH_COMPLETED see the new values, whenever they were attached.
+
+    On an engine that is not a trainer, the loss is ``state.output``. The output must be a scalar,
+    or a mapping that has the key "loss" and all ``keys``. If the engine has no ``OptimizerStep``,
+    each iteration counts as a step.
+
+    Args:
+        every_steps: the number of committed steps from one report to the next.
+        keys: the names of further losses to report, each under its own name. On a trainer these are
+            keys of ``state.model_outputs``, which then must be a mapping. Default: none.
+        prefix: is put before each name in ``state.metrics``.
+
+    Raises:
+        ValueError: an argument is out of its range. When attached: an event is given, the handler
+            is attached already, or another handler of the engine reports the same names. In the
+            first iteration: a loss is missing or is not a scalar.
+        TypeError: an argument, or a loss, has the wrong type.
+    """
+
+    no_event: ClassVar[str] = "reports every `every_steps` steps"
+
+    every_steps: Every = 10
+    keys: MetricNames | None = None
+    prefix: Prefix = ""
+
+    def __post_init__(self) -> None:
+        """Checks that no further loss is called "loss"."""
+        if "loss" in (self.keys or ()):
+            raise ValueError(
+                f'`keys` must not contain "loss", got {self.keys!r}: the loss that is minimized '
+                "has this name, and is reported in any case"
+            )
+
+    def names(self) -> list[str]:
+        """Returns the keys that the handler writes in ``state.metrics``."""
+        return [f"{self.prefix}{key}" for key in ("loss", *(self.keys or ()))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the sums of this process since the last report, and the number of iterations."""
+        return _sums_of(self).state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continues from saved sums. If ``keys`` has changed since the save, starts from zero."""
+        _sums_of(self).load_state_dict(state_dict)
+
+    def check(self, engine: Engine, event: Any) -> None:
+        """Checks that no event is given, and that the handler is attached to no engine yet."""
+        super().check(engine, event)
+        if (attachment := _attachments.get(self)) is not None and attachment.is_attached:
+            raise ValueError(
+                "a MeanLoss must be attached to one engine only, because it adds up the losses of "
+                "that engine, and it is attached already: make another MeanLoss"
+            )
+
+    def attach_to(self, attachment: Attachment) -> None:
+        """Adds up the losses of each window, and reports their means."""
+        _attachments[self] = attachment
+        sums, steps, names = _sums_of(self), Steps(attachment, self.every_steps), self.names()
+
+        def begin_run(engine: Engine) -> None:
+            if engine.state.iteration == 0:
+                sums.reset()
+
+        def report(engine: Engine) -> None:
+            if sums.count:
+                means = sums.take_means(steps.accelerator)
+                engine.state.metrics.update(zip(names, means, strict=True))
+
+        attachment.on(Events.STARTED, begin_run)
+        add_step: Callable[[Engine], None]
+        if steps.optimizer_step is None:
+            add_step = self._add_iteration
+        elif is_trainer(attachment.engine):
+            add_step = self._collect_losses(attachment, steps.optimizer_step.window)
+        else:
+            add_step = self._collect_outputs(attachment, steps.optimizer_step.window)
+        steps.call(add_step, report)
+
+    def _add_iteration(self, engine: Engine) -> None:
+        """Adds the output of a plain engine on which each iteration is a step."""
+        _sums_of(self).add_step([self._read_output(engine)])
+
+    def _collect_losses(self, attachment: Attachment, window: Window) -> Callable[[Engine], None]:
+        """Collects the losses of each window of a trainer, after the backward passes.
+
+        Returns:
+            A function to call after each step. It adds the collected losses to the sums.
+        """
+        sums = _sums_of(self)
+        losses: list[list[Any]] = []  # the losses of each batch of the present window
+
+        def collect(engine: Engine) -> None:
+            if window.count == 1:  # the losses of a window that made no step may still be there
+                losses.clear()
+            losses.append(self._read_loss(engine))
+
+        attachment.on(TrainEvents.MODEL_BACKWARD_COMPLETED, collect)
+        return lambda engine: sums.add_step(losses)
+
+    def _collect_outputs(self, attachment: Attachment, window: Window) -> Callable[[Engine], None]:
+        """Collects the outputs of each window on a plain Ignite engine with an OptimizerStep.
+
+        At ITERATION_COMPLETED the OptimizerStep comes first. If the window is full, it fires
+        STEP_COMPLETED at once, so the last output of a window is read there.
+
+        Returns:
+            A function to call after each step. It adds the collected outputs to the sums.
+        """
+        sums = _sums_of(self)
+        losses: list[list[Any]] = []
+        is_read = False  # whether the output of the present iteration has been read
+
+        def begin(engine: Engine) -> None:
+            nonlocal is_read
+            is_read = False
+            if window.count == 1:
+                losses.clear()
+
+        def collect(engine: Engine) -> None:
+            nonlocal is_read
+            if not is_read:
+                losses.append(self._read_output(engine))
+                is_read = True
+
+        def add_step(engine: Engine) -> None:
+            collect(engine)
+            sums.add_step(losses)
+
+        attachment.on(Events.ITERATION_STARTED, begin)
+        attachment.on(Events.ITERATION_COMPLETED, collect)
+        return add_step
+
+    def _read_loss(self, engine: Engine) -> list[Any]:
+        """Returns the losses of the present batch of a trainer, in the order of ``names``."""
+        state: Any = engine.state
+        losses = [state.loss if state.loss.ndim == 0 else state.loss.reshape(())]
+        if self.keys:
+            losses += _read_keys(state.model_outputs, self.keys, "state.model_outputs")
+        return losses
+
+    def _read_output(self, engine: Engine) -> list[Any]:
+        """Returns the losses in the output of a plain engine, in the order of ``names``."""
+        output = engine.state.output
+        if self.keys or isinstance(output, Mapping):
+            return _read_keys(output, ("loss", *(self.keys or ())), "state.output")
+        return [_as_scalar(output, "state.output")]
+
+
+class _LossSums:
+    """The sums of the losses of this process since the last report.
+
+    Attributes:
+        count: the number of iterations in the sums.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = list(names)
+        self._sums: list[torch.Tensor] = []  # on the device of the losses; empty if ``count`` is 0
+        self._are_restored = False
+        self.count = 0
+
+    def reset(self) -> None:
+        """Sets the sums to zero."""
+        self._sums, self.count = [], 0
+
+    def add_step(self, losses: list[list[Any]]) -> None:
+        """Adds the losses of a committed step, and empties the list.
+
+        Args:
+            losses: for each batch of the step, its losses, in the order of the names.
+        """
+        for of_batch in losses:
+            if not self._sums:
+                self._sums = [_zero_for(each) for each in of_batch]
+            elif self._are_restored:  # these sums are on the CPU
+                self._sums = [
+                    _zero_for(loss) + total
+                    for total, loss in zip(self._sums, of_batch, strict=True)
+                ]
+            self._are_restored = False
+            for total, loss in zip(self._sums, of_batch, strict=True):
+                total += loss
+            self.count += 1
+        losses.clear()
+
+    def take_means(self, accelerator: Any) -> list[float]:
+        """Returns the means over all processes, and sets the sums to zero. Collective."""
+        device = self._sums[0].device
+        sums = torch.stack([each.to(device) for each in self._sums]).tolist()
+        *sums, count = sum_over_ranks([*sums, self.count], accelerator)
+        self.reset()
+        return [each / count for each in sums]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the names, the sums and the number of iterations."""
+        return {
+            "names": self._names,
+            "sums": [each.clone() for each in self._sums],
+            "count": self.count,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads the sums, if they are of the same losses; otherwise sets the sums to zero."""
+        self.reset()
+        if state_dict["names"] == self._names:
+            self._sums, self.count = [*state_dict["sums"]], state_dict["count"]
+            self._are_restored = True
+
+
+_sums_by_handler: WeakKeyDictionary[MeanLoss, _LossSums] = WeakKeyDictionary()
+_attachments: WeakKeyDictionary[MeanLoss, Attachment] = WeakKeyDictionary()
+
+
+def _sums_of(handler: MeanLoss) -> _LossSums:
+    """Returns the sums of a handler, which are no field of the handler, so that it stays frozen."""
+    return _sums_by_handler.setdefault(handler, _LossSums(("loss", *(handler.keys or ()))))
+
+
+def _zero_for(loss: Any) -> torch.Tensor:
+    """Returns a zero to which losses like ``loss`` are added, on the same device."""
+    device = loss.device if isinstance(loss, torch.Tensor) else torch.device("cpu")
+    # Apple's devices have no double precision.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.zeros((), dtype=dtype, device=device)
+
+
+def _read_keys(outputs: Any, keys: Sequence[str], place: str) -> list[Any]:
+    """Returns the values of ``keys`` as scalars.
+
+    Args:
+        outputs: the mapping of losses.
+        keys: the names of the losses.
+        place: where the mapping is, for messages.
+    """
+    if not isinstance(outputs, Mapping):
+        raise TypeError(
+            f"`{place}` must be a mapping for the `keys` of MeanLoss, got "
+            f"{describe_value(outputs)}: return the losses in a dict, or leave `keys` out"
+        )
+    for key in keys:
+        if key not in outputs:
+            raise ValueError(
+                f"`{place}` must have the loss {key!r} for MeanLoss, and has not: "
+                f"{did_you_mean(key, map(str, outputs))}"
+            )
+    return [_as_scalar(outputs[key], f"{place}[{key!r}]") for key in keys]
+
+
+def _as_scalar(value: Any, place: str) -> Any:
+    """Returns a number, or a tensor of one element without dimensions and without a graph."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.detach().reshape(())
+    if isinstance(value, Real):
+        return float(value)
+    raise ValueError(
+        f"`{place}` must be a scalar for MeanLoss, got {describe_value(value)}: reduce it, with "
+        ".mean() for instance"
+    )

@@ -1,0 +1,101 @@
+"""Estimates the time until a run reaches its first limit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ignite.engine import Engine
+
+from ignite_hooks.checkpoint.save import SaveCheckpoint
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.place import Progress
+from ignite_hooks.core.training_engine import is_trainer
+from ignite_hooks.evaluation.validation import Validation
+from ignite_hooks.observe.step_timer import StepTimer
+from ignite_hooks.observe.steps import Steps
+
+__all__ = ["remaining_seconds"]
+
+
+def remaining_seconds(engine: Engine, steps: Steps, timer: StepTimer) -> float | None:
+    """Returns the time that the run still takes at its present speed; None if that is not known.
+
+    The time has four parts: the steps, the pauses between them, the validations, and the saves of
+    checkpoints. Validations and saves are counted by the schedules of the attached handlers. Their
+    durations are the means so far, so before the first one they count as nothing.
+
+    Args:
+        engine: the engine, after a step.
+        steps: counts the steps.
+        timer: has measured the last steps.
+    """
+    ends = _Ends(engine, steps)
+    if ends.steps is None:
+        return None
+    per_step = sum(each.seconds for each in timer.last) / len(timer.last) + timer.pause.value
+    seconds = ends.steps * per_step
+    validations = sum(map(ends.count_due, attached_handlers(engine, Validation)))
+    saves = 0.0
+    for handler in attached_handlers(engine, SaveCheckpoint):
+        saves += ends.count_due(handler) + handler.at_end
+        if handler.every_seconds is not None:
+            saves += seconds // handler.every_seconds
+    return seconds + validations * timer.validation.value + saves * timer.save.value
+
+
+class _Ends:
+    """The numbers of steps and epochs at which a run is now, and at which it will end.
+
+    Attributes:
+        steps: the number of steps until the end of the run; None if it is not known.
+    """
+
+    def __init__(self, engine: Engine, steps: Steps) -> None:
+        self._engine = engine
+        self._done = steps.count(engine)
+        optimizer_step = steps.optimizer_step
+        self._window_size = 1
+        if optimizer_step is not None:
+            self._window_size = optimizer_step.accumulation.full_size()
+        self._progress = _progress_of(engine)
+        self._length: int | None = engine.state.epoch_length
+        self.steps = min(self._steps_to_limits(), default=None)
+
+    def _steps_to_limits(self) -> Iterator[int]:
+        """Yields the number of steps until each limit that can be converted to steps."""
+        state: Any = self._engine.state
+        progress, size, length = self._progress, self._window_size, self._length
+        if (max_steps := getattr(state, "max_steps", None)) is not None:
+            yield max(0, max_steps - self._done)
+        if (max_iters := getattr(state, "max_iters", None)) is not None:
+            yield progress.steps_in(max(0, max_iters - progress.iteration), size, length)
+        if state.max_epochs is not None and length is not None:
+            batches = (state.max_epochs - progress.epochs) * length - progress.batches
+            yield progress.steps_in(max(0, batches), size, length)
+
+    def count_due(self, schedule: Any) -> int:
+        """Returns how often a handler is still due by ``every_steps`` and ``every_epochs``.
+
+        What is due after the present step has not been done yet, so it is counted.
+        """
+        assert self.steps is not None
+        due = 0
+        if schedule.every_steps is not None:
+            end = self._done + self.steps
+            due += end // schedule.every_steps - max(0, self._done - 1) // schedule.every_steps
+        if schedule.every_epochs is not None and self._length is not None:
+            per_epoch = -(-self._length // self._window_size)
+            in_this_epoch = -(-(self._length - self._progress.batches) // self._window_size)
+            rest = self.steps - in_this_epoch
+            ended = self._progress.epochs + (1 + rest // per_epoch if rest >= 0 else 0)
+            due += ended // schedule.every_epochs - self._progress.epochs // schedule.every_epochs
+        return due
+
+
+def _progress_of(engine: Engine) -> Progress:
+    """Returns the counters of the run."""
+    if is_trainer(engine):
+        return engine.place.progress
+    state = engine.state
+    length = state.epoch_length or 0
+    epochs = max(0, state.epoch - 1)
+    return Progress(state.iteration, epochs, max(0, state.iteration - epochs * length))

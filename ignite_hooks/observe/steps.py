@@ -1,0 +1,102 @@
+"""The steps of any engine: committed optimizer steps, or iterations where there are none."""
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+from ignite.engine import Engine
+from ignite.engine import Events
+
+from ignite_hooks.core.engine import set_turn
+from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.training_engine import Turn
+from ignite_hooks.events import TrainEvents
+from ignite_hooks.optim.optimizer_step import OptimizerStep
+
+__all__ = ["Steps"]
+
+Callback = Callable[[Engine], Any]
+
+
+class Steps:
+    """Calls two callbacks of a handler: one after each step, and one after every so many steps.
+
+    On an engine with an ``OptimizerStep``, such as a trainer, a step is a committed optimizer step.
+    Its event is STEP_COMPLETED. On any other engine a step is an iteration, and its event is
+    ITERATION_COMPLETED. On a trainer the callbacks are called before other handlers of the event.
+
+    Args:
+        attachment: the attachment of the handler.
+        every: the number of steps from one call of the second callback to the next.
+
+    Attributes:
+        optimizer_step: the ``OptimizerStep`` of the engine, or None.
+        accelerator: the accelerator of the ``OptimizerStep``, or None.
+        next_due: the number of the step after which the second callback is due.
+        count: returns the number of completed steps of the engine that it is called with.
+    """
+
+    def __init__(self, attachment: Attachment, every: int) -> None:
+        engine = attachment.engine
+        TrainEvents.register(engine)  # a plain engine may get these events from other handlers
+        self._attachment, self._every = attachment, every
+        self.optimizer_step = _optimizer_step_of(engine)
+        self.accelerator = getattr(self.optimizer_step, "accelerator", None)
+        self.next_due = every
+        counter = "iteration" if self.optimizer_step is None else "optimizer_step"
+        self.count: Callable[[Engine], int] = attrgetter(f"state.{counter}")
+
+    def call(self, after_each: Callback, report: Callback) -> None:
+        """Attaches the two callbacks, which are called with the engine.
+
+        Args:
+            after_each: is called after each step.
+            report: is called after each multiple of ``every`` steps, when ``after_each`` has
+                returned. It is also called at the end of each epoch and at the end of the run,
+                except if the run fails.
+        """
+        count = self.count
+
+        def complete_step(engine: Engine) -> None:
+            after_each(engine)
+            done = count(engine)
+            if done >= self.next_due:
+                self.next_due = self._next_after(done)
+                report(engine)
+
+        def start(engine: Engine) -> None:
+            # STEP_COMPLETED of the last step may still be fired, if a failure came before it.
+            self.next_due = self._next_after(count(engine) - 1)
+
+        on = self._attachment.on
+        complete_step.__qualname__ = type(self._attachment.handler).__name__  # for profilers
+        set_turn(complete_step, Turn.METRICS)
+        # A handler that ``add`` attaches costs less per call than a handler that ``on`` attaches.
+        if self.optimizer_step is None:
+            on(Events.STARTED, self._check_order)
+            self._attachment.add(Events.ITERATION_COMPLETED, complete_step)
+        else:
+            self._attachment.add(TrainEvents.STEP_COMPLETED, complete_step)
+        on(Events.STARTED, start)
+        # A run that ends within an epoch fires TERMINATE, but no EPOCH_COMPLETED.
+        for event in (Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
+            on(event, report, turn=Turn.METRICS)
+
+    def _next_after(self, done: int) -> int:
+        """Returns the first multiple of ``every`` above ``done``."""
+        return max(0, done) // self._every * self._every + self._every
+
+    def _check_order(self, engine: Engine) -> None:
+        """Raises an error if an ``OptimizerStep`` was attached after the handler."""
+        if _optimizer_step_of(engine) is not None:
+            name = type(self._attachment.handler).__name__
+            raise ValueError(
+                f"an OptimizerStep must be attached before a {name}, and was attached after it: "
+                f"the {name} would count iterations instead of steps; attach the OptimizerStep "
+                "first"
+            )
+
+
+def _optimizer_step_of(engine: Engine) -> OptimizerStep | None:
+    return next(iter(attached_handlers(engine, OptimizerStep)), None)

@@ -1,0 +1,93 @@
+"""Handlers that show a run, on two processes."""
+
+import sys
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine
+from torch.utils.data import DataLoader
+
+from ignite_hooks import MeanLoss
+from ignite_hooks import SaveCheckpoint
+from ignite_hooks import Throughput
+from ignite_hooks import TrainEvents
+from tests.distributed.programs.checks import accelerator
+from tests.distributed.programs.checks import counting_collectives
+from tests.distributed.programs.checks import run
+from tests.reference import make_trainer
+from tests.reference import samples
+
+
+def trainer_of(**options):
+    torch.manual_seed(0)
+    loader = DataLoader(samples(28), batch_size=2)
+    return make_trainer(loader, accelerator=accelerator(2), **options)
+
+
+def noted(trainer):
+    """Returns the losses of this rank, and the reports by step."""
+    losses, reports = [], []
+
+    @trainer.on(TrainEvents.MODEL_BACKWARD_COMPLETED)
+    def note_loss(engine):
+        losses.append(engine.state.loss.item())
+
+    @trainer.on(TrainEvents.STEP_COMPLETED)
+    def note_report(engine):
+        reports.append(engine.state.metrics.get("loss"))
+
+    return losses, reports
+
+
+def mean_loss():
+    trainer = trainer_of(handlers=[MeanLoss(every_steps=2)])
+    losses, reports = noted(trainer)
+    with counting_collectives() as counts:
+        trainer.run()
+    bare = trainer_of()
+    with counting_collectives() as others:
+        bare.run()
+    return {"losses": losses, "reports": reports, "exchanges": (counts - others).total()}
+
+
+def resumed_mean_loss():
+    save = SaveCheckpoint(Path(sys.argv[1]) / "resumed")
+    trainer = trainer_of(handlers=[MeanLoss(every_steps=2)], checkpoint=save)
+    trainer.run(max_steps=3)
+    trainer = trainer_of(handlers=[MeanLoss(every_steps=2)], resume_from=save.directory)
+    _, reports = noted(trainer)
+    trainer.run(max_epochs=1)
+    return {"reports": reports}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def throughput():
+    """One process has more items in a batch than the other, and takes longer."""
+    rank, clock = accelerator().process_index, Clock()
+
+    def count(batch):
+        clock.now += 1.0 + rank
+        return 10 + rank
+
+    trainer = trainer_of(handlers=[Throughput(every_steps=4, items=count, clock=clock)])
+    trainer.run(max_epochs=3)
+    names = ("steps_per_second", "samples_per_second", "items_per_second", "remaining_seconds")
+    return {name: trainer.state.metrics[name] for name in names}
+
+
+def mean_output():
+    rank = accelerator().process_index
+    engine = Engine(lambda engine, batch: float(batch + rank))
+    MeanLoss(every_steps=2).attach(engine)
+    engine.run([1, 2, 3])
+    return {"loss": engine.state.metrics["loss"]}
+
+
+if __name__ == "__main__":
+    run(mean_loss, resumed_mean_loss, throughput, mean_output)
