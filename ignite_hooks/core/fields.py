@@ -287,6 +287,9 @@ MetricNames = Annotated[
         ),
         'write ("a", "b") for two names, or ("a",) for one',
     ),
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "uniqueItems": True}
+    ),
 ]
 """Names of metrics: a tuple or list of different strings, none of them empty."""
 

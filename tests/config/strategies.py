@@ -45,6 +45,7 @@ BY_TYPE = [
     (fields.Kept, counts | st.just("all")),
     (fields.Limit, positive),
     (fields.MetricName, st.text(min_size=1)),
+    (fields.MetricNames, st.sets(st.sampled_from(["fit", "size", "a b"])).map(tuple)),
     (fields.Mode, st.sampled_from(["max", "min"])),
     (fields.NormType, positive),
     (fields.OnBusy, st.sampled_from(["error", "wait"])),
