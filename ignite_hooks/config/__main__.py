@@ -66,8 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for module in options.modules:
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            parser.error(f"--import must name a module, got {module}: {error}")
+        except ImportError as error:
+            is_missing = f"{module}.".startswith(f"{error.name}.")  # not a module that it imports
+            rule = "must name a module" if is_missing else "must name a module that can be imported"
+            parser.error(f"--import {rule}, got {module}: {error}")
     try:
         status: int = options.run_command(options)
         return status

@@ -157,3 +157,15 @@ def test_missing_module_is_a_usage_error(capsys, run_file):
         main(["check", str(run_file), "--import", "no_such_module"])
     assert ended.value.code == 2
     assert "--import must name a module, got no_such_module" in capsys.readouterr().err
+
+
+def test_module_that_cannot_be_imported_is_a_usage_error(capsys, run_file, tmp_path, monkeypatch):
+    (tmp_path / "registers.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(run_file), "--import", "registers"])
+    assert ended.value.code == 2
+    assert (
+        "--import must name a module that can be imported, got registers: No module named "
+        "'no_such_package'" in capsys.readouterr().err
+    )
