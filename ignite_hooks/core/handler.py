@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -199,8 +200,9 @@ class Attachment:
             engine_storage(engine)["attachments"] = [
                 a for a in _attachments(engine) if a is not self
             ]
-        for callback in reversed(callbacks):
-            callback()
+        with ExitStack() as stack:  # calls all callbacks, also if one of them fails
+            for callback in callbacks:
+                stack.callback(callback)
 
     def __enter__(self) -> "Attachment":
         return self

@@ -149,6 +149,23 @@ def test_handler_that_fails_while_it_is_attached_leaves_nothing_behind(engine):
     assert attached_handlers(engine, Failing) == []
 
 
+def test_removal_that_fails_removes_all_else(engine):
+    class TwoParts(Handler):
+        def attach_to(self, attachment):
+            attachment.add(Events.ITERATION_COMPLETED, lambda engine: seen.append(engine))
+            attachment.on_removal(fail)
+
+    def fail():
+        raise OSError("no")
+
+    seen = []
+    attachment = TwoParts().attach(engine)
+    with pytest.raises(OSError, match="no"):
+        attachment.remove()
+    run(engine)
+    assert seen == []
+
+
 # Schedules
 
 
