@@ -355,6 +355,25 @@ def test_plain_engine_with_steps_reports_by_step(skipped):
     assert [metrics["loss"] for _, metrics in reports] == [mean(each) for each in windows]
 
 
+def test_step_at_the_end_of_data_of_unknown_length_is_reported():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    model = accelerator.prepare(make_model(0.0))
+    losses = []
+
+    def train(engine, batch):
+        loss = F.mse_loss(model(batch[0]), batch[1])
+        accelerator.backward(loss)
+        losses.append(loss.item())
+        return losses[-1]
+
+    engine = Engine(train)
+    OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1)).attach(engine)
+    MeanLoss(every_steps=1).attach(engine)
+    reports = reports_of(engine, TrainEvents.STEP_COMPLETED)
+    engine.run(iter(batches_of(6)))
+    assert [metrics["loss"] for _, metrics in reports] == [mean(losses[:4]), mean(losses[4:])]
+
+
 def test_optimizer_step_attached_later_is_an_error():
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(make_model(0.0))

@@ -1,7 +1,5 @@
 """Tests of Throughput by a clock that moves only when the test says so."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -115,14 +113,23 @@ def test_first_steps_of_a_run_do_not_count():
 def test_next_run_is_measured_afresh():
     clock = Clock()
     trainer = timed(clock, 20)
+
+    class Slower(Notes):
+        def append(self, engine):
+            clock.now += 2.0
+
+    later = Slower()
     Throughput(every_steps=2, clock=clock).attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(event_filter=lambda engine, number: number > 8), later.append
+    )
     trainer.run(max_steps=8)
     clock.now += 1000.0
     trainer.state.metrics.clear()
     trainer.run(max_steps=8 + WARM_UP)
     assert "steps_per_second" not in trainer.state.metrics
     trainer.run(max_steps=18)
-    assert trainer.state.metrics["steps_per_second"] == 1 / 4
+    assert trainer.state.metrics["steps_per_second"] == 1 / 6
 
 
 def test_last_batches_that_are_smaller_are_counted_as_they_are():
@@ -187,6 +194,22 @@ def test_validations_pauses_and_saves_are_counted(tmp_path):
         # The two seconds between two epochs are spread over all saves.
         assert metrics["remaining_seconds"] == pytest.approx(clock.now - spent[step], abs=3.0)
     assert {metrics["steps_per_second"] for _, metrics in reports} == {1 / 4}
+
+
+def test_saves_by_the_clock_and_at_the_end_are_counted(tmp_path):
+    clock = Clock()
+    save = SaveCheckpoint(tmp_path, every_steps=6, every_seconds=1000.0)
+    trainer = timed(clock, 40, wait=0.0, seconds=100.0, checkpoint=save)
+
+    @trainer.on(TrainEvents.CHECKPOINT_SAVED)
+    def take_time(engine):
+        clock.now += 7.0
+
+    reports = reports_of(trainer)
+    Throughput(every_steps=10, clock=clock).attach(trainer)
+    trainer.run()
+    # At step 10: 3,000 s, five saves by step, three by the clock, and one at the end.
+    assert reports[0][1]["remaining_seconds"] == pytest.approx(3000.0 + 9 * 7.0)
 
 
 def test_remaining_time_is_left_out_if_the_end_is_not_known():
@@ -296,6 +319,42 @@ def test_clipping_by_norm_writes_the_norm_itself(order):
     assert float(trainer.state.metrics["grad_norm"]) > 1e-3
 
 
+def test_norm_is_that_from_before_a_clipping_by_value():
+    trainer = make_trainer(batches_of(2), grad_clip=GradientClipping(clip_value=1e-6))
+    Throughput(every_steps=2).attach(trainer)
+    trainer.run()
+    assert float(trainer.state.metrics["grad_norm"]) > 1e-3
+
+
+def test_norm_that_clipping_measures_is_not_replaced():
+    trainer = make_trainer(batches_of(2), grad_clip=GradientClipping(max_norm=1.0, norm_type=1.0))
+    norms = Notes()
+    trainer.add_event_handler(
+        TrainEvents.OPTIMIZER_STEP_COMPLETED,
+        lambda engine: norms.append(float(engine.state.metrics["grad_norm"])),
+    )
+    Throughput(every_steps=2).attach(trainer)
+    trainer.run()
+    assert float(trainer.state.metrics["grad_norm"]) == norms[-1]
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_norm_is_measured_at_reports_only(monkeypatch, is_removed):
+    calls, measure = Notes(), torch.nn.utils.clip_grad_norm_
+
+    def counted(*args, **kwargs):
+        calls.append(None)
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", counted)
+    trainer = make_trainer(batches_of(9))
+    attachment = Throughput(every_steps=4).attach(trainer)
+    if is_removed:
+        attachment.remove()
+    trainer.run()
+    assert len(calls) == (0 if is_removed else 2)
+
+
 def test_measuring_the_norm_changes_no_gradient():
     weights = []
     for handlers in ([], [Throughput(every_steps=1)], [MeanLoss(every_steps=1)]):
@@ -393,7 +452,9 @@ def test_waiting_within_an_interruption_does_not_count():
     trainer = timed(clock, 12)
     Throughput(every_steps=1, clock=clock).attach(trainer)
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda engine: engine.interrupt())
+    trainer.run(max_epochs=2)
+    clock.now += 1000.0
+    reports = reports_of(trainer)
     trainer.run()
-    clock.now += math.pi * 1000
-    trainer.run()
-    assert trainer.state.metrics["steps_per_second"] == 1 / 4
+    assert {metrics["steps_per_second"] for _, metrics in reports} == {1 / 4}
+    assert dict(reports)[9]["remaining_seconds"] == 4.0 * (24 - 9)
