@@ -73,6 +73,31 @@ class Epochs:
         return len(self.batches)
 
 
+class FakeScaler:
+    """Skips the steps with the given numbers as torch's scaler does: by not calling ``step``."""
+
+    def __init__(self, *skipped):
+        self.skipped = skipped
+        self.calls = 0
+
+    def scale(self, loss):
+        return loss
+
+    def unscale_(self, optimizer):
+        pass
+
+    def step(self, optimizer, closure=None):
+        self.calls += 1
+        if self.calls not in self.skipped:
+            optimizer.step()
+
+    def update(self, new_scale=None):
+        pass
+
+    def get_scale(self):
+        return 1.0
+
+
 class Notes(list):
     """A list in which a test records a run; checkpoints skip it, and do not report it."""
 

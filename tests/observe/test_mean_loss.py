@@ -14,33 +14,11 @@ from ignite_hooks import MeanLoss
 from ignite_hooks import OptimizerStep
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
+from tests.reference import FakeScaler
 from tests.reference import Notes
 from tests.reference import batches_of
 from tests.reference import make_model
 from tests.reference import make_trainer
-
-
-class FakeScaler:
-    """Skips the steps with the given numbers, as torch's scaler does."""
-
-    def __init__(self, *skipped):
-        self.numbers, self.skipped = itertools.count(1), skipped
-
-    def scale(self, loss):
-        return loss
-
-    def unscale_(self, optimizer):
-        pass
-
-    def step(self, optimizer, closure=None):
-        if next(self.numbers) not in self.skipped:
-            optimizer.step()
-
-    def update(self, new_scale=None):
-        pass
-
-    def get_scale(self):
-        return 1.0
 
 
 def mean(losses):
@@ -329,9 +307,9 @@ def test_plain_engine_reports_its_output(output):
     assert [metrics.get("loss") for _, metrics in reports] == [None, 1.5, 1.5, 6.0, 6.0, 16.0]
 
 
-@pytest.mark.parametrize("skipped", [(), (2,)])
-def test_plain_engine_with_steps_reports_by_step(skipped):
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+def stepped_engine(accumulation, *skipped):
+    """Returns a plain engine with an OptimizerStep and a MeanLoss, its losses, and its reports."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     accelerator.scaler = FakeScaler(*skipped)
     model = accelerator.prepare(make_model(0.0))
     losses = []
@@ -345,31 +323,20 @@ def test_plain_engine_with_steps_reports_by_step(skipped):
     engine = Engine(train)
     OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1)).attach(engine)
     MeanLoss(every_steps=1).attach(engine)
-    reports = reports_of(engine, TrainEvents.STEP_COMPLETED)
+    return engine, losses, reports_of(engine, TrainEvents.STEP_COMPLETED)
+
+
+@pytest.mark.parametrize("skipped", [(), (2,)])
+def test_plain_engine_with_steps_reports_by_step(skipped):
+    engine, losses, reports = stepped_engine(2, *skipped)
     engine.run(batches_of(7))
-    windows = [
-        window
-        for n, window in enumerate([losses[:2], losses[2:4], losses[4:6], losses[6:]], 1)
-        if n not in skipped
-    ]
-    assert [metrics["loss"] for _, metrics in reports] == [mean(each) for each in windows]
+    windows = [losses[at : at + 2] for at in range(0, 7, 2)]
+    kept = [window for number, window in enumerate(windows, 1) if number not in skipped]
+    assert [metrics["loss"] for _, metrics in reports] == [mean(each) for each in kept]
 
 
 def test_step_at_the_end_of_data_of_unknown_length_is_reported():
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
-    model = accelerator.prepare(make_model(0.0))
-    losses = []
-
-    def train(engine, batch):
-        loss = F.mse_loss(model(batch[0]), batch[1])
-        accelerator.backward(loss)
-        losses.append(loss.item())
-        return losses[-1]
-
-    engine = Engine(train)
-    OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1)).attach(engine)
-    MeanLoss(every_steps=1).attach(engine)
-    reports = reports_of(engine, TrainEvents.STEP_COMPLETED)
+    engine, losses, reports = stepped_engine(4)
     engine.run(iter(batches_of(6)))
     assert [metrics["loss"] for _, metrics in reports] == [mean(losses[:4]), mean(losses[4:])]
 

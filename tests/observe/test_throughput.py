@@ -15,6 +15,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Throughput
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
+from tests.reference import FakeScaler
 from tests.reference import Notes
 from tests.reference import Repeatable
 from tests.reference import batches_of
@@ -229,28 +230,8 @@ def test_remaining_time_is_left_out_if_the_end_is_not_known():
 
 
 def test_skipped_steps_count_for_the_samples_only():
-    class Skipping:
-        calls = 0
-
-        def scale(self, loss):
-            return loss
-
-        def unscale_(self, optimizer):
-            pass
-
-        def step(self, optimizer, closure=None):
-            self.calls += 1
-            if self.calls != 6:
-                optimizer.step()
-
-        def update(self, new_scale=None):
-            pass
-
-        def get_scale(self):
-            return 1.0
-
     clock, accelerator = Clock(), Accelerator(cpu=True)
-    accelerator.scaler = Skipping()
+    accelerator.scaler = FakeScaler(6)
     trainer = timed(clock, 8, accelerator=accelerator)
     Throughput(every_steps=100, clock=clock).attach(trainer)
     trainer.run()

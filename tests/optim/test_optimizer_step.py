@@ -22,6 +22,7 @@ from ignite_hooks import Validation
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.core.engine import move_to_front
 from ignite_hooks.core.handler import attached_handlers
+from tests.reference import FakeScaler
 from tests.reference import Noisy
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -44,31 +45,6 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         return iter(self.samples)
-
-
-class FakeScaler:
-    """Skips steps as torch's scaler does, by not calling ``optimizer.step``."""
-
-    def __init__(self, *skipped):
-        self.skipped = skipped
-        self.calls = 0
-
-    def scale(self, loss):
-        return loss
-
-    def unscale_(self, optimizer):
-        pass
-
-    def step(self, optimizer, closure=None):
-        self.calls += 1
-        if self.calls not in self.skipped:
-            optimizer.step()
-
-    def update(self, new_scale=None):
-        pass
-
-    def get_scale(self):
-        return 1.0
 
 
 def make_samples(batches):
