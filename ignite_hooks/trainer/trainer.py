@@ -224,11 +224,11 @@ class Trainer(TrainingLoop):
         if self._unwrapped_cache[0] is not self.model:
             # ``unwrap_model`` makes hundreds of calls, and is too slow to be called for each save.
             try:
-                bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+                unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             except KeyError:
                 # Up to version 1.12, Accelerate fails if only parts of the model are compiled.
-                bare = unwrap_module(self.model)
-            self._unwrapped_cache = (self.model, bare)
+                unwrapped = unwrap_module(self.model)
+            self._unwrapped_cache = (self.model, unwrapped)
         unwrapped_model: torch.nn.Module = self._unwrapped_cache[1]
         return unwrapped_model
 

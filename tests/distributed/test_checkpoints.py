@@ -53,7 +53,7 @@ def test_each_process_restores_its_own_handlers_and_objects(findings):
         assert finding["sums"] == finding["expected"]
         assert finding["shared"] == 10
     assert first["expected"] != second["expected"]
-    assert first["taken_up"] != second["taken_up"]
+    assert first["restored"] != second["restored"]
 
 
 FAILURES = {

@@ -239,9 +239,9 @@ def test_contexts_see_a_failure_handled_at_exception_raised(way):
     trainer.add_event_handler(Events.EXCEPTION_RAISED, errors.append)
     trainer.run(max_epochs=2)
     assert log.open == []
-    (dealt_with,) = errors
+    (handled,) = errors
     seen = [error for _, error in filter(is_failure, log)]
-    assert seen == [dealt_with] * len(seen) != []
+    assert seen == [handled] * len(seen) != []
     assert trainer.stop_reason == "exception"
 
 

@@ -128,12 +128,12 @@ def each_process_gets_its_own_states_back():
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: also(trainer))
     handler.attach(trainer)
     ResumeCheckpoint(directory / "step_00000004").attach(trainer)
-    taken_up = trainer.state.metrics["seen"]
+    restored = trainer.state.metrics["seen"]
     trainer.run(max_epochs=EPOCHS)
     return {
         "sums": [also.sum, handler.sum, trainer.state.metrics["seen"]],
         "expected": expected,
-        "taken_up": taken_up,
+        "restored": restored,
         "shared": also.shared,
     }
 
