@@ -48,6 +48,7 @@ class Throughput(MetricWriter):
       ``lr_0``, ``lr_1`` and so on.
     - ``grad_norm``: the 2-norm of the gradient of the last reported step, before clipping, as a
       tensor. If a ``GradientClipping`` with ``max_norm`` is attached, it writes this value itself.
+      Left out if a gradient is sparse.
 
     The first three steps of a run, also of a resumed run, are not measured. A device may still be
     computing when a step is complete on the host, so only a mean over many steps is exact.
@@ -60,14 +61,14 @@ class Throughput(MetricWriter):
             epoch or of a run, there is a report too.
         window: the number of steps over which the speed is averaged.
         items: a function that takes a batch and returns the number of its items, for example
-            ``lambda batch: batch["attention_mask"].sum()``. Default: items are not counted.
+            ``lambda batch: batch["input_ids"].numel()``. Default: items are not counted.
         clock: a function that returns seconds, for tests. Default: ``time.perf_counter``.
 
     Raises:
         ValueError: an argument is out of its range. When attached: an event is given, or the engine
             has a ``Throughput`` already.
-        TypeError: ``items`` or ``clock`` is not a function. In the first iteration: ``items`` does
-            not return a number.
+        TypeError: ``items`` or ``clock`` is not a function. In the first iteration: ``items``
+            returns something else than a number, for example a tensor on a device.
     """
 
     no_event: ClassVar[str] = "reports every `every_steps` steps"
@@ -168,6 +169,10 @@ class _OptimizerValues:
         names = ["lr"] if len(groups) == 1 else [f"lr_{number}" for number in range(len(groups))]
         self.values = {name: group["lr"] for name, group in zip(names, groups, strict=True)}
         clippings = attached_handlers(engine, GradientClipping)
-        if all(each.max_norm is None for each in clippings):
+        measures_norm = any(each.max_norm is not None for each in clippings)
+        # torch cannot compute the norm of sparse gradients.
+        gradients = (each.grad for each in step.prepared.parameters)
+        is_sparse = any(each is not None and each.is_sparse for each in gradients)
+        if not measures_norm and not is_sparse:
             # With this limit, the function measures the norm and clips nothing.
             self.values["grad_norm"] = step.prepared.clip_grad_norm_(inf, 2.0)

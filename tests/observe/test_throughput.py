@@ -307,6 +307,19 @@ def test_norm_is_that_from_before_a_clipping_by_value():
     assert float(trainer.state.metrics["grad_norm"]) > 1e-3
 
 
+def test_sparse_gradients_have_no_norm():
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(8, 4, sparse=True), torch.nn.Flatten(), torch.nn.Linear(8, 2)
+    )
+    batches = [(torch.randint(0, 8, (3, 2)), torch.rand(3, 2)) for _ in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = make_trainer(batches, model=model, optimizer=optimizer)
+    Throughput(every_steps=1).attach(trainer)
+    trainer.run()
+    assert trainer.state.metrics["lr"] == 0.1
+    assert "grad_norm" not in trainer.state.metrics
+
+
 def test_norm_that_clipping_measures_is_not_replaced():
     trainer = make_trainer(batches_of(2), grad_clip=GradientClipping(max_norm=1.0, norm_type=1.0))
     norms = Notes()
