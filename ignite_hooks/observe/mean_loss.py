@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 from typing import ClassVar
 from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from ignite.engine import Engine
@@ -48,7 +49,9 @@ class MeanLoss(MetricWriter):
     - A checkpoint contains the sums. So the first report of a resumed run is the same as in a run
       that was never stopped.
 
-    Handlers of STEP_COMPLETED and EPOCH_COMPLETED see the new values, whenever they were attached.
+    On a trainer, handlers of STEP_COMPLETED and EPOCH_COMPLETED see the new values, whenever they
+    were attached. On any other engine, attach MeanLoss before these handlers. All processes must
+    attach it and make the same number of iterations, because a report is collective.
 
     On an engine that is not a trainer, the loss is ``state.output``. The output must be a scalar,
     or a mapping that has the key "loss" and all ``keys``. If the engine has no ``OptimizerStep``,
@@ -96,7 +99,8 @@ class MeanLoss(MetricWriter):
     def check(self, engine: Engine, event: Any) -> None:
         """Checks that no event is given, and that the handler is attached to no engine yet."""
         super().check(engine, event)
-        if (attachment := _attachments.get(self)) is not None and attachment.is_attached:
+        attachment = _attachments[self]() if self in _attachments else None
+        if attachment is not None and attachment.is_attached:
             raise ValueError(
                 "a MeanLoss must be attached to one engine only, because it adds up the losses of "
                 "that engine, and it is attached already: make another MeanLoss"
@@ -104,7 +108,8 @@ class MeanLoss(MetricWriter):
 
     def attach_to(self, attachment: Attachment) -> None:
         """Adds up the losses of each window, and reports their means."""
-        _attachments[self] = attachment
+        _attachments[self] = ref(attachment)
+        attachment.on_removal(_sums_of(self).reset)
         sums, steps, names = _sums_of(self), Steps(attachment, self.every_steps), self.names()
 
         def begin_run(engine: Engine) -> None:
@@ -128,7 +133,9 @@ class MeanLoss(MetricWriter):
 
     def _add_iteration(self, engine: Engine) -> None:
         """Adds the output of a plain engine on which each iteration is a step."""
-        _sums_of(self).add_step([self._read_output(engine)])
+        sums = _sums_of(self)
+        sums.add(self._read_output(engine))
+        sums.commit_window()
 
     def _collect_losses(self, attachment: Attachment, window: Window) -> Callable[[Engine], None]:
         """Collects the losses of each window of a trainer, after the backward passes.
@@ -137,15 +144,14 @@ class MeanLoss(MetricWriter):
             A function to call after each step. It adds the collected losses to the sums.
         """
         sums = _sums_of(self)
-        losses: list[list[Any]] = []  # the losses of each batch of the present window
 
         def collect(engine: Engine) -> None:
             if window.count == 1:  # the losses of a window that made no step may still be there
-                losses.clear()
-            losses.append(self._read_loss(engine))
+                sums.drop_window()
+            sums.add(self._read_loss(engine))
 
         attachment.on(TrainEvents.MODEL_BACKWARD_COMPLETED, collect)
-        return lambda engine: sums.add_step(losses)
+        return lambda engine: sums.commit_window()
 
     def _collect_outputs(self, attachment: Attachment, window: Window) -> Callable[[Engine], None]:
         """Collects the outputs of each window on a plain Ignite engine with an OptimizerStep.
@@ -157,24 +163,23 @@ class MeanLoss(MetricWriter):
             A function to call after each step. It adds the collected outputs to the sums.
         """
         sums = _sums_of(self)
-        losses: list[list[Any]] = []
         is_read = False  # whether the output of the present iteration has been read
 
         def begin(engine: Engine) -> None:
             nonlocal is_read
             is_read = False
             if window.count == 1:
-                losses.clear()
+                sums.drop_window()
 
         def collect(engine: Engine) -> None:
             nonlocal is_read
             if not is_read:
-                losses.append(self._read_output(engine))
+                sums.add(self._read_output(engine))
                 is_read = True
 
         def add_step(engine: Engine) -> None:
             collect(engine)
-            sums.add_step(losses)
+            sums.commit_window()
 
         attachment.on(Events.ITERATION_STARTED, begin)
         attachment.on(Events.ITERATION_COMPLETED, collect)
@@ -205,40 +210,43 @@ class _LossSums:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
-        self._sums: list[torch.Tensor] = []  # on the device of the losses; empty if ``count`` is 0
-        self._are_restored = False
+        self._sums: list[torch.Tensor] = []  # one for each name; empty if ``count`` is 0
         self.count = 0
+        # The same for the present window, whose step has not been committed yet.
+        self._window_sums: list[torch.Tensor] = []
+        self._window_count = 0
 
     def reset(self) -> None:
         """Sets the sums to zero."""
         self._sums, self.count = [], 0
+        self.drop_window()
 
-    def add_step(self, losses: list[list[Any]]) -> None:
-        """Adds the losses of a committed step, and empties the list.
+    def drop_window(self) -> None:
+        """Forgets the losses of the present window."""
+        self._window_sums, self._window_count = [], 0
 
-        Args:
-            losses: for each batch of the step, its losses, in the order of the names.
+    def add(self, losses: Sequence[Any]) -> None:
+        """Adds the losses of one batch to the present window, in the order of the names.
+
+        They are added at once, because a loss may share memory with a parameter or a buffer, which
+        the optimizer step or the next batch changes.
         """
-        for of_batch in losses:
-            if not self._sums:
-                self._sums = [_zero_for(each) for each in of_batch]
-            elif self._are_restored:  # these sums are on the CPU
-                self._sums = [
-                    _zero_for(loss) + total
-                    for total, loss in zip(self._sums, of_batch, strict=True)
-                ]
-            self._are_restored = False
-            for total, loss in zip(self._sums, of_batch, strict=True):
-                total += loss
-            self.count += 1
-        losses.clear()
+        self._window_sums = _added(self._window_sums, losses)
+        self._window_count += 1
+
+    def commit_window(self) -> None:
+        """Adds the losses of the present window, whose step has been committed."""
+        if self._window_count:
+            self._sums = _added(self._sums, self._window_sums)
+            self.count += self._window_count
+            self.drop_window()
 
     def take_means(self, accelerator: Any) -> list[float]:
         """Returns the means over all processes, and sets the sums to zero. Collective."""
         device = self._sums[0].device
         sums = torch.stack([each.to(device) for each in self._sums]).tolist()
         *sums, count = sum_over_ranks([*sums, self.count], accelerator)
-        self.reset()
+        self._sums, self.count = [], 0
         return [each / count for each in sums]
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,16 +262,27 @@ class _LossSums:
         self.reset()
         if state_dict["names"] == self._names:
             self._sums, self.count = [*state_dict["sums"]], state_dict["count"]
-            self._are_restored = True
 
 
 _sums_by_handler: WeakKeyDictionary[MeanLoss, _LossSums] = WeakKeyDictionary()
-_attachments: WeakKeyDictionary[MeanLoss, Attachment] = WeakKeyDictionary()
+# Weak references, because an attachment refers to its handler.
+_attachments: WeakKeyDictionary[MeanLoss, ref[Attachment]] = WeakKeyDictionary()
 
 
 def _sums_of(handler: MeanLoss) -> _LossSums:
     """Returns the sums of a handler, which are no field of the handler, so that it stays frozen."""
     return _sums_by_handler.setdefault(handler, _LossSums(("loss", *(handler.keys or ()))))
+
+
+def _added(sums: list[torch.Tensor], losses: Sequence[Any]) -> list[torch.Tensor]:
+    """Adds each loss to its sum in place, and returns the sums; creates them if there are none."""
+    sums = sums or [_zero_for(each) for each in losses]
+    for number, loss in enumerate(losses):
+        if isinstance(loss, torch.Tensor) and loss.device != sums[number].device:
+            # A sum from a checkpoint, or of a loss that was a Python number so far, is on the CPU.
+            sums[number] = sums[number].to(_zero_for(loss))
+        sums[number] += loss
+    return sums
 
 
 def _zero_for(loss: Any) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Estimates the time until a run reaches its first limit."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,12 +34,10 @@ def remaining_seconds(engine: Engine, steps: Steps, timer: StepTimer) -> float |
         return None
     per_step = sum(each.seconds for each in timer.last) / len(timer.last) + timer.pause.value
     seconds = ends.steps * per_step
-    validations = sum(map(ends.count_due, attached_handlers(engine, Validation)))
-    saves = 0.0
-    for handler in attached_handlers(engine, SaveCheckpoint):
-        saves += ends.count_due(handler) + handler.at_end
-        if handler.every_seconds is not None:
-            saves += seconds // handler.every_seconds
+    savers = attached_handlers(engine, SaveCheckpoint)
+    validations = ends.count_due(attached_handlers(engine, Validation))
+    saves: float = ends.count_due(savers, at_end=any(each.at_end for each in savers))
+    saves += sum(seconds // each.every_seconds for each in savers if each.every_seconds is not None)
     return seconds + validations * timer.validation.value + saves * timer.save.value
 
 
@@ -72,23 +71,35 @@ class _Ends:
             batches = (state.max_epochs - progress.epochs) * length - progress.batches
             yield progress.steps_in(max(0, batches), size, length)
 
-    def count_due(self, schedule: Any) -> int:
-        """Returns how often a handler is still due by ``every_steps`` and ``every_epochs``.
+    def count_due(self, schedules: Iterable[Any], *, at_end: bool = False) -> int:
+        """Returns at how many step boundaries handlers are still due.
 
-        What is due after the present step has not been done yet, so it is counted.
+        Handlers that are due at the same boundary act together, and count once. What is due after
+        the present step has not been done yet, so it is counted.
+
+        Args:
+            schedules: the handlers, which have ``every_steps`` and ``every_epochs``.
+            at_end: whether one of them is also due at the end of the run.
         """
         assert self.steps is not None
-        due = 0
-        if schedule.every_steps is not None:
-            end = self._done + self.steps
-            due += end // schedule.every_steps - max(0, self._done - 1) // schedule.every_steps
-        if schedule.every_epochs is not None and self._length is not None:
-            per_epoch = -(-self._length // self._window_size)
-            in_this_epoch = -(-(self._length - self._progress.batches) // self._window_size)
-            rest = self.steps - in_this_epoch
-            ended = self._progress.epochs + (1 + rest // per_epoch if rest >= 0 else 0)
-            due += ended // schedule.every_epochs - self._progress.epochs // schedule.every_epochs
-        return due
+        end = self._done + self.steps
+        due: set[int] = {end} if at_end else set()  # the numbers of the steps
+        for each in schedules:
+            if each.every_steps is not None:
+                first = -(-max(1, self._done) // each.every_steps) * each.every_steps
+                due.update(range(first, end + 1, each.every_steps))
+            if each.every_epochs is not None and self._length is not None:
+                due.update(self._ends_of_epochs(each.every_epochs, end))
+        return len(due)
+
+    def _ends_of_epochs(self, every: int, end: int) -> range:
+        """Returns the numbers of the last steps of every n-th epoch, up to the step ``end``."""
+        assert self._length is not None
+        per_epoch = -(-self._length // self._window_size)
+        in_this_epoch = -(-(self._length - self._progress.batches) // self._window_size)
+        to_skip = every - 1 - self._progress.epochs % every  # epochs before the first that counts
+        first = self._done + in_this_epoch + to_skip * per_epoch
+        return range(first, end + 1, every * per_epoch)
 
 
 def _progress_of(engine: Engine) -> Progress:

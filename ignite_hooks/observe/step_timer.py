@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from math import nan
+from numbers import Real
 from typing import Any
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 
 from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.data.batch import describe_value
 from ignite_hooks.events import TrainEvents
 
@@ -28,7 +30,8 @@ class StepTime(NamedTuple):
     Attributes:
         seconds: the time from the request of the first batch until the step is complete.
         waiting: the seconds of this time in which the process waited for batches.
-        samples: the number of samples; NaN if a batch has no tensor that tells it.
+        samples: the number of samples, by the first entry of each batch; NaN if the first entry is
+            no tensor.
         items: the number of items, as the user counts them.
     """
 
@@ -98,6 +101,8 @@ class StepTimer:
         """Attaches the handlers that read the clock. ``end_step`` is to be called after a step."""
         attachment.on(Events.STARTED, self._start)
         attachment.on(Events.INTERRUPT, self._start)  # the user may wait before the next ``run``
+        # A window that is open at the end of an epoch makes no step.
+        attachment.on(Events.EPOCH_COMPLETED, self._drop_step, turn=Turn.METRICS)
         attachment.add(Events.GET_BATCH_STARTED, self._request_batch)
         attachment.add(Events.GET_BATCH_COMPLETED, self._take_batch)
         attachment.on(TrainEvents.VALIDATION_STARTED, self._begin_validation)
@@ -109,6 +114,12 @@ class StepTimer:
         self.last.clear()
         self.has_news = False
         self._restart()
+
+    def _drop_step(self, engine: Engine) -> None:
+        """Forgets the step that has begun, and starts a pause."""
+        if self._begin is not None:
+            self._begin, self._end, self._validating = None, self._clock(), 0.0
+            self._waiting = self._samples = self._items_so_far = 0.0
 
     def _request_batch(self, engine: Engine) -> None:
         now = self._requested = self._clock()
@@ -137,7 +148,7 @@ class StepTimer:
         # Without data no batch is requested, and a step begins when the last one has ended.
         begin = self._end if self._begin is None else self._begin
         if begin is not None and self._steps > _WARM_UP_STEPS:
-            seconds = now - begin - (self._validating if self._begin is None else 0.0)
+            seconds = now - begin - self._validating
             self.last.append(StepTime(seconds, self._waiting, self._samples, self._items_so_far))
             self.has_news = True
         self._begin, self._end, self._validating = None, now, 0.0
@@ -156,7 +167,7 @@ class StepTimer:
 
 
 def _count_samples(batch: Any) -> float:
-    """Returns the number of samples in a batch: the first size of its first tensor; else NaN."""
+    """Returns the first size of the first entry of a batch; NaN if this is no such tensor."""
     # Accelerate's function takes 1 µs for the usual batch, a tuple or list of tensors.
     first = batch[0] if type(batch) in (tuple, list) and batch else batch
     if type(first) is torch.Tensor and first.ndim:
@@ -177,8 +188,8 @@ def _as_number(count: Any) -> float:
     is_on_host = isinstance(count, torch.Tensor) and count.device.type == "cpu"
     if is_on_host and count.numel() == 1:
         return float(count)
-    if isinstance(count, int | float):
-        return count
+    if isinstance(count, Real):
+        return float(count)
     is_on_device = isinstance(count, torch.Tensor) and not is_on_host
     shown = f"a tensor on {count.device}" if is_on_device else ""
     raise TypeError(

@@ -43,9 +43,11 @@ class Steps:
         self._attachment, self._every = attachment, every
         self.optimizer_step = _optimizer_step_of(engine)
         self.accelerator = getattr(self.optimizer_step, "accelerator", None)
-        self.next_due = every
         counter = "iteration" if self.optimizer_step is None else "optimizer_step"
         self.count: Callable[[Engine], int] = attrgetter(f"state.{counter}")
+        self.next_due = self._next_after(0)
+        if hasattr(engine.state, counter):
+            self.next_due = self._next_after(self.count(engine))
 
     def call(self, after_each: Callback, report: Callback) -> None:
         """Attaches the two callbacks, which are called with the engine.
@@ -66,15 +68,17 @@ class Steps:
                 report(engine)
 
         def start(engine: Engine) -> None:
-            # STEP_COMPLETED of the last step may still be fired, if a failure came before it.
-            self.next_due = self._next_after(count(engine) - 1)
+            step = self.optimizer_step
+            # If a failure came before STEP_COMPLETED of the last step, the event is still fired.
+            is_to_come = step is not None and not step.has_completed_step
+            self.next_due = self._next_after(count(engine) - is_to_come)
 
         on = self._attachment.on
         complete_step.__qualname__ = type(self._attachment.handler).__name__  # for profilers
         set_turn(complete_step, Turn.METRICS)
         # A handler that ``add`` attaches costs less per call than a handler that ``on`` attaches.
+        on(Events.STARTED, self._check_optimizer_step)
         if self.optimizer_step is None:
-            on(Events.STARTED, self._check_order)
             self._attachment.add(Events.ITERATION_COMPLETED, complete_step)
         else:
             self._attachment.add(TrainEvents.STEP_COMPLETED, complete_step)
@@ -87,14 +91,14 @@ class Steps:
         """Returns the first multiple of ``every`` above ``done``."""
         return max(0, done) // self._every * self._every + self._every
 
-    def _check_order(self, engine: Engine) -> None:
+    def _check_optimizer_step(self, engine: Engine) -> None:
         """Raises an error if an ``OptimizerStep`` was attached after the handler."""
-        if _optimizer_step_of(engine) is not None:
+        if _optimizer_step_of(engine) is not self.optimizer_step:
             name = type(self._attachment.handler).__name__
             raise ValueError(
-                f"an OptimizerStep must be attached before a {name}, and was attached after it: "
-                f"the {name} would count iterations instead of steps; attach the OptimizerStep "
-                "first"
+                f"an OptimizerStep must be attached before a {name}, and was attached after it, or "
+                f"replaced: the {name} would count other steps; remove the {name}, and attach it "
+                "again"
             )
 
 

@@ -1,13 +1,14 @@
 """The speed of a run, the time that it still needs, the learning rates and the gradient norm."""
 
-from math import inf
 from math import isnan
 from math import nan
 from time import perf_counter
 from typing import Any
 from typing import ClassVar
 
+import torch
 from ignite.engine import Engine
+from ignite.engine import Events
 
 from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Every
@@ -44,17 +45,20 @@ class Throughput(MetricWriter):
       ``max_iters``) ends the run, at the present speed. The validations and checkpoints that are
       still to come are counted, with the mean duration of those so far. Left out if no limit can be
       converted to steps, because the length of an epoch is not known.
-    - ``lr``: the learning rate of the last reported step. With several parameter groups it is
-      ``lr_0``, ``lr_1`` and so on.
-    - ``grad_norm``: the 2-norm of the gradient of the last reported step, before clipping, as a
-      tensor. If a ``GradientClipping`` with ``max_norm`` is attached, it writes this value itself.
-      Left out if a gradient is sparse.
+    - ``lr``: the learning rate of the last step at a multiple of ``every_steps``. With several
+      parameter groups it is ``lr_0``, ``lr_1`` and so on.
+    - ``grad_norm``: the 2-norm of the gradient of the same step, before clipping, as a tensor. If a
+      ``GradientClipping`` with ``max_norm`` is attached, it writes this value itself. Left out if a
+      gradient is sparse, or if the model is split over processes.
+
+    At the start of a run, the values of an earlier run are removed from ``state.metrics``.
 
     The first three steps of a run, also of a resumed run, are not measured. A device may still be
     computing when a step is complete on the host, so only a mean over many steps is exact.
 
     Except at a report with several processes, which exchange their values on the host, no process
-    waits: reading the clock does not synchronize with the device.
+    waits: reading the clock does not synchronize with the device. All processes must attach the
+    handler, because a report is collective.
 
     Args:
         every_steps: the number of committed steps from one report to the next. At the end of an
@@ -92,7 +96,8 @@ class Throughput(MetricWriter):
     def names(self) -> list[str]:
         """Returns the keys that the handler writes in ``state.metrics`` on any engine."""
         rates = ["steps_per_second", "samples_per_second", "data_wait", "remaining_seconds"]
-        return rates if self.items is None else [*rates, "items_per_second"]
+        items = [] if self.items is None else ["items_per_second"]
+        return [*rates, *items, "lr"]
 
     def attach_to(self, attachment: Attachment) -> None:
         """Measures the steps, and reports on schedule."""
@@ -113,6 +118,12 @@ class Throughput(MetricWriter):
                         metrics[name] = value
             metrics.update(optimizer.values)
 
+        def forget(engine: Engine) -> None:
+            for name in [*self.names(), *optimizer.values]:
+                engine.state.metrics.pop(name, None)
+            optimizer.values = {}
+
+        attachment.on(Events.STARTED, forget)
         timer.attach_to(attachment)
         if steps.optimizer_step is not None:
             # The callbacks are called when all handlers of OPTIMIZER_STEP_STARTED have returned.
@@ -167,12 +178,23 @@ class _OptimizerValues:
         assert step is not None
         groups = step.optimizer.param_groups
         names = ["lr"] if len(groups) == 1 else [f"lr_{number}" for number in range(len(groups))]
-        self.values = {name: group["lr"] for name, group in zip(names, groups, strict=True)}
+        rates = {name: group.get("lr") for name, group in zip(names, groups, strict=True)}
+        self.values = {name: _fixed(rate) for name, rate in rates.items() if rate is not None}
         clippings = attached_handlers(engine, GradientClipping)
         measures_norm = any(each.max_norm is not None for each in clippings)
-        # torch cannot compute the norm of sparse gradients.
+        # torch cannot compute the norm of sparse gradients. If the model is split over processes,
+        # this process does not have the whole gradient.
         gradients = (each.grad for each in step.prepared.parameters)
         is_sparse = any(each is not None and each.is_sparse for each in gradients)
-        if not measures_norm and not is_sparse:
-            # With this limit, the function measures the norm and clips nothing.
-            self.values["grad_norm"] = step.prepared.clip_grad_norm_(inf, 2.0)
+        if step.prepared.is_data_parallel and not measures_norm and not is_sparse:
+            self.values["grad_norm"] = step.prepared.grad_norm(2.0)
+
+
+def _fixed(rate: Any) -> Any:
+    """Returns a learning rate as a float, or as a copy if reading it would wait for a device.
+
+    torch's schedulers change a rate that is a tensor in place.
+    """
+    if isinstance(rate, torch.Tensor) and rate.device.type != "cpu":
+        return rate.detach().clone()
+    return float(rate)

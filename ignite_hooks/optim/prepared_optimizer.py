@@ -6,6 +6,7 @@ they are faster.
 
 import inspect
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
@@ -144,11 +145,23 @@ class PreparedOptimizer:
             self.optimizer.scaler.unscale_(self.optimizer.optimizer)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float) -> torch.Tensor:
-        """Clips the gradients by their norm; returns the norm from before the clipping."""
+        """Clips the gradients by their norm; returns the norm from before the clipping.
+
+        With ``max_norm`` inf the gradients are not changed.
+        """
+        if max_norm == inf and self.is_data_parallel:
+            # torch's clipping would multiply all gradients by inf / inf if one of them is infinite.
+            return self.grad_norm(norm_type)
         # If `is_data_parallel`, `unscale` has unscaled these gradients. Accelerate's function
         # would unscale them again, and torch's loss scaler does not allow that.
         clip: Any = torch.nn.utils if self.is_data_parallel else self.accelerator
         norm: torch.Tensor = clip.clip_grad_norm_(self.parameters, max_norm, norm_type=norm_type)
+        return norm
+
+    def grad_norm(self, norm_type: float) -> torch.Tensor:
+        """Returns the norm of the gradients of this process."""
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
+        norm: torch.Tensor = torch.nn.utils.get_total_norm(gradients, norm_type)
         return norm
 
     def clip_grad_value_(self, clip_value: float) -> None:

@@ -73,12 +73,13 @@ def sum_over_ranks(numbers: Sequence[float], accelerator: Accelerator | None) ->
         accelerator: the accelerator of the processes; None if there is none. The processes are then
             those of ``ignite.distributed``.
     """
+    sums: Any
     if accelerator is not None and has_host_group(accelerator):
         sums = torch.tensor(numbers, dtype=torch.float64)
         distributed.all_reduce(sums, group=host_group(accelerator))
     elif idist.get_world_size() > 1:
         sums = torch.tensor(numbers, dtype=torch.float64, device=idist.device())
-        idist.all_reduce(sums)
+        sums = idist.all_reduce(sums)
     else:
         return list(numbers)
     return [float(each) for each in sums.tolist()]

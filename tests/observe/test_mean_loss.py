@@ -1,6 +1,8 @@
 """Tests of MeanLoss against sums of the losses that a plain list keeps."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from ignite_hooks import MeanLoss
 from ignite_hooks import OptimizerStep
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
+from ignite_hooks.core.handler import attached_handlers
 from tests.reference import FakeScaler
 from tests.reference import Notes
 from tests.reference import batches_of
@@ -151,6 +154,23 @@ def test_new_run_starts_from_zero():
     assert reports == [(4, mean(losses[2:]))]
 
 
+@pytest.mark.parametrize("steps", [9, 10, 11])
+def test_continued_run_reports_at_multiples(steps, tmp_path):
+    def run(limit, **options):
+        trainer = make_trainer(batches_of(20), handlers=[MeanLoss(every_steps=5)], **options)
+        recording(trainer, reports=reports)
+        trainer.run(max_steps=limit)
+        return trainer
+
+    reports = Notes()
+    trainer = run(steps, checkpoint=SaveCheckpoint(tmp_path))
+    trainer.run(max_steps=20)
+    assert [step for step, _ in reports] == sorted({5, 10, steps, 15, 20})
+    reports[:] = [each for each in reports if each[0] <= steps and each[0] % 5 == 0]
+    run(20, resume_from=tmp_path / f"step_{steps:08}")
+    assert [step for step, _ in reports] == [5, 10, 15, 20]
+
+
 @pytest.mark.parametrize("steps", [3, 4, 5])
 def test_resumed_run_reports_as_if_it_had_not_stopped(steps, tmp_path):
     def run(reports, limits, **options):
@@ -265,6 +285,54 @@ def test_second_use_is_an_error():
         MeanLoss(prefix="b").attach(trainer, Events.EPOCH_COMPLETED)
 
 
+def test_loss_that_is_a_parameter_is_that_of_its_batch():
+    model = make_model(0.0)
+
+    def process(model, batch):
+        outputs = model(batch[0])
+        return {"bias": model[0].bias[:1]}, F.mse_loss(outputs, batch[1])
+
+    trainer = make_trainer(
+        batches_of(4), accumulation=2, model=model, loss_fn=None, batch_processor=process
+    )
+    values = Notes()
+    trainer.add_event_handler(
+        TrainEvents.MODEL_BACKWARD_COMPLETED,
+        lambda engine: values.append(engine.model[0].bias[0].item()),
+    )
+    MeanLoss(every_steps=2, keys=["bias"]).attach(trainer)
+    trainer.run()
+    assert trainer.state.metrics["bias"] == mean(values)
+
+
+def test_handler_is_freed_and_can_be_used_after_its_engine():
+    handler = MeanLoss()
+    handler.attach(make_trainer())
+    gc.collect()
+    trainer = make_trainer(batches_of(2), handlers=[handler])
+    trainer.run()
+    assert trainer.state.metrics["loss"] > 0
+    freed = weakref.ref(handler)
+    del handler, trainer
+    gc.collect()
+    assert freed() is None
+
+
+def test_second_attachment_starts_from_zero():
+    trainer = make_trainer(batches_of(20))
+    handler = MeanLoss(every_steps=5)
+    attachment = handler.attach(trainer)
+    losses, reports = recording(trainer)
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED(once=7), lambda engine: attachment.remove()
+    )
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED(once=12), lambda engine: handler.attach(engine)
+    )
+    trainer.run()
+    assert reports == [(5, mean(losses[:5])), (15, mean(losses[12:15])), (20, mean(losses[15:]))]
+
+
 class ReadValues(TorchDispatchMode):
     """Counts the calls of ``item()`` and ``float()``, each of which would wait for a device."""
 
@@ -350,6 +418,14 @@ def test_optimizer_step_attached_later_is_an_error():
         OptimizerStep(accelerator, torch.optim.SGD(model.parameters(), lr=0.1)).attach(engine)
     with pytest.raises(ValueError, match="OptimizerStep must be attached before a MeanLoss"):
         engine.run([1])
+
+
+def test_replaced_optimizer_step_is_an_error():
+    engine, _, _ = stepped_engine(2)
+    (step,) = attached_handlers(engine, OptimizerStep)
+    step.attachment.remove()
+    with pytest.raises(ValueError, match="attached after it, or replaced"):
+        engine.run(batches_of(2))
 
 
 def test_output_that_is_no_loss_is_an_error():

@@ -1,5 +1,8 @@
 """Tests of Throughput by a clock that moves only when the test says so."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -229,6 +232,81 @@ def test_remaining_time_is_left_out_if_the_end_is_not_known():
     assert remaining == [(5, None), (9, 27.0), (10, None), (15, None), (18, 0.0)]
 
 
+def test_validation_within_a_step_does_not_count_for_its_time():
+    clock = Clock()
+    trainer = timed(clock, 20, accumulation=2)
+
+    def validate(engine):
+        clock.now += 1000.0
+        return {"score": 1.0}
+
+    Validation(validate).attach(trainer, Events.ITERATION_COMPLETED(every=5))
+    Throughput(every_steps=1, window=1, clock=clock).attach(trainer)
+    reports = reports_of(trainer)
+    trainer.run()
+    assert {metrics["steps_per_second"] for _, metrics in reports} == {1 / 8}
+
+
+@pytest.mark.parametrize("way", ["terminate_epoch", "skipped step"])
+def test_end_of_an_epoch_does_not_count_for_the_next_step(way):
+    clock, accelerator = Clock(), Accelerator(cpu=True, gradient_accumulation_steps=2)
+    if way == "skipped step":
+        accelerator.scaler = FakeScaler(10)
+    trainer = timed(clock, 20, accelerator=accelerator)
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=19))
+    def stop(engine):
+        if way == "terminate_epoch":
+            engine.terminate_epoch()
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def pause(engine):
+        clock.now += 1000.0
+
+    Throughput(every_steps=1, window=1, clock=clock).attach(trainer)
+    reports = reports_of(trainer)
+    trainer.run(max_epochs=2)
+    assert {metrics["steps_per_second"] for _, metrics in reports} == {1 / 8}
+    assert {metrics["samples_per_second"] for _, metrics in reports} == {4 / 8}
+
+
+def test_work_that_is_due_together_is_counted_once(tmp_path):
+    clock = Clock()
+    save = SaveCheckpoint(tmp_path, every_steps=10, every_epochs=1)
+    trainer = timed(clock, 10, wait=0.0, seconds=1.0, checkpoint=save)
+
+    def validate(engine):
+        clock.now += 250.0
+        return {"score": 1.0}
+
+    @trainer.on(TrainEvents.CHECKPOINT_SAVED)
+    def take_time(engine):
+        clock.now += 7.0
+
+    for name in ("a_", "b_"):
+        Validation(validate, every_steps=10, every_epochs=1, prefix=name).attach(trainer)
+    Throughput(every_steps=15, clock=clock).attach(trainer)
+    remaining = Notes()
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED(every=15),
+        lambda engine: remaining.append(engine.state.metrics["remaining_seconds"]),
+    )
+    trainer.run(max_epochs=6)
+    assert remaining[0] == pytest.approx(45 + 5 * 500 + 5 * 7)
+
+
+def test_values_of_an_earlier_run_are_removed():
+    trainer = make_trainer(batches_of(6), handlers=[Throughput(every_steps=2)])
+    trainer.run()
+    assert trainer.state.metrics["remaining_seconds"] == 0.0
+    seen = Notes()
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=1), lambda engine: seen.append(dict(engine.state.metrics))
+    )
+    trainer.run(max_epochs=1)
+    assert seen == [{}]
+
+
 def test_skipped_steps_count_for_the_samples_only():
     clock, accelerator = Clock(), Accelerator(cpu=True)
     accelerator.scaler = FakeScaler(6)
@@ -307,6 +385,62 @@ def test_norm_is_that_from_before_a_clipping_by_value():
     assert float(trainer.state.metrics["grad_norm"]) > 1e-3
 
 
+@pytest.mark.parametrize("handler", [Throughput(every_steps=1), None])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_measuring_the_norm_of_an_infinite_gradient_changes_nothing(handler, value):
+    clipping = GradientClipping(clip_value=1.0) if handler else GradientClipping(max_norm=math.inf)
+    trainer = make_trainer(batches_of(2), grad_clip=clipping)
+    if handler:
+        handler.attach(trainer)
+    gradients = Notes()
+
+    @trainer.on(TrainEvents.OPTIMIZER_STEP_STARTED)
+    def overflow(engine):
+        engine.model[0].bias.grad[0] = value
+
+    @trainer.on(TrainEvents.OPTIMIZER_STEP_COMPLETED)
+    def note(engine):
+        gradients.append(torch.cat([p.grad.flatten() for p in engine.model.parameters()]))
+
+    trainer.run(max_steps=1)
+    is_kept = gradients[0].isfinite()
+    assert is_kept.sum() >= is_kept.numel() - 1
+    assert not float(trainer.state.metrics["grad_norm"]) < math.inf
+
+
+def test_rate_that_is_a_tensor_is_that_of_the_step():
+    model = make_model(dropout=0.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.5), foreach=False)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    trainer = make_trainer(batches_of(3), model=model, optimizer=optimizer, lr_scheduler=schedule)
+    rates = Notes()
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED, lambda engine: rates.append(engine.state.metrics["lr"])
+    )
+    Throughput(every_steps=1).attach(trainer)
+    trainer.run()
+    assert rates == [0.5, 0.25, 0.125]
+
+
+def test_groups_without_a_rate_have_none():
+    class Fixed(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for each in group["params"]:
+                    each.data -= 0.1 * each.grad
+
+    model = make_model(dropout=0.0)
+    optimizer = Fixed(model.parameters())
+    trainer = make_trainer(batches_of(2), model=model, optimizer=optimizer)
+    Throughput(every_steps=1).attach(trainer)
+    trainer.run()
+    assert "lr" not in trainer.state.metrics
+    assert float(trainer.state.metrics["grad_norm"]) > 0
+
+
 def test_sparse_gradients_have_no_norm():
     model = torch.nn.Sequential(
         torch.nn.Embedding(8, 4, sparse=True), torch.nn.Flatten(), torch.nn.Linear(8, 2)
@@ -334,13 +468,13 @@ def test_norm_that_clipping_measures_is_not_replaced():
 
 @pytest.mark.parametrize("is_removed", [False, True])
 def test_norm_is_measured_at_reports_only(monkeypatch, is_removed):
-    calls, measure = Notes(), torch.nn.utils.clip_grad_norm_
+    calls, measure = Notes(), torch.nn.utils.get_total_norm
 
     def counted(*args, **kwargs):
         calls.append(None)
         return measure(*args, **kwargs)
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", counted)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", counted)
     trainer = make_trainer(batches_of(9))
     attachment = Throughput(every_steps=4).attach(trainer)
     if is_removed:
@@ -393,6 +527,13 @@ def test_engine_without_data_reports_its_steps():
     metrics = trainer.state.metrics
     assert metrics["steps_per_second"] == 1 / 3
     assert metrics["data_wait"] == 0.0
+
+
+def test_items_may_be_a_number_of_numpy():
+    engine = Engine(lambda engine, batch: None)
+    Throughput(every_steps=1, items=lambda batch: np.prod(batch.shape)).attach(engine)
+    engine.run([torch.ones(2, 3)] * 5)
+    assert engine.state.metrics["items_per_second"] > 0
 
 
 @pytest.mark.parametrize("batch", [None, [], {}, "text", [1, 2]])
