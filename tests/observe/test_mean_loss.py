@@ -327,7 +327,7 @@ def test_second_attachment_starts_from_zero():
         TrainEvents.STEP_COMPLETED(once=7), lambda engine: attachment.remove()
     )
     trainer.add_event_handler(
-        TrainEvents.STEP_COMPLETED(once=12), lambda engine: handler.attach(engine)
+        Events.ITERATION_STARTED(once=13), lambda engine: handler.attach(engine)
     )
     trainer.run()
     assert reports == [(5, mean(losses[:5])), (15, mean(losses[12:15])), (20, mean(losses[15:]))]

@@ -295,6 +295,25 @@ def test_work_that_is_due_together_is_counted_once(tmp_path):
     assert remaining[0] == pytest.approx(45 + 5 * 500 + 5 * 7)
 
 
+def test_validations_of_every_second_epoch_are_counted():
+    clock = Clock()
+    trainer = timed(clock, 10, wait=0.0, seconds=1.0)
+
+    def validate(engine):
+        clock.now += 100.0
+        return {"score": 1.0}
+
+    Validation(validate, every_epochs=2).attach(trainer)
+    Throughput(every_steps=35, clock=clock).attach(trainer)
+    remaining = Notes()
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED(once=35),
+        lambda engine: remaining.append(engine.state.metrics["remaining_seconds"]),
+    )
+    trainer.run(max_epochs=6)
+    assert remaining == [25 + 2 * 100.0]  # after the epochs 4 and 6
+
+
 def test_values_of_an_earlier_run_are_removed():
     trainer = make_trainer(batches_of(6), handlers=[Throughput(every_steps=2)])
     trainer.run()
