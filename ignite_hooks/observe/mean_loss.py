@@ -276,21 +276,26 @@ def _sums_of(handler: MeanLoss) -> _LossSums:
 
 def _added(sums: list[torch.Tensor], losses: Sequence[Any]) -> list[torch.Tensor]:
     """Adds each loss to its sum in place, and returns the sums; creates them if there are none."""
-    sums = sums or [_zero_for(each) for each in losses]
+    if not sums:
+        return [_as_sum(each) for each in losses]
     for number, loss in enumerate(losses):
         if isinstance(loss, torch.Tensor) and loss.device != sums[number].device:
             # A sum from a checkpoint, or of a loss that was a Python number so far, is on the CPU.
-            sums[number] = sums[number].to(_zero_for(loss))
+            sums[number] = sums[number].to(loss.device, _sum_dtype(loss))
         sums[number] += loss
     return sums
 
 
-def _zero_for(loss: Any) -> torch.Tensor:
-    """Returns a zero to which losses like ``loss`` are added, on the same device."""
-    device = loss.device if isinstance(loss, torch.Tensor) else torch.device("cpu")
-    # Apple's devices have no double precision.
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.zeros((), dtype=dtype, device=device)
+def _as_sum(loss: Any) -> torch.Tensor:
+    """Returns a copy of ``loss``, to which losses of the same device can be added."""
+    if isinstance(loss, torch.Tensor):
+        return loss.to(_sum_dtype(loss), copy=True)
+    return torch.tensor(loss, dtype=torch.float64)
+
+
+def _sum_dtype(loss: torch.Tensor) -> torch.dtype:
+    """Returns the dtype of sums: double precision, which Apple's devices do not have."""
+    return torch.float32 if loss.device.type == "mps" else torch.float64
 
 
 def _read_keys(outputs: Any, keys: Sequence[str], place: str) -> list[Any]:
