@@ -261,7 +261,9 @@ class _LossSums:
         """Loads the sums, if they are of the same losses; otherwise sets the sums to zero."""
         self.reset()
         if state_dict["names"] == self._names:
-            self._sums, self.count = [*state_dict["sums"]], state_dict["count"]
+            # Copies, because losses are added in place.
+            self._sums = [each.clone() for each in state_dict["sums"]]
+            self.count = state_dict["count"]
 
 
 _sums_by_handler: WeakKeyDictionary[MeanLoss, _LossSums] = WeakKeyDictionary()

@@ -83,14 +83,16 @@ class _Ends:
         """
         assert self.steps is not None
         end = self._done + self.steps
-        due: set[int] = {end} if at_end else set()  # the numbers of the steps
+        due: list[range] = []  # for each schedule, the numbers of the steps
         for each in schedules:
             if each.every_steps is not None:
                 first = -(-max(1, self._done) // each.every_steps) * each.every_steps
-                due.update(range(first, end + 1, each.every_steps))
+                due.append(range(first, end + 1, each.every_steps))
             if each.every_epochs is not None and self._length is not None:
-                due.update(self._ends_of_epochs(each.every_epochs, end))
-        return len(due)
+                due.append(self._ends_of_epochs(each.every_epochs, end))
+        # The steps of a long run are not listed if they need not be.
+        count = len(due[0]) if len(due) == 1 else len(set().union(*due))
+        return count + (at_end and not any(end in each for each in due))
 
     def _ends_of_epochs(self, every: int, end: int) -> range:
         """Returns the numbers of the last steps of every n-th epoch, up to the step ``end``."""

@@ -17,7 +17,7 @@ from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.data.batch import describe_value
 from ignite_hooks.events import TrainEvents
 
-__all__ = ["Mean", "StepTime", "StepTimer"]
+__all__ = ["StepTimer"]
 
 # The first steps of a run are not measured: caches are cold, loader workers start, and torch
 # compiles and tries out kernels.
@@ -25,7 +25,7 @@ _WARM_UP_STEPS = 3
 
 
 class StepTime(NamedTuple):
-    """The duration and the contents of one step of this process, or the sums over several steps.
+    """The duration and the contents of one step of this process.
 
     Attributes:
         seconds: the time from the request of the first batch until the step is complete.
@@ -35,10 +35,10 @@ class StepTime(NamedTuple):
         items: the number of items, as the user counts them.
     """
 
-    seconds: float = 0.0
-    waiting: float = 0.0
-    samples: float = 0.0
-    items: float = 0.0
+    seconds: float
+    waiting: float
+    samples: float
+    items: float
 
 
 class Mean:
@@ -94,7 +94,7 @@ class StepTimer:
         self._end: float | None = None  # when the last step ended; None within a step
         self._requested = 0.0  # when the last batch was requested
         self._waiting = self._samples = self._items_so_far = 0.0  # of the present step
-        self._validation_began = self._validating = 0.0  # within the present pause
+        self._validation_began = self._validating = 0.0  # within the present step or pause
         self._has_saved = False  # whether a checkpoint was saved in the present pause
 
     def attach_to(self, attachment: Attachment) -> None:

@@ -42,12 +42,11 @@ class Steps:
         TrainEvents.register(engine)  # a plain engine may get these events from other handlers
         self._attachment, self._every = attachment, every
         self.optimizer_step = _optimizer_step_of(engine)
-        self.accelerator = getattr(self.optimizer_step, "accelerator", None)
-        counter = "iteration" if self.optimizer_step is None else "optimizer_step"
+        step = self.optimizer_step
+        self.accelerator = None if step is None else step.accelerator
+        counter = "iteration" if step is None else "optimizer_step"
         self.count: Callable[[Engine], int] = attrgetter(f"state.{counter}")
-        self.next_due = self._next_after(0)
-        if hasattr(engine.state, counter):
-            self.next_due = self._next_after(self.count(engine))
+        self.next_due = self._next_after(self.count(engine))
 
     def call(self, after_each: Callback, report: Callback) -> None:
         """Attaches the two callbacks, which are called with the engine.
@@ -76,12 +75,12 @@ class Steps:
         on = self._attachment.on
         complete_step.__qualname__ = type(self._attachment.handler).__name__  # for profilers
         set_turn(complete_step, Turn.METRICS)
+        has_steps = self.optimizer_step is not None
         # A handler that ``add`` attaches costs less per call than a handler that ``on`` attaches.
+        self._attachment.add(
+            TrainEvents.STEP_COMPLETED if has_steps else Events.ITERATION_COMPLETED, complete_step
+        )
         on(Events.STARTED, self._check_optimizer_step)
-        if self.optimizer_step is None:
-            self._attachment.add(Events.ITERATION_COMPLETED, complete_step)
-        else:
-            self._attachment.add(TrainEvents.STEP_COMPLETED, complete_step)
         on(Events.STARTED, start)
         # A run that ends within an epoch fires TERMINATE, but no EPOCH_COMPLETED.
         for event in (Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):

@@ -51,7 +51,8 @@ class Throughput(MetricWriter):
       ``GradientClipping`` with ``max_norm`` is attached, it writes this value itself. Left out if a
       gradient is sparse, or if the model is split over processes.
 
-    At the start of a run, the values of an earlier run are removed from ``state.metrics``.
+    At the start of a run, the values of an earlier run are removed from ``state.metrics``. A run
+    that resumes from a checkpoint shows the values of the checkpoint until its first report.
 
     The first three steps of a run, also of a resumed run, are not measured. A device may still be
     computing when a step is complete on the host, so only a mean over many steps is exact.
