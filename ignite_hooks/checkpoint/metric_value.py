@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import numpy as np
-import torch
 from ignite.engine import Events
 
 from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.stale_metrics import measured_at
+from ignite_hooks.core.stale_metrics import version_of
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.evaluation.validation import Validation
@@ -76,11 +75,11 @@ class MetricValue:
 
     def _note_value(self, trainer: TrainingEngine) -> None:
         self._value_before = trainer.state.metrics.get(self._name)
-        self._version_before = _version_of(self._value_before)
+        self._version_before = version_of(self._value_before)
 
     def _is_stale(self, value: Any) -> bool:
         is_same_object = value is self._value_before
-        return is_same_object and bool(self._version_before == _version_of(value))
+        return is_same_object and bool(self._version_before == version_of(value))
 
 
 def _report_missing(name: str, trainer: TrainingEngine) -> None:
@@ -116,18 +115,3 @@ def _has_prefix(name: str, trainer: TrainingEngine) -> bool:
         each.prefix and name.startswith(each.prefix)
         for each in attached_handlers(trainer, Validation)
     )
-
-
-def _version_of(value: Any) -> Any:
-    """Returns the version of ``value``, which differs if the object was changed in place.
-
-    The version is None if there is nothing to compare, for example for a float. For most tensors
-    the version is a counter on the host, so this function does not synchronize with the device.
-    """
-    if isinstance(value, torch.Tensor) and not value.is_inference():
-        return value._version  # torch counts the in-place changes of each tensor
-    # Inference tensors and numpy arrays have no such counter, so their version is a copy of the
-    # value. Only values with one element are copied, because a larger copy would cost time.
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.numel() == 1 else None
-    return value.copy() if isinstance(value, np.ndarray) and value.size == 1 else None

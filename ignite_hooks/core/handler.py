@@ -175,6 +175,40 @@ class Attachment:
         """
         self.on_removal(self.engine.add_event_handler(event, handler).remove)
 
+    def on_steps(
+        self,
+        every: int,
+        callback: Callable[[Engine], Any],
+        *,
+        is_note: bool = False,
+        is_last: bool = False,
+    ) -> None:
+        """Calls ``callback(engine)`` at each multiple of ``every`` steps.
+
+        On an engine without an ``OptimizerStep``, iterations are counted instead.
+
+        Args:
+            every: the number of steps.
+            callback: is called with the engine.
+            is_note: whether ``callback`` does no work, and only notes that work is due. If an
+                exception breaks off such a callback, the OptimizerStep later calls the callback
+                again. Any other callback is not called again, because it may have done a part of
+                its work.
+            is_last: whether ``callback`` is called after the other callbacks of the same step.
+                Without an ``OptimizerStep``, this argument has no effect.
+        """
+
+        def call_if_attached(engine: Engine) -> None:
+            if self.is_attached:
+                callback(engine)
+
+        name = type(self.handler).__name__
+        self.during_run(
+            lambda engine: _called_every_steps(
+                engine, every, call_if_attached, name, is_note=is_note, is_last=is_last
+            )
+        )
+
     def during_run(self, scope: RunScope) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
@@ -275,27 +309,21 @@ class Scheduled(Handler):
         Args:
             attachment: the attachment.
             callback: is called with the engine.
-            is_note: whether ``callback`` does no work, and only notes that work is due. If an
-                exception breaks off such a callback, the OptimizerStep later calls the callback
-                again. Any other callback is not called again, because it may have done a part of
-                its work.
+            is_note: as in ``Attachment.on_steps``.
         """
         if self.every_steps is not None:
-            every = self.every_steps
-
-            def call_if_attached(engine: Engine) -> None:
-                if attachment.is_attached:
-                    callback(engine)
-
-            name = type(self).__name__
-            attachment.during_run(
-                lambda engine: _called_every_steps(engine, every, call_if_attached, name, is_note)
-            )
+            attachment.on_steps(self.every_steps, callback, is_note=is_note)
 
 
 @contextmanager
 def _called_every_steps(
-    engine: Engine, every: int, callback: Callable[[Engine], Any], name: str, is_note: bool
+    engine: Engine,
+    every: int,
+    callback: Callable[[Engine], Any],
+    name: str,
+    *,
+    is_note: bool,
+    is_last: bool,
 ) -> Iterator[None]:
     """Calls ``callback(engine)`` at each multiple of ``every`` steps, as long as the body runs.
 
@@ -304,7 +332,8 @@ def _called_every_steps(
         every: the number of steps, or of iterations on an engine without an ``OptimizerStep``.
         callback: is called with the engine.
         name: the name that profilers show for the handler.
-        is_note: as in ``Scheduled.on_steps``.
+        is_note: as in ``Attachment.on_steps``.
+        is_last: as in ``Attachment.on_steps``.
     """
     timetables = (handler.timetable for handler in attached_handlers(engine, Handler))
     timetable = next((each for each in timetables if each is not None), None)
@@ -316,7 +345,7 @@ def _called_every_steps(
         # With `out_of_order=True`, removing the attachment in a run does not undo the changes of
         # scopes that were entered later and are still open.
         with undo_on_exit(lambda: timetable.drop(call_with_engine), out_of_order=True):
-            timetable.add(every, call_with_engine, is_note=is_note)
+            timetable.add(every, call_with_engine, is_note=is_note, is_last=is_last)
             yield
         return
 

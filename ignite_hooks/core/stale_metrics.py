@@ -7,10 +7,13 @@ add items to them.
 
 from typing import Any
 
+import numpy as np
+import torch
+
 from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.training_engine import AnyEngine
 
-__all__ = ["completed_validations", "forget_validations", "measured_at"]
+__all__ = ["completed_validations", "forget_validations", "measured_at", "version_of"]
 
 
 def measured_at(engine: AnyEngine) -> dict[str, int]:
@@ -34,3 +37,18 @@ def forget_validations(engine: AnyEngine) -> None:
         engine.state.metrics.pop(name, None)
     measured_at(engine).clear()
     completed_validations(engine).clear()
+
+
+def version_of(value: Any) -> Any:
+    """Returns the version of ``value``, which differs if the object was changed in place.
+
+    The version is None if there is nothing to compare, for example for a float. For most tensors
+    the version is a counter on the host, so this function does not synchronize with the device.
+    """
+    if isinstance(value, torch.Tensor) and not value.is_inference():
+        return value._version  # torch counts the in-place changes of each tensor
+    # Inference tensors and numpy arrays have no such counter, so their version is a copy of the
+    # value. Only values with one element are copied, because a larger copy would cost time.
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.numel() == 1 else None
+    return value.copy() if isinstance(value, np.ndarray) and value.size == 1 else None

@@ -54,10 +54,12 @@ class Turn(IntEnum):
     OTHERS = 4
     # At STEP_COMPLETED, the callbacks of handlers that have a schedule in steps (``every_steps``).
     DUE_BY_STEP = 5
+    # Handlers that show or record ``state.metrics``, after all handlers that write values.
+    REPORTS = 6
     # The validation at STARTED and at STEP_COMPLETED.
-    LATE_VALIDATION = 6
+    LATE_VALIDATION = 7
     # The save of a checkpoint, after all other work.
-    CHECKPOINT = 7
+    CHECKPOINT = 8
 
 
 class Feed(Protocol):

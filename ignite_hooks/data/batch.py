@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.utils import convert_tensor
 
@@ -57,5 +58,7 @@ def describe_value(value: Any) -> str:
     """Describes a value for an error message, by its type and its shape or length."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
     size = f" of length {len(value)}" if isinstance(value, list | tuple | dict) else ""
     return f"{type(value).__name__}{size}"

@@ -194,8 +194,9 @@ class _OptimizerValues:
 def _fixed(rate: Any) -> Any:
     """Returns a learning rate as a float, or as a copy if reading it would wait for a device.
 
-    torch's schedulers change a rate that is a tensor in place.
+    torch's schedulers change a rate that is a tensor in place. The result is a new object, because
+    loggers recognize a new value by its identity (see ``Reports``).
     """
     if isinstance(rate, torch.Tensor) and rate.device.type != "cpu":
         return rate.detach().clone()
-    return float(rate)
+    return float(rate) * 1.0

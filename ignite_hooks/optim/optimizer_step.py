@@ -43,7 +43,7 @@ from ignite_hooks.optim.prepared_optimizer import check_optimizer
 from ignite_hooks.optim.window import RemainingData
 from ignite_hooks.optim.window import Window
 
-__all__ = ["OptimizerStep"]
+__all__ = ["OptimizerStep", "callbacks_after_skip", "callbacks_before_step"]
 
 
 # The key in ``engine_storage`` that marks a trainer, which has an OptimizerStep of its own.
@@ -285,6 +285,9 @@ class OptimizerStep(Handler):
                 if self.scheduler.moves_by_step:
                     self.scheduler.note_position()
                 self._fire(engine, TrainEvents.OPTIMIZER_STEP_COMPLETED)
+            else:
+                for callback in callbacks_after_skip(engine):
+                    callback(engine)
         self.is_stepping = False
         return committed
 
@@ -588,4 +591,13 @@ def callbacks_before_step(engine: AnyEngine) -> list[Callable[[Engine], None]]:
     belongs to the engine, so it stays the same if the OptimizerStep is replaced.
     """
     callbacks: list[Callable[[Engine], None]] = engine_storage(engine).setdefault("before_step", [])
+    return callbacks
+
+
+def callbacks_after_skip(engine: AnyEngine) -> list[Callable[[Engine], None]]:
+    """Returns the callbacks that are called when the loss scaler has skipped a step.
+
+    The list belongs to the engine, so it stays the same if the OptimizerStep is replaced.
+    """
+    callbacks: list[Callable[[Engine], None]] = engine_storage(engine).setdefault("after_skip", [])
     return callbacks

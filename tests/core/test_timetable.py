@@ -117,6 +117,14 @@ def test_callbacks_that_do_the_same_are_dropped_separately():
     assert timetable.next_due == Timetable.NEVER
 
 
+def test_last_callbacks_come_after_those_that_are_added_later():
+    timetable, called = Timetable(), []
+    for name, is_last in (("report", True), ("write", False), ("second report", True)):
+        timetable.add(2, lambda name=name: called.append(name), is_last=is_last)
+    timetable.call_due(2)
+    assert called == ["write", "report", "second report"]
+
+
 def test_starting_from_an_earlier_step_makes_callbacks_due():
     timetable, called = Timetable(), []
     timetable.add(4, lambda: called.append(True))
