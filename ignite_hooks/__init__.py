@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.memory.ram_metrics import StreamMaxRAM as StreamMaxRAM
     from ignite_hooks.memory.ram_metrics import ram_usage_metrics as ram_usage_metrics
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
+    from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
     from ignite_hooks.observe.throughput import Throughput as Throughput
     from ignite_hooks.optim.gradient_clipping import GradientClipping as GradientClipping
     from ignite_hooks.optim.optimizer_step import OptimizerStep as OptimizerStep
@@ -52,6 +53,7 @@ _MODULES = {
     "MeanLoss": "observe.mean_loss",
     "MinibatchMaxRAM": "memory.ram_metrics",
     "OptimizerStep": "optim.optimizer_step",
+    "ProgressBar": "observe.progress_bar",
     "ResumeCheckpoint": "checkpoint.resume",
     "SaveCheckpoint": "checkpoint.save",
     "StreamMaxRAM": "memory.ram_metrics",

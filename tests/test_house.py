@@ -88,6 +88,7 @@ PRIVATE = {
         "_internal_run_generator",
         "_process_function",
         "_init_timers",
+        "_setup_output_metrics_state_attrs",
         "_state_dict_user_keys",
     },
     "core/accelerators.py": {

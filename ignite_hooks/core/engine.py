@@ -2,18 +2,19 @@
 
 These are the private members of Ignite's engines, events and handlers:
 
-=============================  ====================================================================
-``_event_handlers``            the table of handlers: it maps an event to a list of entries
-                               (function, arguments, keywords)
-``_allowed_events``            the registered events
-``_fire_event``                calls the handlers of an event
-``_handler_wrapper``           returns the wrapper that applies the filter of an event to a handler
-``_parent``                    a weak reference from such a wrapper to the handler
-``_name_``                     the name of an event
-``_internal_run_generator``    the generator of the current or interrupted run
-``_process_function``          the function that is called with each batch
-``_init_timers``               clears ``state.times``
-=============================  ====================================================================
+=====================================  ============================================================
+``_event_handlers``                    the table of handlers: it maps an event to a list of entries
+                                       (function, arguments, keywords)
+``_allowed_events``                    the registered events
+``_fire_event``                        calls the handlers of an event
+``_handler_wrapper``                   wraps a handler, to apply the filter of an event
+``_parent``                            a weak reference from such a wrapper to the handler
+``_name_``                             the name of an event
+``_internal_run_generator``            the generator of the current or interrupted run
+``_process_function``                  the function that is called with each batch
+``_init_timers``                       clears ``state.times``
+``_setup_output_metrics_state_attrs``  the values that a handler of a logger shows
+=====================================  ============================================================
 
 No other module uses these members. ``tests/core/test_engine.py`` fails when Ignite changes the
 meaning of a member.
@@ -42,6 +43,7 @@ from ignite.engine import State
 from ignite.engine.events import CallableEventWithFilter
 from ignite.engine.events import EventsList
 from ignite.handlers import BasicTimeProfiler
+from ignite.handlers.base_logger import BaseOutputHandler
 from ignite.metrics import Metric
 
 from ignite_hooks.core.training_engine import AnyEngine
@@ -64,6 +66,7 @@ __all__ = [
     "move_to_front",
     "process_function_of",
     "set_turn",
+    "values_to_log",
 ]
 
 
@@ -206,6 +209,16 @@ def is_running(engine: AnyEngine) -> bool:
     owner: Any = engine
     run = owner._internal_run_generator
     return run is not None and getgeneratorstate(run) == GEN_RUNNING
+
+
+def values_to_log(handler: BaseOutputHandler, engine: Engine) -> dict[str, Any]:
+    """Returns the metrics, outputs and attributes that a handler of an Ignite logger shows.
+
+    The keys are the names, without the tag of the handler. The names of nested values are joined by
+    underscores. Tensors are read, so this function synchronizes with their device.
+    """
+    values = handler._setup_output_metrics_state_attrs(engine, log_text=True)
+    return {"_".join(names[1:]): value for names, value in values.items()}
 
 
 def forget_run(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Estimates the time until a run reaches its first limit."""
+"""Says how far a run is: the steps and the estimated time until it reaches its first limit."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -13,8 +13,44 @@ from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.evaluation.validation import Validation
 from ignite_hooks.observe.step_timer import StepTimer
 from ignite_hooks.observe.steps import Steps
+from ignite_hooks.observe.steps import optimizer_step_of
+from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["remaining_seconds"]
+__all__ = ["remaining_seconds", "steps_of_epoch", "steps_of_run"]
+
+
+def steps_of_run(engine: Engine) -> tuple[int, int | None]:
+    """Returns the number of committed steps, and how many it will be at the end of the run.
+
+    Args:
+        engine: an engine that has an ``OptimizerStep``, after a step.
+
+    Returns:
+        The two numbers; None as the second if no limit of the run can be converted to steps.
+    """
+    state: Any = engine.state
+    done: int = state.optimizer_step
+    remaining = _Ends(engine, done, optimizer_step_of(engine)).steps
+    return done, None if remaining is None else done + remaining
+
+
+def steps_of_epoch(engine: Engine) -> tuple[int, int | None]:
+    """Returns the number of optimizer steps in the present epoch so far, and until its end.
+
+    The steps that were skipped count too, because nothing is known about those that were made
+    before a resume.
+
+    Args:
+        engine: an engine that has an ``OptimizerStep``, after a step.
+
+    Returns:
+        The two numbers; None as the second if the length of the epoch is not known.
+    """
+    step, length = optimizer_step_of(engine), engine.state.epoch_length
+    assert step is not None
+    size = step.accumulation.full_size()
+    done = -(-_progress_of(engine).batches // size)
+    return done, None if length is None else -(-length // size)
 
 
 def remaining_seconds(engine: Engine, steps: Steps, timer: StepTimer) -> float | None:
@@ -29,7 +65,7 @@ def remaining_seconds(engine: Engine, steps: Steps, timer: StepTimer) -> float |
         steps: counts the steps.
         timer: has measured the last steps.
     """
-    ends = _Ends(engine, steps)
+    ends = _Ends(engine, steps.count(engine), steps.optimizer_step)
     if ends.steps is None:
         return None
     per_step = sum(each.seconds for each in timer.last) / len(timer.last) + timer.pause.value
@@ -44,14 +80,18 @@ def remaining_seconds(engine: Engine, steps: Steps, timer: StepTimer) -> float |
 class _Ends:
     """The numbers of steps and epochs at which a run is now, and at which it will end.
 
+    Args:
+        engine: the engine.
+        done: the number of completed steps.
+        optimizer_step: the ``OptimizerStep`` of the engine; None if iterations are the steps.
+
     Attributes:
         steps: the number of steps until the end of the run; None if it is not known.
     """
 
-    def __init__(self, engine: Engine, steps: Steps) -> None:
+    def __init__(self, engine: Engine, done: int, optimizer_step: OptimizerStep | None) -> None:
         self._engine = engine
-        self._done = steps.count(engine)
-        optimizer_step = steps.optimizer_step
+        self._done = done
         self._window_size = 1
         if optimizer_step is not None:
             self._window_size = optimizer_step.accumulation.full_size()

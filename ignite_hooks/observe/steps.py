@@ -14,7 +14,7 @@ from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "optimizer_step_of"]
 
 Callback = Callable[[Engine], Any]
 
@@ -41,7 +41,7 @@ class Steps:
         engine = attachment.engine
         TrainEvents.register(engine)  # a plain engine may get these events from other handlers
         self._attachment, self._every = attachment, every
-        self.optimizer_step = _optimizer_step_of(engine)
+        self.optimizer_step = optimizer_step_of(engine)
         step = self.optimizer_step
         self.accelerator = None if step is None else step.accelerator
         counter = "iteration" if step is None else "optimizer_step"
@@ -92,7 +92,7 @@ class Steps:
 
     def _check_optimizer_step(self, engine: Engine) -> None:
         """Raises an error if an ``OptimizerStep`` was attached after the handler."""
-        if _optimizer_step_of(engine) is not self.optimizer_step:
+        if optimizer_step_of(engine) is not self.optimizer_step:
             name = type(self._attachment.handler).__name__
             raise ValueError(
                 f"an OptimizerStep must be attached before a {name}, and was attached after it, or "
@@ -101,5 +101,6 @@ class Steps:
             )
 
 
-def _optimizer_step_of(engine: Engine) -> OptimizerStep | None:
+def optimizer_step_of(engine: Engine) -> OptimizerStep | None:
+    """Returns the ``OptimizerStep`` of an engine, or None."""
     return next(iter(attached_handlers(engine, OptimizerStep)), None)

@@ -23,6 +23,7 @@ from ignite.handlers import LRScheduler
 from ignite.handlers import ProgressBar
 from ignite.handlers import TerminateOnNan
 from ignite.handlers import Timer
+from ignite.handlers.base_logger import BaseOutputHandler
 from ignite.metrics import Average
 from ignite.metrics import RunningAverage
 from ignite.metrics.metric import EpochWise
@@ -41,6 +42,7 @@ from ignite_hooks.core.engine import handlers_with_arguments
 from ignite_hooks.core.engine import has_handlers
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.engine import move_to_front
+from ignite_hooks.core.engine import values_to_log
 from tests.ids import stable_id
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -1103,3 +1105,17 @@ def test_handlers_come_with_filters_and_arguments():
     assert (first, given) == (plain, [extra, named])
     assert second is filtered
     assert is_due in [cell.cell_contents for cell in wrapper[0].__closure__]
+
+
+def test_the_values_of_a_logger_come_by_name():
+    class Show(BaseOutputHandler):
+        def __call__(self, engine, logger, event_name):
+            """Is not called."""
+
+    engine = Engine(lambda engine, batch: torch.tensor(batch))
+    engine.state.metrics = {"mean": 0.5, "by_class": {"cat": [1, torch.tensor(2)]}, "name": "a"}
+    engine.state.alpha = 3
+    engine.run([4.0])
+    show = Show("tag", "all", lambda output: {"loss": output}, state_attributes=["alpha"])
+    expected = {"mean": 0.5, "by_class_cat_0": 1, "by_class_cat_1": 2, "name": "a", "loss": 4.0}
+    assert values_to_log(show, engine) == {**expected, "alpha": 3}

@@ -47,3 +47,9 @@ def test_throughput_is_that_of_both_processes(findings):
 def test_mean_output_of_plain_engines_is_that_of_both_processes(findings):
     for found in findings.of("mean_output"):
         assert found["loss"] == 3.5
+
+
+def test_only_the_main_process_shows_a_bar_of_steps(findings):
+    one, other = findings.of("progress_bar")
+    assert "Step: [4/4] 100%" in one["shown"]
+    assert other["shown"] == ""

@@ -1,13 +1,16 @@
 """Handlers that show a run, on two processes."""
 
 import sys
+from io import StringIO
 from pathlib import Path
 
 import torch
 from ignite.engine import Engine
+from ignite.engine import Events
 from torch.utils.data import DataLoader
 
 from ignite_hooks import MeanLoss
+from ignite_hooks import ProgressBar
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Throughput
 from ignite_hooks import TrainEvents
@@ -89,5 +92,14 @@ def mean_output():
     return {"loss": engine.state.metrics["loss"]}
 
 
+def progress_bar():
+    trainer, screen = trainer_of(), StringIO()
+    ProgressBar(file=screen, mininterval=0, persist=True).attach(
+        trainer, event_name=TrainEvents.STEP_COMPLETED, closing_event_name=Events.COMPLETED
+    )
+    trainer.run()
+    return {"shown": screen.getvalue()}
+
+
 if __name__ == "__main__":
-    run(mean_loss, resumed_mean_loss, throughput, mean_output)
+    run(mean_loss, resumed_mean_loss, throughput, mean_output, progress_bar)
