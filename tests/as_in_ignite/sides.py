@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from ignite.engine import Engine
 from ignite.engine import Events
+from ignite.engine import create_supervised_evaluator
 from ignite.engine import create_supervised_trainer
 from ignite.engine.events import CallableEventWithFilter
 
@@ -125,18 +126,39 @@ class Side:
 
         return Engine(process)
 
-    def supervised(self, model: torch.nn.Module | None = None, lr: float = 0.1) -> Supervised:
+    def supervised(
+        self, model: torch.nn.Module | None = None, lr: float = 0.1, accumulation: int = 1
+    ) -> Supervised:
         """Calls ``create_supervised_trainer`` of Ignite or of this package."""
         model = model or make_model(0.0)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         if self.is_ours:
-            accelerator = Accelerator(cpu=True)
+            accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
             engine = ignite_hooks.create_supervised_trainer(
                 model, optimizer, F.mse_loss, accelerator=accelerator
             )
         else:
-            engine = create_supervised_trainer(model, optimizer, F.mse_loss)
+            engine = create_supervised_trainer(
+                model, optimizer, F.mse_loss, gradient_accumulation_steps=accumulation
+            )
         return Supervised(engine, model, optimizer)
+
+    def evaluator(self, model: torch.nn.Module, metrics: Any = None) -> Engine:
+        """Calls ``create_supervised_evaluator`` of Ignite or of this package."""
+        if self.is_ours:
+            # The accelerator shares the settings of that of the trainer.
+            return ignite_hooks.create_supervised_evaluator(model, metrics)
+        return create_supervised_evaluator(model, metrics)
+
+    def validate(self, trainer: Engine, evaluator: Engine, data: Any) -> None:
+        """Runs the evaluator after each epoch, with the ``Validation`` of this package or without.
+
+        The results of the ``Validation`` are also in the metrics of the trainer.
+        """
+        if self.is_ours:
+            ignite_hooks.Validation(evaluator, data, every_epochs=1).attach(trainer)
+        else:
+            trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(data))
 
     def departs(self, name: str, *, ignite: Any, ours: Any) -> Any:
         """Returns the expected value of this side, for a difference in the table."""
@@ -152,6 +174,13 @@ class Side:
         """Expects ``error`` on Ignite's engine, where the trainer raises nothing."""
         assert name in DEPARTURES
         return nullcontext() if self.is_ours else pytest.raises(error)
+
+
+def on_both_sides(script: Any) -> Any:
+    """Returns the result of ``script(side)``, which must be the same on both sides."""
+    ignite, ours = (script(Side(name)) for name in ("ignite", "trainer"))
+    assert ours == ignite, (ours, ignite)
+    return ours
 
 
 # A listener of EXCEPTION_RAISED would count as a handler of failures, and change what happens.
