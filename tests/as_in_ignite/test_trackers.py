@@ -83,8 +83,10 @@ def open_wandb(folder):
 
 
 def read_wandb(folder):
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # the process that writes the file may not be done when a run is finished
     (path,) = folder.glob("wandb/offline-run*/*.wandb")
     found = {}
     for data in records_of(path.read_bytes()):
