@@ -192,7 +192,9 @@ class RunPosition:
         if limits.max_steps is None or limits.max_epochs is not None or length is None:
             return None
         window_size = self._optimizer_step.accumulation.full_size()
-        return self.place.progress.epochs_for(limits.max_steps - self.steps, window_size, length)
+        # Within a window the present batches are counted already, and their step is not.
+        progress = self._boundary.progress
+        return progress.epochs_for(limits.max_steps - self.steps, window_size, length)
 
     def check_schedule(
         self, limits: Limits, feed: DataFeed, epoch_length: int | None, *, is_new: bool

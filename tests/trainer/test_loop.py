@@ -1451,6 +1451,19 @@ def test_max_epochs_is_derived_from_max_steps_alone(event):
     assert set(shown) == {3}
 
 
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+def test_max_epochs_from_max_steps_stays_the_same_within_an_epoch(accumulation):
+    trainer = make_trainer(batches_of(4), accumulation=accumulation)
+    steps_of_epoch = -(-4 // accumulation)
+    seen = []
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED | Events.ITERATION_COMPLETED | TrainEvents.STEP_COMPLETED,
+        lambda engine: seen.append(engine.state.max_epochs),
+    )
+    trainer.run(max_steps=3 * steps_of_epoch)
+    assert set(seen) == {3}
+
+
 def test_a_given_max_epochs_is_shown_unchanged():
     trainer = make_trainer(batches_of(5), accumulation=2)
     trainer.run(max_steps=7, max_epochs=2)
