@@ -6,12 +6,17 @@ from ignite.contrib.engines import common
 from ignite.engine import Engine
 from ignite.engine import Events
 from ignite.handlers import Checkpoint
+from ignite.handlers import CosineAnnealingScheduler
 from ignite.handlers import DiskSaver
 from ignite.handlers import ModelCheckpoint
 from ignite.handlers import global_step_from_engine
 from ignite.metrics import Average
+from ignite.metrics import MeanSquaredError
 from torch.optim.lr_scheduler import StepLR
 
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from tests.as_in_ignite.sides import Side
 from tests.as_in_ignite.sides import counters
 from tests.as_in_ignite.sides import listen
 from tests.reference import batches_of
@@ -156,6 +161,40 @@ def test_the_common_handlers_of_ignite(side, tmp_path):
     assert counters(made.engine) == (4, 16)
     assert names_in(tmp_path) == ["best_model_2_val_score=0.7500.pt", "training_checkpoint_15.pt"]
     assert rates == [0.5, 0.25, 0.125, 0.0625]
+
+
+def test_the_common_handlers_with_bars_and_best_models(tmp_path):
+    def script(side):
+        made, folder = side.supervised(), tmp_path / str(side.is_ours)
+        evaluator = side.evaluator(made.model, {"mse": MeanSquaredError()})
+        common.setup_common_training_handlers(
+            made.engine,
+            lr_scheduler=CosineAnnealingScheduler(made.optimizer, "lr", 0.5, 0.1, cycle_size=8),
+            output_names=["loss"],
+            log_every_iters=1,
+        )
+        common.gen_save_best_models_by_val_score(
+            DiskSaver(folder), evaluator, made.model, "mse", 2, made.engine, score_sign=-1.0
+        )
+        side.validate(made.engine, evaluator, batches_of(6)[4:])
+        made.engine.run(batches_of(4), max_epochs=4)
+        return names_in(folder), float(made.engine.state.metrics["loss"])
+
+    (names, loss), (same_names, same_loss) = (script(Side(name)) for name in ("ignite", "trainer"))
+    assert names == same_names
+    assert len(names) == 2
+    assert loss == pytest.approx(same_loss, rel=1e-6)  # from tensors, the mean is in float32
+
+
+@pytest.mark.parametrize("event", [TrainEvents.STEP_COMPLETED, TrainEvents.VALIDATION_COMPLETED])
+def test_files_are_named_by_steps_and_validations(tmp_path, event):
+    made = Side("trainer").supervised(accumulation=2)
+    Validation(lambda engine: {"score": 1.0}, every_steps=1).attach(made.engine)
+    saver = ModelCheckpoint(tmp_path, "run", n_saved=None, require_empty=False)
+    saver.global_step_transform = global_step_from_engine(made.engine)
+    made.engine.add_event_handler(event(every=2), saver, {"model": made.model})
+    made.engine.run(batches_of(4), max_epochs=2)
+    assert names_in(tmp_path) == ["run_model_2.pt", "run_model_4.pt"]
 
 
 def test_engine_model_and_optimizer_are_resumed(side, tmp_path):

@@ -13,12 +13,17 @@ from ignite.engine import create_supervised_evaluator
 from ignite.handlers import BasicTimeProfiler
 from ignite.handlers import EarlyStopping
 from ignite.handlers import EMAHandler
+from ignite.handlers import EpochOutputStore
 from ignite.handlers import HandlersTimeProfiler
 from ignite.handlers import TerminateOnNan
 from ignite.handlers import TimeLimit
 from ignite.handlers import Timer
+from ignite.metrics import MeanSquaredError
 
+from ignite_hooks import TrainEvents
+from tests.as_in_ignite.sides import Side
 from tests.as_in_ignite.sides import counters
+from tests.as_in_ignite.sides import on_both_sides
 from tests.as_in_ignite.sides import short_id
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -61,6 +66,24 @@ def test_early_stopping_by_the_trainers_own_score(side):
     trainer.run(range(2), max_epochs=10)
     assert counters(trainer) == (4, 8)
     assert (stopping.best_score, stopping.counter) == (-1, 3)
+
+
+def test_early_stopping_by_the_error_of_an_evaluator():
+    def script(side):
+        made, errors = side.supervised(lr=0.5), []
+        evaluator = side.evaluator(made.model, {"mse": MeanSquaredError()})
+        side.validate(made.engine, evaluator, batches_of(8)[6:])
+        stopping = EarlyStopping(2, lambda engine: -engine.state.metrics["mse"], made.engine)
+        evaluator.add_event_handler(Events.COMPLETED, stopping)
+        evaluator.add_event_handler(
+            Events.COMPLETED, lambda engine: errors.append(engine.state.metrics["mse"])
+        )
+        made.engine.run(batches_of(3), max_epochs=20)
+        return counters(made.engine), errors, stopping.best_score
+
+    (epoch, _), errors, best_score = on_both_sides(script)
+    assert 2 < epoch == len(errors) < 20
+    assert best_score == -min(errors)
 
 
 # TerminateOnNan
@@ -207,6 +230,53 @@ def test_a_profiler_leaves_the_handlers_as_they_were(side, profiler):
     assert len(calls) == 4
 
 
+def test_the_handlers_profiler_measures_handlers_of_steps():
+    made, profiler = Side("trainer").supervised(accumulation=2), HandlersTimeProfiler()
+    profiler.attach(made.engine)
+    for event in (TrainEvents.STEP_COMPLETED, TrainEvents.MODEL_BACKWARD_COMPLETED):
+        made.engine.add_event_handler(event, nothing)
+    made.engine.run(batches_of(4), max_epochs=2)
+    assert {
+        event.name: len(handlers["nothing"])
+        for event, handlers in profiler.event_handlers_times.items()
+        if "nothing" in handlers
+    } == {"STEP_COMPLETED": 4, "MODEL_BACKWARD_COMPLETED": 8}
+
+
+@pytest.mark.parametrize("profiler", [BasicTimeProfiler, HandlersTimeProfiler])
+def test_a_profiler_of_an_evaluator(side, profiler):
+    evaluator, profiler = side.evaluator(make_model()), profiler()
+    profiler.attach(evaluator)
+    evaluator.run(batches_of(3))
+    assert len(profiler.processing_times) == len(profiler.dataflow_times) == 3
+    assert min(*profiler.processing_times, *profiler.dataflow_times) > 0
+
+
+# EpochOutputStore
+
+
+def test_the_outputs_of_each_epoch_are_stored(side):
+    engine, stored = side.engine(float), []
+    EpochOutputStore(lambda output: 2 * output).attach(engine, "outputs")
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: stored.append(engine.state.outputs)
+    )
+    engine.run(range(3), max_epochs=2)
+    assert stored == [[0.0, 2.0, 4.0]] * 2
+
+
+def test_the_outputs_of_an_evaluator_are_stored():
+    def script(side):
+        made = side.supervised()
+        evaluator = side.evaluator(made.model)
+        EpochOutputStore(lambda output: output[0].tolist()).attach(evaluator, "outputs")
+        side.validate(made.engine, evaluator, batches_of(2))
+        made.engine.run(batches_of(3))
+        return evaluator.state.outputs
+
+    assert len(on_both_sides(script)) == 2
+
+
 # Train mode
 
 
@@ -278,3 +348,18 @@ def test_the_momentum_of_averages_warms_up(side):
     )
     made.engine.run(batches_of(4))
     assert seen == pytest.approx([0.5, 0.3, 0.1, 0.1])
+
+
+def test_averaged_weights_by_step():
+    made = Side("trainer").supervised(accumulation=2)
+    ema = EMAHandler(made.model, momentum=0.25)
+    ema.attach(made.engine, event=TrainEvents.STEP_COMPLETED)
+    averaged = [weights(made.model)]
+
+    @made.engine.on(TrainEvents.STEP_COMPLETED)
+    def average(engine):
+        averaged.append(0.75 * averaged[-1] + 0.25 * weights(made.model))
+
+    made.engine.run(batches_of(6))
+    assert len(averaged) == 4
+    assert torch.allclose(weights(ema.ema_model), averaged[-1], atol=1e-7)

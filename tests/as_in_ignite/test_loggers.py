@@ -1,16 +1,18 @@
 """Ignite's metrics, bars and loggers on both engines: what they show of a run."""
 
 import io
+import logging
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine
 from ignite.engine import Events
+from ignite.handlers import FBResearchLogger
 from ignite.handlers import ProgressBar
 from ignite.handlers import global_step_from_engine
 from ignite.handlers.tensorboard_logger import GradsScalarHandler
-from ignite.handlers.tensorboard_logger import OptimizerParamsHandler
 from ignite.handlers.tensorboard_logger import OutputHandler
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 from ignite.handlers.tensorboard_logger import WeightsScalarHandler
@@ -24,6 +26,10 @@ from ignite.metrics.metric import RunningBatchWise
 from ignite.metrics.metric import RunningEpochWise
 from ignite.metrics.metric import SingleEpochRunningBatchWise
 
+from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
+from tests.as_in_ignite.sides import Side
+from tests.as_in_ignite.sides import on_both_sides
 from tests.as_in_ignite.sides import outputs
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -319,19 +325,57 @@ def test_a_logger_of_weights_and_gradients(side):
     assert all(value > 0 for _, value, _ in logger.writer.scalars)
 
 
-def test_tensorboard_writes_a_file(side, tmp_path):
-    pytest.importorskip("tensorboardX")
-    engine = side.engine(float)
-    with TensorboardLogger(tmp_path) as logger:
-        logger.attach(
-            engine,
-            OutputHandler("training", output_transform=lambda output: output),
-            Events.ITERATION_COMPLETED,
+# FBResearchLogger
+
+
+def logged_text(side, **limits):
+    """Returns what Ignite's text logger writes about a run, without the times."""
+    made, file = side.supervised(lr=0.25), io.StringIO()
+    logger = logging.Logger("tests")
+    logger.addHandler(logging.StreamHandler(file))
+    FBResearchLogger(logger, show_output=True).attach(
+        made.engine,
+        "Train",
+        every=2,
+        optimizer=made.optimizer,
+        output_transform=lambda loss: {"loss": loss},
+        state_attributes=["iteration"],
+    )
+    made.engine.run(batches_of(4), **limits)
+    return re.sub(r"\d+:\d\d:\d\d|\d+\.\d+ s", "TIME", file.getvalue()).splitlines()
+
+
+def test_the_text_logger_writes_what_it_writes_in_ignite():
+    first, line, *_, last = on_both_sides(lambda side: logged_text(side, max_epochs=2))
+    assert first == "Train: start epoch [1/2]"
+    assert line.startswith("Epoch [1/2]  [2/4]:  ETA: TIME  lr: 0.25000  loss: 0.")
+    assert last == "Train: run completed  Total time: TIME"
+
+
+def test_the_text_logger_of_a_run_of_steps():
+    text = logged_text(Side("trainer"), max_steps=8)
+    assert text == logged_text(Side("ignite"), max_epochs=2)
+
+
+# Steps
+
+
+def test_the_number_of_an_event_is_that_of_its_counter():
+    made, seen = Side("trainer").supervised(accumulation=2), []
+    evaluator = Side("trainer").evaluator(made.model)
+    Validation(evaluator, batches_of(1), every_steps=1).attach(made.engine)
+    by_step = global_step_from_engine(made.engine, TrainEvents.STEP_COMPLETED)
+    own = global_step_from_engine(made.engine)
+    for event in (TrainEvents.STEP_COMPLETED, TrainEvents.VALIDATION_COMPLETED):
+        made.engine.add_event_handler(
+            event, lambda event: seen.append((event.name, own(None, event))), event
         )
-        logger.attach(
-            engine,
-            OptimizerParamsHandler(torch.optim.SGD([torch.zeros(1)], lr=0.1)),
-            Events.EPOCH_STARTED,
-        )
-        engine.run(range(4))
-    assert all(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
+    evaluator.add_event_handler(
+        Events.COMPLETED, lambda: seen.append(("COMPLETED", by_step(None, Events.COMPLETED)))
+    )
+    made.engine.run(batches_of(4))
+    assert seen == [
+        (name, step)
+        for step in (1, 2)
+        for name in ("STEP_COMPLETED", "COMPLETED", "VALIDATION_COMPLETED")
+    ]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ignite.engine import Events
+from ignite.handlers import BatchSizeScheduler
 from ignite.handlers import ConcatScheduler
 from ignite.handlers import CosineAnnealingScheduler
 from ignite.handlers import FastaiLRFinder
@@ -15,13 +16,18 @@ from ignite.handlers import ReduceLROnPlateauScheduler
 from ignite.handlers import create_lr_scheduler_with_warmup
 from ignite.handlers.state_param_scheduler import ExpStateScheduler
 from ignite.handlers.state_param_scheduler import LambdaStateScheduler
+from ignite.handlers.state_param_scheduler import MultiStepStateScheduler
 from ignite.handlers.state_param_scheduler import PiecewiseLinearStateScheduler
 from ignite.handlers.state_param_scheduler import StepStateScheduler
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
 
+from ignite_hooks import TrainEvents
+from tests.as_in_ignite.sides import Side
 from tests.as_in_ignite.sides import short_id
 from tests.reference import batches_of
 from tests.reference import make_model
+from tests.reference import samples
 from tests.reference import weights
 from tests.versions import needs
 
@@ -149,6 +155,32 @@ def test_a_schedulers_state_is_loaded(side):
     assert rates == pytest.approx([1.0, 0.5])
 
 
+@pytest.mark.parametrize(("make", "expected"), SCHEDULES, ids=lambda value: str(value)[:20])
+def test_the_rate_of_each_step(make, expected):
+    made, rates = Side("trainer").supervised(accumulation=2), []
+    made.optimizer.register_step_pre_hook(
+        lambda optimizer, *args: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    made.engine.add_event_handler(TrainEvents.OPTIMIZER_STEP_STARTED, make(made.optimizer))
+    made.engine.run(batches_of(12))
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_size_of_batches_is_scheduled(side):
+    loader = DataLoader(samples(12), batch_size=2)
+    made, sizes = side.supervised(), []
+    BatchSizeScheduler(loader, lambda epoch: 2 + 2 * epoch).attach(made.engine)
+    made.engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: sizes.append(len(engine.state.batch[0]))
+    )
+    made.engine.run(loader, max_epochs=3)
+    # With larger batches an epoch has fewer. Ignite begins the data again to keep the length.
+    second, third = side.departs(
+        "an epoch is one pass", ignite=([4] * 6, [6] * 6), ours=([4] * 3, [6] * 2)
+    )
+    assert sizes == [2] * 6 + second + third
+
+
 # Parameters of the state
 
 OF_STATE = [
@@ -167,6 +199,12 @@ OF_STATE = [
         [8, 4, 4, 2],
     ),
     (
+        lambda: MultiStepStateScheduler(
+            initial_value=8.0, gamma=0.5, milestones=[2, 4], param_name="beta", create_new=True
+        ),
+        [8, 4, 4, 2],
+    ),
+    (
         lambda: LambdaStateScheduler(
             lambda_obj=lambda number: 10.0 * number, param_name="beta", create_new=True
         ),
@@ -175,7 +213,9 @@ OF_STATE = [
 ]
 
 
-@pytest.mark.parametrize(("make", "expected"), OF_STATE, ids=["pieces", "exp", "step", "lambda"])
+@pytest.mark.parametrize(
+    ("make", "expected"), OF_STATE, ids=["pieces", "exp", "step", "multi", "lambda"]
+)
 def test_a_parameter_of_the_state_is_scheduled(side, make, expected):
     engine, seen = side.engine(), []
     scheduler = make()
