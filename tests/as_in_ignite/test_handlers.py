@@ -21,6 +21,7 @@ from ignite.handlers import Timer
 from ignite.metrics import MeanSquaredError
 
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
 from tests.as_in_ignite.sides import Side
 from tests.as_in_ignite.sides import counters
 from tests.as_in_ignite.sides import on_both_sides
@@ -84,6 +85,18 @@ def test_early_stopping_by_the_error_of_an_evaluator():
     (epoch, _), errors, best_score = on_both_sides(script)
     assert 2 < epoch == len(errors) < 20
     assert best_score == -min(errors)
+
+
+def test_early_stopping_by_a_result_of_the_validation():
+    made, scores = Side("trainer").supervised(), iter([1, 2, 2, 2, 2])
+    Validation(lambda engine: {"score": next(scores)}, every_steps=2).attach(made.engine)
+    stopping = EarlyStopping(
+        2, lambda trainer: trainer.state.metrics["val_score"], trainer=made.engine
+    )
+    made.engine.add_event_handler(TrainEvents.VALIDATION_COMPLETED, stopping)
+    made.engine.run(batches_of(5), max_epochs=2)
+    assert counters(made.engine) == (2, 8)
+    assert made.engine.stop_reason == "EarlyStopping"
 
 
 # TerminateOnNan

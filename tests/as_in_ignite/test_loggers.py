@@ -25,6 +25,7 @@ from ignite.metrics import RunningAverage
 from ignite.metrics.metric import RunningBatchWise
 from ignite.metrics.metric import RunningEpochWise
 from ignite.metrics.metric import SingleEpochRunningBatchWise
+from torch.optim.lr_scheduler import StepLR
 
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
@@ -33,6 +34,7 @@ from tests.as_in_ignite.sides import on_both_sides
 from tests.as_in_ignite.sides import outputs
 from tests.reference import batches_of
 from tests.reference import make_model
+from tests.reference import make_trainer
 
 
 def note_metric(engine, name, event):
@@ -378,4 +380,30 @@ def test_the_number_of_an_event_is_that_of_its_counter():
         (name, step)
         for step in (1, 2)
         for name in ("STEP_COMPLETED", "COMPLETED", "VALIDATION_COMPLETED")
+    ]
+
+
+def test_a_rate_that_is_logged_by_step_is_that_of_the_next_step():
+    model, rates = make_model(0.0), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    trainer = make_trainer(
+        model=model, optimizer=optimizer, lr_scheduler=StepLR(optimizer, 1, 0.5), accumulation=2
+    )
+    optimizer.register_step_pre_hook(
+        lambda optimizer, *args: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    by_step, by_iteration = Logger(), Logger()
+    by_step.attach_opt_params_handler(
+        trainer, TrainEvents.STEP_COMPLETED, optimizer=trainer.optimizer
+    )
+    by_iteration.attach_opt_params_handler(
+        trainer, Events.ITERATION_STARTED, optimizer=trainer.optimizer
+    )
+    trainer.run(batches_of(6))
+    assert rates == [0.5, 0.25, 0.125]
+    assert by_step.writer.scalars == [
+        ("lr/group_0", rate, step) for step, rate in enumerate([0.25, 0.125, 0.0625], 1)
+    ]
+    assert [rate for _, rate, _ in by_iteration.writer.scalars] == [
+        rate for rate in rates for _ in range(2)
     ]

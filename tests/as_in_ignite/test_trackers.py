@@ -175,14 +175,20 @@ def test_a_tracker_gets_what_it_gets_in_ignite(tracker, tmp_path, accumulation):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_tensorboard_gets_weights_and_gradients_as_in_ignite(tmp_path, accumulation):
+def test_tensorboards_handlers_write_what_they_write_in_ignite(tmp_path, accumulation):
     def script(side):
         made = side.supervised(accumulation=accumulation)
         folder = tmp_path / str(side.is_ours)
         with TensorboardLogger(folder) as logger:
-            for handler in ("WeightsScalar", "WeightsHist", "GradsScalar", "GradsHist"):
-                make = getattr(tensorboard, f"{handler}Handler")
+            for make in (
+                tensorboard.WeightsScalarHandler,
+                tensorboard.WeightsHistHandler,
+                tensorboard.GradsScalarHandler,
+                tensorboard.GradsHistHandler,
+            ):
                 logger.attach(made.engine, make(made.model), Events.ITERATION_COMPLETED)
+            rate = tensorboard.OptimizerParamsHandler(made.optimizer, tag="tag")
+            logger.attach(made.engine, rate, Events.ITERATION_STARTED)
             made.engine.run(TRAINED)
         histograms = {
             tag: [(each.step, each.histogram_value) for each in events]
@@ -192,7 +198,8 @@ def test_tensorboard_gets_weights_and_gradients_as_in_ignite(tmp_path, accumulat
 
     scalars, histograms = on_both_sides(script)
     names = [f"{layer}/{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
-    assert scalars.keys() == {f"{kind}_norm/{n}" for kind in ("weights", "grads") for n in names}
+    norms = {f"{kind}_norm/{name}" for kind in ("weights", "grads") for name in names}
+    assert scalars.keys() == {"tag/lr/group_0", *norms}
     assert histograms.keys() == {f"{kind}/{n}" for kind in ("weights", "grads") for n in names}
     assert {len(each) for each in (*scalars.values(), *histograms.values())} == {4}
 

@@ -278,3 +278,8 @@ def test_at_other_events_the_bar_is_that_of_ignite(options):
 def test_wrong_events_are_an_error(make_engine, options, message):
     with pytest.raises(ValueError, match=message):
         ProgressBar().attach(make_engine(), **options)
+
+
+def test_the_class_of_ignite_does_not_accept_steps():
+    with pytest.raises(ValueError, match="STEP_COMPLETED is not in list"):
+        handlers.ProgressBar().attach(make_trainer(), **RUN)
