@@ -134,10 +134,12 @@ class _ShowSteps(BaseOutputHandler):
         self._logger = logger
         self._is_by_epoch = closing_event_name == Events.EPOCH_COMPLETED
         self._count = steps_of_epoch if self._is_by_epoch else steps_of_run
+        self._shown_step = 0
 
     # The engine calls the handler without the logger and the event that Ignite's handlers get.
     def __call__(self, engine: Engine) -> None:  # type: ignore[override]
         """Creates the bar if there is none, and shows the present step."""
+        state: Any = engine.state
         logger, description = self._logger, self._describe(engine)
         done, total = self._count(engine)
         bar: Any = logger.pbar
@@ -151,17 +153,18 @@ class _ShowSteps(BaseOutputHandler):
         bar.set_description(description, refresh=False)
         bar.set_postfix(values_to_log(self, engine), refresh=False)
         bar.update(done - bar.n)
+        self._shown_step = state.optimizer_step
 
     def close(self, engine: Engine) -> None:
         """Closes the bar, if there is one, and shows the last step."""
+        state: Any = engine.state
         bar: Any = self._logger.pbar
         if bar is None:
             return
-        # With a filter, the bar may not have shown the last steps. At EPOCH_COMPLETED, the counters
-        # are those of the next epoch.
-        done, total = self._count(engine)
-        is_whole_epoch = self._is_by_epoch and engine.last_event_name == Events.EPOCH_COMPLETED
-        bar.n, bar.total = (total or bar.n) if is_whole_epoch else done, total
+        # With a filter, the bar may not have shown the last steps. ``_count`` does not know their
+        # number: at EPOCH_COMPLETED it counts the steps of the next epoch.
+        bar.n += state.optimizer_step - self._shown_step
+        bar.total = self._count(engine)[1]
         self._logger.pbar = None
         bar.close()
 

@@ -82,6 +82,25 @@ def test_a_bar_shows_the_steps_of_each_epoch():
     assert screen.drawings == [f"Epoch [{e}/2]: [{n}/3]" for e in (1, 2) for n in (1, 2, 3)]
 
 
+def test_a_bar_of_an_epoch_without_max_epochs_has_its_number():
+    trainer = make_trainer(batches_of(2))
+    screen = watch(trainer, **EPOCH)
+    trainer.run(max_iters=3)
+    assert screen.drawings == ["Epoch [1]: [1/2]", "Epoch [1]: [2/2]", "Epoch [2]: [1/2]"]
+
+
+@pytest.mark.parametrize("data", [list, Repeatable])
+@pytest.mark.parametrize("skip_completed", [False, True])
+def test_a_bar_of_a_terminated_epoch_shows_what_was_done(data, skip_completed):
+    trainer = make_trainer(data(batches_of(5)))
+    trainer.add_event_handler(STEP(once=2), lambda: trainer.terminate_epoch(skip_completed))
+    screen = watch(trainer, **EPOCH)
+    trainer.run()
+    total = "5" if data is list else "?"
+    assert screen.drawings == [f"Step: [1/{total}]", f"Step: [2/{total}]"]
+    assert screen.getvalue().endswith("\n")
+
+
 def test_a_bar_of_one_epoch_counts_steps():
     trainer = make_trainer(batches_of(2))
     screen = watch(trainer, **EPOCH)
@@ -236,7 +255,8 @@ def test_a_bar_shows_metrics_outputs_and_attributes():
         **RUN,
     )
     trainer.run()
-    shown = screen.getvalue().rpartition("Training: [1/1]")[2]
+    assert screen.drawings == ["Training: [1/1]"]
+    shown = screen.getvalue()
     assert f"nested_a=1.25, last={trainer.state.output:.3g}" in shown
     assert "alpha=3.5" in shown
 
