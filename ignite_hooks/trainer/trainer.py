@@ -36,6 +36,7 @@ from ignite_hooks.data.random_state import FoundGenerators
 from ignite_hooks.data.run_generators import generators_of_run
 from ignite_hooks.data.shared_order import rank_dependent_part
 from ignite_hooks.hooks.hooks import Hooks
+from ignite_hooks.observe.summary import summary_of
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.processes.host_group import host_group
 from ignite_hooks.processes.peer_failures import PeerFailures
@@ -45,7 +46,6 @@ from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import ShownLimits
 from ignite_hooks.trainer.loop import TrainingLoop
 from ignite_hooks.trainer.run_requests import StopRequest
-from ignite_hooks.trainer.summary import summary_of
 
 if TYPE_CHECKING:
     from ignite_hooks.checkpoint.report import ResumeReport
@@ -138,7 +138,7 @@ class Trainer(TrainingLoop):
         self._hooks.attach(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {summary_of(self, self.feed)}>"
+        return f"<{type(self).__name__}: {'; '.join(summary_of(self, self.feed))}>"
 
     @property
     def hooks(self) -> Hooks:

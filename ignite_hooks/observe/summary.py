@@ -1,4 +1,4 @@
-"""A summary of a trainer in one line, for its ``repr`` and its log."""
+"""A summary of a trainer, for its ``repr``, its log and the Console."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +15,8 @@ from ignite_hooks.data.feed import DataFeed
 __all__ = ["summary_of"]
 
 
-def summary_of(trainer: TrainingEngine, feed: DataFeed | None) -> str:
-    """Returns a summary of ``trainer`` in one line.
+def summary_of(trainer: TrainingEngine, feed: DataFeed | None) -> list[str]:
+    """Returns a summary of ``trainer``, one text for each part.
 
     The summary has the number of parameters, the number of steps in an epoch, the number of samples
     that all processes together use in a step, the precision, the number of processes, the folder of
@@ -27,7 +27,7 @@ def summary_of(trainer: TrainingEngine, feed: DataFeed | None) -> str:
         trainer: the trainer.
         feed: the source of the batches; None without data.
     """
-    return "; ".join(part for part in _parts(trainer, feed) if part)
+    return [part for part in _parts(trainer, feed) if part]
 
 
 def _parts(trainer: TrainingEngine, feed: DataFeed | None) -> Iterator[str]:
