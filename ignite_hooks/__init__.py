@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM as MinibatchMaxRAM
     from ignite_hooks.memory.ram_metrics import StreamMaxRAM as StreamMaxRAM
     from ignite_hooks.memory.ram_metrics import ram_usage_metrics as ram_usage_metrics
+    from ignite_hooks.observe.console import Console as Console
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
     from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
     from ignite_hooks.observe.throughput import Throughput as Throughput
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
 # Maps each public name to the module that defines it, relative to this package.
 _MODULES = {
     "ClearCache": "memory.clear_cache",
+    "Console": "observe.console",
     "CudaGarbageCollector": "memory.garbage_collection",
     "DataFeed": "data.feed",
     "EpochMaxRAM": "memory.ram_metrics",

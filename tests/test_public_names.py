@@ -24,6 +24,7 @@ def test_the_public_names_are_sorted_and_each_is_there_once():
 def test_the_public_names_are_these():
     assert ignite_hooks.__all__ == [
         "ClearCache",
+        "Console",
         "CudaGarbageCollector",
         "DataFeed",
         "EpochMaxRAM",

@@ -30,6 +30,7 @@ from ignite_hooks.memory.ram_metrics import EpochMaxRAM
 from ignite_hooks.memory.ram_metrics import ExperienceMaxRAM
 from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
 from ignite_hooks.memory.ram_metrics import StreamMaxRAM
+from ignite_hooks.observe.console import Console
 from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.throughput import Throughput
 from ignite_hooks.optim.gradient_clipping import GradientClipping
@@ -50,6 +51,7 @@ TAG = "type"
 # Files of users contain these tags, so a tag must not change.
 _classes: dict[str, type] = {
     "clear_cache": ClearCache,
+    "console": Console,
     "cuda_garbage_collector": CudaGarbageCollector,
     "epoch_max_ram": EpochMaxRAM,
     "experience_max_ram": ExperienceMaxRAM,

@@ -16,7 +16,7 @@ from ignite_hooks.observe.steps import Steps
 from ignite_hooks.observe.steps import optimizer_step_of
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
-__all__ = ["remaining_seconds", "steps_of_epoch", "steps_of_run"]
+__all__ = ["remaining_seconds", "steps_left", "steps_of_epoch", "steps_of_run"]
 
 
 def steps_of_run(engine: Engine) -> tuple[int, int | None]:
@@ -75,6 +75,11 @@ def remaining_seconds(engine: Engine, steps: Steps, timer: StepTimer) -> float |
     saves: float = ends.count_due(savers, at_end=any(each.at_end for each in savers))
     saves += sum(seconds // each.every_seconds for each in savers if each.every_seconds is not None)
     return seconds + validations * timer.validation.value + saves * timer.save.value
+
+
+def steps_left(engine: Engine, steps: Steps) -> int | None:
+    """Returns the number of steps until the first limit ends the run; None if it is not known."""
+    return _Ends(engine, steps.count(engine), steps.optimizer_step).steps
 
 
 class _Ends:

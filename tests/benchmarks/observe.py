@@ -3,17 +3,23 @@
 python -m tests.benchmarks.observe
 
 Each handler is attached to a trainer of its own, which has no other handler. The trainer and a
-trainer without handlers make short runs by turns. The difference is taken within each round; the
-table shows its median and quartiles.
+trainer without handlers make short runs by turns. A Console is compared with the two handlers that
+it would otherwise attach, and only the iterations are timed, not the start and the end of the run.
+The difference is taken within each round; the table shows its median and quartiles.
 """
 
+import os
 import statistics
 import time
+from contextlib import redirect_stdout
 
 import torch
+from ignite.engine import Events
 
+from ignite_hooks import Console
 from ignite_hooks import MeanLoss
 from ignite_hooks import Throughput
+from ignite_hooks import TrainEvents
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -29,6 +35,19 @@ HANDLERS = {
 }
 
 
+class Terminal:
+    """Text that nobody reads. Only its method ``isatty`` is that of a terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self._stream = open(os.devnull, "w")  # noqa: SIM115 as long as the process
+        self.write, self.flush = self._stream.write, self._stream.flush
+
+    def isatty(self):
+        return True
+
+
 def seconds(trainer):
     """Returns the time of the process, which does not advance while other processes run."""
     start = time.process_time()
@@ -36,7 +55,20 @@ def seconds(trainer):
     return time.process_time() - start
 
 
-def differences(trainer, plain):
+def seconds_of_iterations(trainer):
+    """Returns the time of the process from the first iteration to the last one."""
+    times = []
+    with (
+        trainer.add_event_handler(Events.EPOCH_STARTED, lambda: times.append(time.process_time())),
+        trainer.add_event_handler(
+            TrainEvents.STEP_COMPLETED(once=BATCHES), lambda: times.append(time.process_time())
+        ),
+    ):
+        trainer.run()
+    return times[1] - times[0]
+
+
+def differences(trainer, plain, seconds=seconds):
     """Returns, for each round, the µs that the handlers of ``trainer`` add to an iteration."""
     trainers = (plain, trainer)
     for each in trainers:
@@ -57,9 +89,21 @@ def main():
     print(f"an iteration without handlers takes {seconds(plain) / BATCHES * 1e6:.0f} µs\n")
     print("| handler | more per iteration, median, µs | quartiles |\n|---|---|---|")
     for name, make in HANDLERS.items():
-        taken = differences(make_trainer(data, handlers=[make()]), plain)
-        low, middle, high = statistics.quantiles(taken, n=4)
-        print(f"| {name} | {middle:.1f} | {low:.1f} to {high:.1f} |")
+        show(name, differences(make_trainer(data, handlers=[make()]), plain))
+    others = [[MeanLoss(every_steps=NEVER), Throughput(every_steps=NEVER)] for _ in range(3)]
+    plain = make_trainer(data, handlers=others[0])
+    with open(os.devnull, "w") as file:
+        streams = {"a file": file, "a terminal": Terminal()}
+        for own, (name, stream) in zip(others[1:], streams.items(), strict=True):
+            trainer = make_trainer(data, handlers=[*own, Console()])
+            with redirect_stdout(stream):
+                taken = differences(trainer, plain, seconds_of_iterations)
+            show(f"`Console`, nothing due, in {name}", taken)
+
+
+def show(name, taken):
+    low, middle, high = statistics.quantiles(taken, n=4)
+    print(f"| {name} | {middle:.1f} | {low:.1f} to {high:.1f} |")
 
 
 if __name__ == "__main__":

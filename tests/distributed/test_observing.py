@@ -1,5 +1,6 @@
 import pytest
 
+from ignite_hooks.observe.value_text import number_text
 from tests.distributed.launch import on_two_processes
 
 pytestmark = pytest.mark.distributed
@@ -53,3 +54,15 @@ def test_only_the_main_process_shows_a_bar_of_steps(findings):
     one, other = findings.of("progress_bar")
     assert "Step: [4/4] 100%" in one["shown"]
     assert other["shown"] == ""
+
+
+def test_console_of_rank_0_shows_the_run_of_all(findings):
+    one, other = findings.of("console")
+    assert other["shown"] == other["resumed"] == ""
+    assert "8 samples a step (2 × 4)" in one["shown"]
+    assert "2 processes" in one["shown"]
+    assert "run finished at step 6 (max_steps)" in one["shown"]
+    assert "run continues after step 6, up to step 8 (max_epochs=2)" in one["resumed"]
+    both = findings.of("mean_loss")
+    loss = mean(*(each for found in both for each in found["losses"]))
+    assert f" {number_text(loss)}* " in one["shown"]

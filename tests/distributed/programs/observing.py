@@ -1,6 +1,7 @@
 """Handlers that show a run, on two processes."""
 
 import sys
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from torch.utils.data import DataLoader
 
+from ignite_hooks import Console
 from ignite_hooks import MeanLoss
 from ignite_hooks import ProgressBar
 from ignite_hooks import SaveCheckpoint
@@ -101,5 +103,15 @@ def progress_bar():
     return {"shown": screen.getvalue()}
 
 
+def console():
+    save = SaveCheckpoint(Path(sys.argv[1]) / "shown")
+    with redirect_stdout(StringIO()) as shown:
+        trainer_of(handlers=[Console(metric="loss", mode="min")], checkpoint=save).run(max_steps=6)
+    with redirect_stdout(StringIO()) as resumed:
+        trainer = trainer_of(handlers=[Console()], resume_from=save.directory)
+        trainer.run(max_epochs=2)
+    return {"shown": shown.getvalue(), "resumed": resumed.getvalue()}
+
+
 if __name__ == "__main__":
-    run(mean_loss, resumed_mean_loss, throughput, mean_output, progress_bar)
+    run(mean_loss, resumed_mean_loss, throughput, mean_output, progress_bar, console)
