@@ -14,9 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from ignite.handlers import ProgressBar
 from ignite.metrics import Accuracy
-from ignite.metrics import RunningAverage
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -24,10 +22,10 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader
 from torch.utils.data import TensorDataset
 
+from ignite_hooks import Console
 from ignite_hooks import GradientClipping
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
-from ignite_hooks import TrainEvents
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.config import RunSettings
 from ignite_hooks.config import ValidationSchedule
@@ -118,14 +116,7 @@ def train(settings, batch_size, accelerator):
         evaluator=evaluator,
         validation_data=DataLoader(held_out_part, 120),
     )
-    RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
-    ProgressBar(disable=not accelerator.is_main_process).attach(trainer, ["loss"])
-
-    @trainer.on(TrainEvents.VALIDATION_COMPLETED)
-    def print_accuracy(trainer):
-        state = trainer.state
-        accelerator.print(f"epoch {state.epoch:3}   accuracy {state.metrics['val_accuracy']:.2%}")
-
+    Console(metric="val_accuracy").attach(trainer)
     trainer.run()
     return trainer
 
