@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ignite_hooks import Console
 from ignite_hooks import EpochMaxRAM
+from ignite_hooks import ExperienceMaxRAM
 from ignite_hooks import MeanLoss
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
@@ -404,6 +405,13 @@ def test_attached_peaks_of_memory_are_shown(capsys):
     trainer = make_trainer(batches_of(2), handlers=[Console(), EpochMaxRAM()])
     trainer.run()
     assert size_text(trainer.state.metrics["epoch_max_ram_mib"] * 2**20) in capsys.readouterr().out
+
+
+def test_peak_of_the_run_has_no_row_of_its_own(capsys):
+    trainer = make_trainer(batches_of(2), handlers=[Console(), ExperienceMaxRAM()])
+    trainer.run()
+    assert len(table(capsys.readouterr().out)) == 1
+    assert trainer.state.metrics["experience_max_ram_mib"] > 0
 
 
 @pytest.mark.parametrize(
