@@ -315,6 +315,27 @@ def test_checkpoint_within_an_epoch_has_the_losses_of_the_row(capsys, tmp_path):
         assert [row["loss"] for row in resumed] == unbroken[first:]
 
 
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_value_from_before_a_stop_is_in_the_next_row(capsys, tmp_path, is_resumed):
+    trainer = make_trainer(
+        batches_of(4), handlers=[Console()], checkpoint=SaveCheckpoint(tmp_path, every_steps=3)
+    )
+    own = trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED(once=2), lambda engine: engine.state.metrics.update(extra=7)
+    )
+    failing = trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=4), stopping(KeyError("once"))
+    )
+    with own, failing, pytest.raises(KeyError, match="once"):
+        trainer.run()
+    assert table(capsys.readouterr().out) == []
+    if is_resumed:
+        trainer = make_trainer(batches_of(4), handlers=[Console()], resume_from=tmp_path)
+    trainer.run()
+    (row,) = table(capsys.readouterr().out)
+    assert row["extra"] == "7"
+
+
 def test_finished_run_that_is_resumed_shows_nothing(capsys, tmp_path):
     validated([0.5], checkpoint=SaveCheckpoint(tmp_path)).run()
     capsys.readouterr()
