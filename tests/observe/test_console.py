@@ -577,6 +577,7 @@ def test_what_forked_workers_print_is_in_lines_of_its_own(monkeypatch):
     assert [line for line in opened.screen if line.startswith("sample")] == [
         f"sample {n}" for n in range(4)
     ]
+    assert b"sample 0\r\n\r\x1b[Ksample 1" in opened.output  # the worker draws no bar
 
 
 def test_bars_of_others_stay_whole(monkeypatch):
