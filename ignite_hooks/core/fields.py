@@ -39,6 +39,7 @@ __all__ = [
     "Count",
     "Directory",
     "Every",
+    "FilePath",
     "Flag",
     "Fraction",
     "Generation",
@@ -410,16 +411,27 @@ def _make_absolute(
     return str(found) if isinstance(value, str) else found
 
 
-def _absolute_directory(value: str | Path, info: ValidationInfo) -> str | Path:
-    url = str(value) if is_url(value) else url_of_path(value)
-    if url is None:
-        return _make_absolute(info.field_name, value, absolute_path)
-    path = path_in_url(url)
-    remedy = f"give the path itself, {path!r}"
-    if path is None:
-        remedy = "writing to URLs is not built yet: write to a local folder, and copy that folder"
-    rule = "a folder on this machine"
-    raise ValueError(f"`{info.field_name}` must be {rule}, got {str(value)!r}; {remedy}")
+def _absolute_local(kind: str) -> AfterValidator:
+    """Returns a validator that makes a path absolute, and refuses a URL.
+
+    Args:
+        kind: "folder" or "file", for the message.
+    """
+
+    def check(value: str | Path, info: ValidationInfo) -> str | Path:
+        url = str(value) if is_url(value) else url_of_path(value)
+        if url is None:
+            return _make_absolute(info.field_name, value, absolute_path)
+        path = path_in_url(url)
+        remedy = f"give the path itself, {path!r}"
+        if path is None:
+            remedy = (
+                f"writing to URLs is not built yet: write to a local {kind}, and copy that {kind}"
+            )
+        rule = f"a {kind} on this machine"
+        raise ValueError(f"`{info.field_name}` must be {rule}, got {str(value)!r}; {remedy}")
+
+    return AfterValidator(check)
 
 
 def _absolute_source(value: str | Path, info: ValidationInfo) -> str | Path:
@@ -434,11 +446,24 @@ def _absolute_source(value: str | Path, info: ValidationInfo) -> str | Path:
 
 Directory = Annotated[
     str | Path,
-    AfterValidator(_absolute_directory),
+    _absolute_local("folder"),
     must_be("a path", _is_path, 'a str or a Path, for example "checkpoints"', may_be_none=False),
     _PATH,
 ]
 """A folder on this machine: a str or Path that is not empty.
+
+The path becomes absolute, with ``~`` expanded. A URL is refused.
+"""
+
+FilePath = Annotated[
+    str | Path,
+    _absolute_local("file"),
+    must_be(
+        "a path", _is_path, 'a str or a Path, for example "run/metrics.jsonl"', may_be_none=False
+    ),
+    _PATH,
+]
+"""A file on this machine: a str or Path that is not empty.
 
 The path becomes absolute, with ``~`` expanded. A URL is refused.
 """

@@ -29,6 +29,7 @@ from ignite_hooks.core.fields import Batches
 from ignite_hooks.core.fields import Count
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import FilePath
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Fraction
 from ignite_hooks.core.fields import Generation
@@ -61,6 +62,7 @@ __all__ = [
     "Count",
     "Directory",
     "Every",
+    "FilePath",
     "Flag",
     "Fraction",
     "Generation",

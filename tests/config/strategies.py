@@ -35,6 +35,7 @@ BY_TYPE = [
     (fields.Backend, st.sampled_from(["auto", "kernel", "sampler"])),
     (fields.Count, st.integers(0, 9)),
     (fields.Directory, paths | paths.map(Path)),
+    (fields.FilePath, paths | paths.map(Path)),
     (fields.Every, counts),
     (fields.Batches, counts),
     (fields.Flag, st.booleans()),
