@@ -54,18 +54,22 @@ class Reports:
             On an engine without an ``OptimizerStep``, iterations are counted instead.
         report: is called with the engine and the report. A report at the end of a run is left out
             if no value is new. Other reports may have no values.
+        prepare: is called before ``report``, with the same arguments. ``report`` then gets its
+            result instead of the report. If ``prepare`` fails, or a signal breaks it off, the
+            values stay new. Once ``report`` is called, they are not new any longer.
     """
 
     def __init__(
         self,
         attachment: Attachment,
         every_steps: int | None,
-        report: Callable[[Engine, Report], None],
+        report: Callable[[Engine, Any], None],
+        prepare: Callable[[Engine, Report], Any] | None = None,
     ) -> None:
-        self._attachment, self._report = attachment, report
+        self._attachment, self._report, self._prepare = attachment, report, prepare
         self._seen: dict[str, _Entry] = {}
         self._unreported: Collection[str] = ()  # names of values that a checkpoint has as new
-        self._resume_report: Any = None  # of the last run, to recognize that a run was resumed
+        self._is_resumed = False  # whether the present run continues from a checkpoint
         engine = attachment.engine
         TrainEvents.register(engine)  # a plain engine may get these events from other handlers
         self._see(engine)
@@ -74,6 +78,8 @@ class Reports:
                 every_steps, lambda engine: self._make(engine, "step"), is_last=True
             )
         attachment.on(Events.STARTED, self._begin, turn=Turn.NOTE)
+        if is_trainer(engine):
+            attachment.on_removal(engine.call_on_resume(self._begin_resumed))
         ends = Events.TERMINATE, Events.COMPLETED
         reasons: dict[Any, str] = {
             TrainEvents.VALIDATION_COMPLETED: "validation",
@@ -98,16 +104,29 @@ class Reports:
     def _make(self, engine: Engine, reason: str) -> None:
         entries = _entries_of(engine)
         names = self._new_names(engine, entries)
+        report: Any = Report(reason, {name: entries[name].value for name in names})
+        is_due = bool(names) or reason != "end"
+        if is_due and self._prepare is not None:
+            report = self._prepare(engine, report)
         self._seen, self._unreported = entries, ()
-        if names or reason != "end":
-            self._report(engine, Report(reason, {name: entries[name].value for name in names}))
+        if is_due:
+            self._report(engine, report)
 
     def _begin(self, engine: Engine) -> None:
-        """Marks all values as reported, except if the run continues in the same process."""
-        resume_report = engine.resume_report if is_trainer(engine) else None
-        if engine.state.iteration == 0 or resume_report is not self._resume_report:
-            self._resume_report = resume_report
+        """Marks all values as reported, except if the run continues."""
+        self._is_resumed = False
+        if engine.state.iteration == 0:
             self._see(engine)
+
+    def _begin_resumed(self) -> None:
+        """Marks the values of the checkpoint as reported.
+
+        If a run resumes in the middle of an epoch, this method is called twice: after STARTED and
+        after EPOCH_STARTED.
+        """
+        if not self._is_resumed:
+            self._is_resumed = True
+            self._see(self._attachment.engine)
 
     def _see(self, engine: Engine) -> None:
         self._seen = _entries_of(engine)
