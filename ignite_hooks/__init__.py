@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.memory.ram_metrics import ram_usage_metrics as ram_usage_metrics
     from ignite_hooks.observe.console import Console as Console
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
+    from ignite_hooks.observe.metrics_log import MetricsLog as MetricsLog
     from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
     from ignite_hooks.observe.throughput import Throughput as Throughput
     from ignite_hooks.optim.gradient_clipping import GradientClipping as GradientClipping
@@ -53,6 +54,7 @@ _MODULES = {
     "MaxDeviceMemory": "memory.max_device_memory",
     "MaxRAM": "memory.max_ram",
     "MeanLoss": "observe.mean_loss",
+    "MetricsLog": "observe.metrics_log",
     "MinibatchMaxRAM": "memory.ram_metrics",
     "OptimizerStep": "optim.optimizer_step",
     "ProgressBar": "observe.progress_bar",

@@ -36,6 +36,7 @@ def test_the_public_names_are_these():
         "MaxDeviceMemory",
         "MaxRAM",
         "MeanLoss",
+        "MetricsLog",
         "MinibatchMaxRAM",
         "OptimizerStep",
         "ProgressBar",
@@ -268,8 +269,8 @@ def test_what_a_handler_of_ones_own_needs_has_a_public_face():
 def test_a_room_lists_its_public_names_without_importing_them():
     program = (
         "import sys\n"
-        "from ignite_hooks import checkpoint, evaluation, optim\n"
-        "rooms = (checkpoint, evaluation, optim)\n"
+        "from ignite_hooks import checkpoint, evaluation, observe, optim\n"
+        "rooms = (checkpoint, evaluation, observe, optim)\n"
         "assert all(set(room.__all__) <= set(dir(room)) for room in rooms)\n"
         "assert 'torch' not in sys.modules\n"
         "for room in rooms:\n"

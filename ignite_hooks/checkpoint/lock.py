@@ -52,7 +52,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK_NAME", "DirectoryLock"]
+__all__ = ["LOCK_NAME", "DirectoryLock", "try_flock"]
 
 logger = logging.getLogger(__name__)
 
@@ -527,7 +527,7 @@ class _LockFile:
                 self._has_flock = False
                 self._descriptor = self._open_lock_file()
             if self._has_flock is False:
-                self._has_flock = _try_flock(self._descriptor)
+                self._has_flock = try_flock(self._descriptor)
             if self._has_flock is None:
                 warn_once(
                     f"the file system of {self.path.parent} has no flock: two runs that begin "
@@ -594,7 +594,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_all_in_child)
 
 
-def _try_flock(descriptor: int) -> bool | None:
+def try_flock(descriptor: int) -> bool | None:
     """Tries to get the ``flock`` of a file without waiting.
 
     Returns:

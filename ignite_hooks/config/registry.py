@@ -32,6 +32,7 @@ from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
 from ignite_hooks.memory.ram_metrics import StreamMaxRAM
 from ignite_hooks.observe.console import Console
 from ignite_hooks.observe.mean_loss import MeanLoss
+from ignite_hooks.observe.metrics_log import MetricsLog
 from ignite_hooks.observe.throughput import Throughput
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.optim.optimizer_step import OptimizerStep
@@ -60,6 +61,7 @@ _classes: dict[str, type] = {
     "max_device_memory": MaxDeviceMemory,
     "max_ram": MaxRAM,
     "mean_loss": MeanLoss,
+    "metrics_log": MetricsLog,
     "minibatch_max_ram": MinibatchMaxRAM,
     "resume_checkpoint": ResumeCheckpoint,
     "save_checkpoint": SaveCheckpoint,

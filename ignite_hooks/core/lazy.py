@@ -53,6 +53,7 @@ _ELSEWHERE = (
     "ignite_hooks.config",
     "ignite_hooks.evaluation",
     "ignite_hooks.handlers",
+    "ignite_hooks.observe",
     "ignite_hooks.optim",
     "ignite.engine",
     "ignite.handlers",

@@ -1,1 +1,28 @@
-"""Shows a run to the people who wait for it: losses, speed, remaining time, and a record."""
+"""Shows a run to the people who wait for it: losses, speed, remaining time, and a record.
+
+``read_metrics`` reads the record that ``MetricsLog`` writes.
+"""
+
+from typing import TYPE_CHECKING
+
+from ignite_hooks.core.lazy import lazy_names
+
+if TYPE_CHECKING:  # type checkers do not run `__getattr__`
+    from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
+    from ignite_hooks.observe.metrics_log import MetricsLog as MetricsLog
+    from ignite_hooks.observe.record import MetricsRecord as MetricsRecord
+    from ignite_hooks.observe.record import read_metrics as read_metrics
+    from ignite_hooks.observe.throughput import Throughput as Throughput
+
+# Maps each public name to the module that defines it, relative to this package.
+_MODULES = {
+    "MeanLoss": "mean_loss",
+    "MetricsLog": "metrics_log",
+    "MetricsRecord": "record",
+    "Throughput": "throughput",
+    "read_metrics": "record",
+}
+
+if not TYPE_CHECKING:  # a type checker takes the public names from the imports above
+    __all__ = [*_MODULES]
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -45,6 +45,31 @@ def test_throughput_is_that_of_both_processes(findings):
     assert one["remaining_seconds"] == 0.0
 
 
+def test_rank_0_alone_writes_the_record(findings):
+    one, other = findings.of("metrics_log")
+    assert one == other
+    assert [(line["event"], line["step"]) for line in one["lines"]] == [
+        ("start", 0),
+        ("step", 2),
+        ("checkpoint", 3),
+        ("stop", 3),
+        ("resume", 3),
+        ("step", 4),
+        ("epoch", 4),
+        ("checkpoint", 4),
+        ("stop", 4),
+    ]
+    assert one["lines"][0]["machine"]["processes"] == 2
+    assert one["lines"][1]["metrics"]["loss"] == findings.of("mean_loss")[0]["reports"][1]
+    assert one["exact"]
+    assert one["collectives"] == 0
+
+
+def test_record_of_another_run_is_an_error_on_all_ranks(findings):
+    for found in findings.of("busy_log"):
+        assert "another run writes to" in found["error"]
+
+
 def test_mean_output_of_plain_engines_is_that_of_both_processes(findings):
     for found in findings.of("mean_output"):
         assert found["loss"] == 3.5

@@ -1,5 +1,8 @@
 """Handlers that show a run, on two processes."""
 
+import fcntl
+import json
+import os
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -12,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ignite_hooks import Console
 from ignite_hooks import MeanLoss
+from ignite_hooks import MetricsLog
 from ignite_hooks import ProgressBar
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Throughput
@@ -113,5 +117,53 @@ def console():
     return {"shown": shown.getvalue(), "resumed": resumed.getvalue()}
 
 
+def metrics_log():
+    """All ranks attach a log of one path, and each rank has a file that only it would write."""
+    folder = Path(sys.argv[1]) / "log"
+    save = SaveCheckpoint(folder / "checkpoints")
+    options = {"checkpoint": save}
+    with counting_collectives() as counts:
+        for limits in ({"max_steps": 3}, {"max_epochs": 1}):
+            log = MetricsLog(folder / "metrics.jsonl", every_steps=2)
+            trainer = trainer_of(handlers=[MeanLoss(every_steps=2), log], **options)
+            trainer.run(**limits)
+            options["resume_from"] = save.directory
+    bare = {"checkpoint": SaveCheckpoint(folder / "bare")}
+    with counting_collectives() as others:
+        for limits in ({"max_steps": 3}, {"max_epochs": 1}):
+            trainer_of(handlers=[MeanLoss(every_steps=2)], **bare).run(**limits)
+            bare["resume_from"] = folder / "bare"
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {
+        "lines": [json.loads(line) for line in lines],
+        "collectives": (counts - others).total(),
+        "exact": trainer.resume_report is None or trainer.resume_report.is_exact,
+    }
+
+
+def busy_log():
+    """Another run holds the lock of the file, so rank 0 cannot begin."""
+    path = Path(sys.argv[1]) / "busy.jsonl"
+    trainer = trainer_of(handlers=[MetricsLog(path)], on_peer_failure="wait")
+    holder = os.open(path, os.O_RDWR | os.O_CREAT)
+    if trainer.accelerator.is_main_process:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    torch.distributed.barrier()
+    try:
+        trainer.run()
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"error": None}
+
+
 if __name__ == "__main__":
-    run(mean_loss, resumed_mean_loss, throughput, mean_output, progress_bar, console)
+    run(
+        mean_loss,
+        resumed_mean_loss,
+        throughput,
+        mean_output,
+        progress_bar,
+        console,
+        metrics_log,
+        busy_log,
+    )
