@@ -1,6 +1,6 @@
 """Shows a run to the people who wait for it: losses, speed, remaining time, and a record.
 
-``read_metrics`` reads the record that ``MetricsLog`` writes.
+``read_metrics`` reads the record that ``MetricsLog`` writes, and ``plot_metrics`` draws it.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from ignite_hooks.core.lazy import lazy_names
 if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
     from ignite_hooks.observe.metrics_log import MetricsLog as MetricsLog
+    from ignite_hooks.observe.plots import plot_metrics as plot_metrics
     from ignite_hooks.observe.record import MetricsRecord as MetricsRecord
     from ignite_hooks.observe.record import read_metrics as read_metrics
     from ignite_hooks.observe.throughput import Throughput as Throughput
@@ -20,6 +21,7 @@ _MODULES = {
     "MetricsLog": "metrics_log",
     "MetricsRecord": "record",
     "Throughput": "throughput",
+    "plot_metrics": "plots",
     "read_metrics": "record",
 }
 
