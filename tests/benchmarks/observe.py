@@ -10,14 +10,17 @@ The difference is taken within each round; the table shows its median and quarti
 
 import os
 import statistics
+import tempfile
 import time
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import torch
 from ignite.engine import Events
 
 from ignite_hooks import Console
 from ignite_hooks import MeanLoss
+from ignite_hooks import MetricsLog
 from ignite_hooks import Throughput
 from ignite_hooks import TrainEvents
 from tests.reference import batches_of
@@ -26,10 +29,13 @@ from tests.reference import make_trainer
 ROUNDS = 101
 BATCHES = 400
 NEVER = 10**9
+FOLDER = Path(tempfile.mkdtemp(prefix="ignite_hooks-"))
 
 HANDLERS = {
     "`MeanLoss`, nothing due": lambda: MeanLoss(every_steps=NEVER),
     "`MeanLoss(every_steps=10)`": lambda: MeanLoss(every_steps=10),
+    "`MetricsLog`, nothing due": lambda: MetricsLog(FOLDER / "a.jsonl", every_steps=NEVER),
+    "`MetricsLog(every_steps=10)`": lambda: MetricsLog(FOLDER / "b.jsonl", every_steps=10),
     "`Throughput`, nothing due": lambda: Throughput(every_steps=NEVER),
     "`Throughput(every_steps=50)`": lambda: Throughput(every_steps=50),
 }
