@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
     from ignite_hooks.observe.metrics_log import MetricsLog as MetricsLog
     from ignite_hooks.observe.plots import plot_metrics as plot_metrics
+    from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
     from ignite_hooks.observe.record import MetricsRecord as MetricsRecord
     from ignite_hooks.observe.record import read_metrics as read_metrics
     from ignite_hooks.observe.throughput import Throughput as Throughput
@@ -20,6 +21,7 @@ _MODULES = {
     "MeanLoss": "mean_loss",
     "MetricsLog": "metrics_log",
     "MetricsRecord": "record",
+    "ProgressBar": "progress_bar",
     "Throughput": "throughput",
     "plot_metrics": "plots",
     "read_metrics": "record",
