@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
     from ignite_hooks.observe.metrics_log import MetricsLog as MetricsLog
     from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
+    from ignite_hooks.observe.send_metrics import SendMetrics as SendMetrics
     from ignite_hooks.observe.throughput import Throughput as Throughput
     from ignite_hooks.optim.gradient_clipping import GradientClipping as GradientClipping
     from ignite_hooks.optim.optimizer_step import OptimizerStep as OptimizerStep
@@ -60,6 +61,7 @@ _MODULES = {
     "ProgressBar": "observe.progress_bar",
     "ResumeCheckpoint": "checkpoint.resume",
     "SaveCheckpoint": "checkpoint.save",
+    "SendMetrics": "observe.send_metrics",
     "StreamMaxRAM": "memory.ram_metrics",
     "Throughput": "observe.throughput",
     "TrainEvents": "events",

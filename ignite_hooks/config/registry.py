@@ -33,6 +33,7 @@ from ignite_hooks.memory.ram_metrics import StreamMaxRAM
 from ignite_hooks.observe.console import Console
 from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.metrics_log import MetricsLog
+from ignite_hooks.observe.send_metrics import SendMetrics
 from ignite_hooks.observe.throughput import Throughput
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.optim.optimizer_step import OptimizerStep
@@ -65,6 +66,7 @@ _classes: dict[str, type] = {
     "minibatch_max_ram": MinibatchMaxRAM,
     "resume_checkpoint": ResumeCheckpoint,
     "save_checkpoint": SaveCheckpoint,
+    "send_metrics": SendMetrics,
     "stream_max_ram": StreamMaxRAM,
     "throughput": Throughput,
 }

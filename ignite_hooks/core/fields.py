@@ -54,6 +54,7 @@ __all__ = [
     "OnBusy",
     "OnMissing",
     "Prefix",
+    "ProjectName",
     "Runtime",
     "Seconds",
     "SettingNames",
@@ -304,6 +305,18 @@ Prefix = Annotated[
     ),
 ]
 """A prefix of names: a string, which may be empty."""
+
+ProjectName = Annotated[
+    str,
+    must_be(
+        "a string that is not empty",
+        lambda value: isinstance(value, str) and value != "",
+        "the trackers show the run under this name",
+        may_be_none=False,
+    ),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+"""The name of a project in an experiment tracker: a string that is not empty."""
 
 
 _UNCATCHABLE = {"SIGKILL", "SIGSTOP"}  # a process cannot set a handler for these signals

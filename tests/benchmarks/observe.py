@@ -16,11 +16,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
+from accelerate.tracking import GeneralTracker
 from ignite.engine import Events
 
 from ignite_hooks import Console
 from ignite_hooks import MeanLoss
 from ignite_hooks import MetricsLog
+from ignite_hooks import SendMetrics
 from ignite_hooks import Throughput
 from ignite_hooks import TrainEvents
 from tests.reference import batches_of
@@ -31,6 +33,15 @@ BATCHES = 400
 NEVER = 10**9
 FOLDER = Path(tempfile.mkdtemp(prefix="ignite_hooks-"))
 
+
+class NoTracker(GeneralTracker):
+    """Drops what it gets."""
+
+    name = "none"
+    requires_logging_directory = False
+    tracker = None
+
+
 HANDLERS = {
     "`MeanLoss`, nothing due": lambda: MeanLoss(every_steps=NEVER),
     "`MeanLoss(every_steps=10)`": lambda: MeanLoss(every_steps=10),
@@ -38,6 +49,7 @@ HANDLERS = {
     "`MetricsLog(every_steps=10)`": lambda: MetricsLog(FOLDER / "b.jsonl", every_steps=10),
     "`Throughput`, nothing due": lambda: Throughput(every_steps=NEVER),
     "`Throughput(every_steps=50)`": lambda: Throughput(every_steps=50),
+    "`SendMetrics`, nothing due": lambda: SendMetrics(NoTracker(), every_steps=NEVER),
 }
 
 

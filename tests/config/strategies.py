@@ -52,6 +52,7 @@ BY_TYPE = [
     (fields.OnBusy, st.sampled_from(["error", "wait"])),
     (fields.OnMissing, st.sampled_from(["error", "start"])),
     (fields.Prefix, st.text()),
+    (fields.ProjectName, st.text(min_size=1)),
     (fields.Runtime, st.none()),
     (fields.Seconds, st.floats(0, exclude_min=True, allow_infinity=False)),
     (fields.SettingNames, st.sets(st.sampled_from(["lr", "betas", "scheduler"])).map(tuple)),

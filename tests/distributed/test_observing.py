@@ -91,3 +91,13 @@ def test_console_of_rank_0_shows_the_run_of_all(findings):
     both = findings.of("mean_loss")
     loss = mean(*(each for found in both for each in found["losses"]))
     assert f" {number_text(loss)}* " in one["shown"]
+
+
+def test_rank_0_alone_sends_metrics(findings):
+    one, other = findings.of("sent")
+    # Seven batches on each process make four steps an epoch.
+    assert [[step for step, _ in points] for points in one["points"]] == [[2, 4], [6, 8]]
+    assert one["points"][1][-1][1] == one["loss"] == other["loss"]
+    assert one["settings"] == [1, 0]
+    assert other["points"] == [[], []]
+    assert other["settings"] == [0, 0]

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+from accelerate.tracking import GeneralTracker
 from ignite.engine import Engine
 from ignite.engine import Events
 from torch.utils.data import DataLoader
@@ -18,6 +19,7 @@ from ignite_hooks import MeanLoss
 from ignite_hooks import MetricsLog
 from ignite_hooks import ProgressBar
 from ignite_hooks import SaveCheckpoint
+from ignite_hooks import SendMetrics
 from ignite_hooks import Throughput
 from ignite_hooks import TrainEvents
 from tests.distributed.programs.checks import accelerator
@@ -27,10 +29,10 @@ from tests.reference import make_trainer
 from tests.reference import samples
 
 
-def trainer_of(**options):
+def trainer_of(log_with=None, **options):
     torch.manual_seed(0)
     loader = DataLoader(samples(28), batch_size=2)
-    return make_trainer(loader, accelerator=accelerator(2), **options)
+    return make_trainer(loader, accelerator=accelerator(2, log_with=log_with), **options)
 
 
 def noted(trainer):
@@ -156,6 +158,41 @@ def busy_log():
     return {"error": None}
 
 
+class Tracker(GeneralTracker):
+    name = "points"
+    requires_logging_directory = False
+    tracker = None
+    main_process_only = False  # so that a call on another rank would be noted
+    run_id = "one"
+
+    def __init__(self):
+        super().__init__()
+        self.points, self.settings = [], []
+
+    def store_init_configuration(self, values):
+        self.settings.append(values)
+
+    def log(self, values, step=None, **kwargs):
+        self.points.append((step, values["loss"]))
+
+
+def sent():
+    """Returns the points that this rank has sent, in a run and in a run that resumes it."""
+    save = SaveCheckpoint(Path(sys.argv[1]) / "sent")
+    handlers = [MeanLoss(every_steps=2), SendMetrics(every_steps=2)]
+    trackers = Tracker(), Tracker()
+    first = trainer_of([trackers[0]], handlers=handlers, checkpoint=save)
+    first.run(max_epochs=1)
+    handlers = [MeanLoss(every_steps=2), SendMetrics(every_steps=2)]
+    second = trainer_of([trackers[1]], handlers=handlers, resume_from=save.directory)
+    second.run(max_epochs=2)
+    return {
+        "points": [each.points for each in trackers],
+        "settings": [len(each.settings) for each in trackers],
+        "loss": second.state.metrics["loss"],
+    }
+
+
 if __name__ == "__main__":
     run(
         mean_loss,
@@ -166,4 +203,5 @@ if __name__ == "__main__":
         console,
         metrics_log,
         busy_log,
+        sent,
     )
