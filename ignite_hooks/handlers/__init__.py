@@ -44,6 +44,7 @@ from ignite_hooks.core.fields import NormType
 from ignite_hooks.core.fields import OnBusy
 from ignite_hooks.core.fields import OnMissing
 from ignite_hooks.core.fields import Prefix
+from ignite_hooks.core.fields import ProjectName
 from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.fields import SettingNames
@@ -78,6 +79,7 @@ __all__ = [
     "OnBusy",
     "OnMissing",
     "Prefix",
+    "ProjectName",
     "Runtime",
     "Scheduled",
     "Seconds",

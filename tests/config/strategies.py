@@ -31,7 +31,23 @@ paths = st.text(min_size=1).filter(
     lambda text: "\0" not in text and ":/" not in text and not text.startswith("~")
 )
 
+
+def json_of(leaves):
+    """Returns a strategy for plain data with these leaves."""
+    return st.recursive(
+        leaves,
+        lambda items: st.lists(items, max_size=3) | st.dictionaries(st.text(), items, max_size=3),
+        max_leaves=6,
+    )
+
+
+LEAVES = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+JSON = json_of(st.none() | LEAVES)
+"""Values for fields that admit everything."""
+
 BY_TYPE = [
+    # TOML has no None within a value.
+    (dict[str, Any], st.dictionaries(st.text(), json_of(LEAVES), max_size=3)),
     (fields.Backend, st.sampled_from(["auto", "kernel", "sampler"])),
     (fields.Count, st.integers(0, 9)),
     (fields.Directory, paths | paths.map(Path)),
@@ -65,12 +81,6 @@ BY_TYPE = [
     (run_settings.SchedulerAt, st.sampled_from(["step", "epoch", "validation"])),
     (run_settings.Seed, st.integers(0, 2**32 - 1)),
 ]
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda items: st.lists(items, max_size=3) | st.dictionaries(st.text(), items, max_size=3),
-    max_leaves=6,
-)
-"""Values for fields that admit everything."""
 
 
 def strategy_for(annotation):
