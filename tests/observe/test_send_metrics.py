@@ -17,6 +17,7 @@ from ignite.handlers.base_logger import BaseOutputHandler
 from ignite_hooks import GradientClipping
 from ignite_hooks import MeanLoss
 from ignite_hooks import OptimizerStep
+from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import SendMetrics
 from ignite_hooks import TrainEvents
@@ -175,7 +176,7 @@ def resumed_curves(runs, folder, stop, *, every_steps=2, save_every=3, stop_step
         return watched(
             batches_of(7),
             send=SendMetrics(every_steps=every_steps),
-            validation=Validation(lambda: {"error": 0.5}, every_steps=4),
+            validation=Validation(lambda: {"error": 0.5}, every_steps=7),
             checkpoint=SaveCheckpoint(folder, every_steps=save_every),
             **options,
         )
@@ -216,6 +217,30 @@ def test_values_that_were_not_sent_at_the_save_are_sent(runs, tmp_path):
     resumed_curves(runs, tmp_path / "stopped", stop, every_steps=3)
     (run,) = runs.values()
     assert run.curves == expected
+
+
+def test_a_checkpoint_is_resumed_twice_in_one_process(runs, tmp_path):
+    accelerator = stored()
+    watched(accelerator=accelerator, checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
+    trainer = watched(accelerator=accelerator)
+    for times in (1, 2):
+        ResumeCheckpoint(tmp_path).attach(trainer)
+        trainer.run(max_epochs=2)
+        assert [*runs] == ["training-0"]
+        assert runs["training-0"].starts == 1 + times
+        assert [s for s, _ in runs["training-0"].curves["loss"]] == [2, 4, 6, 7] + times * [
+            *(8, 10, 12, 14)
+        ]
+
+
+def test_a_resume_into_the_same_run_of_the_user_does_not_warn(runs, tmp_path):
+    accelerator = stored()
+    accelerator.init_trackers("mine")
+    watched(accelerator=accelerator, checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
+    watched(accelerator=accelerator, resume_from=tmp_path).run(max_epochs=2)
+    (run,) = runs.values()
+    assert [s for s, _ in run.curves["loss"]] == [2, 4, 6, 7, 8, 10, 12, 14]
+    assert (run.starts, run.ends, len(run.settings)) == (1, 0, 1)
 
 
 def test_another_project_begins_another_tracker_run(runs, tmp_path):
