@@ -110,12 +110,16 @@ def stored(accumulation=1):
     return Accelerator(cpu=True, gradient_accumulation_steps=accumulation, log_with="stored")
 
 
-def watched(data=None, *, send=None, handlers=(), accelerator=None, **options):
+def watched(data=None, *, send=None, mean_steps=2, handlers=(), accelerator=None, **options):
     """Returns a trainer with MeanLoss and SendMetrics."""
     return make_trainer(
         batches_of(7) if data is None else data,
         accelerator=accelerator or stored(),
-        handlers=[*handlers, MeanLoss(every_steps=2), send or SendMetrics(every_steps=2)],
+        handlers=[
+            *handlers,
+            MeanLoss(every_steps=mean_steps),
+            send or SendMetrics(every_steps=2),
+        ],
         **options,
     )
 
@@ -169,7 +173,7 @@ def crash(engine):
     raise Crash
 
 
-def resumed_curves(runs, folder, stop, *, every_steps=2, save_every=3, stop_step=5):
+def resumed_curves(runs, folder, stop, *, every_steps=2, mean_steps=2):
     """Returns the curves of a run that stops and is resumed by another trainer, and its runs."""
 
     def build(**options):
@@ -177,21 +181,21 @@ def resumed_curves(runs, folder, stop, *, every_steps=2, save_every=3, stop_step
             batches_of(7),
             send=SendMetrics(every_steps=every_steps),
             validation=Validation(lambda: {"error": 0.5}, every_steps=7),
-            checkpoint=SaveCheckpoint(folder, every_steps=save_every),
+            checkpoint=SaveCheckpoint(folder, every_steps=3),
+            mean_steps=mean_steps,
             **options,
         )
 
     first = build()
     if stop is not None:
-        first.add_event_handler(TrainEvents.STEP_COMPLETED, stop_at(stop_step, stop))
+        first.add_event_handler(TrainEvents.STEP_COMPLETED, stop_at(5, stop))
     try:
         first.run(max_epochs=2)
     except Crash:
         pass
     else:
         if stop is not None:
-            assert first.state.optimizer_step == stop_step
-            assert first.state.iteration == stop_step
+            assert first.state.optimizer_step == 5
     if stop is not None:
         build(resume_from=folder).run(max_epochs=2)
     return runs
@@ -209,12 +213,13 @@ def test_a_resumed_run_continues_the_curves(runs, tmp_path):
 
 
 def test_values_that_were_not_sent_at_the_save_are_sent(runs, tmp_path):
-    # MeanLoss reports after steps 2 and 4, SendMetrics after steps 3 and 6.
+    # MeanLoss writes after step 4, SendMetrics sends after step 6, and the save is between.
     stop = lambda engine: engine.terminate(resumable=True)  # noqa: E731
-    expected = dict(resumed_curves(runs, tmp_path / "unbroken", None, every_steps=3))
+    expected = dict(resumed_curves(runs, tmp_path / "unbroken", None, every_steps=3, mean_steps=4))
     (expected,) = [run.curves for run in expected.values()]
     runs.clear()
-    resumed_curves(runs, tmp_path / "stopped", stop, every_steps=3)
+    resumed_curves(runs, tmp_path / "stopped", stop, every_steps=3, mean_steps=4)
+    assert expected["loss"][0][0] == 6
     (run,) = runs.values()
     assert run.curves == expected
 
@@ -231,6 +236,19 @@ def test_a_checkpoint_is_resumed_twice_in_one_process(runs, tmp_path):
         assert [s for s, _ in runs["training-0"].curves["loss"]] == [2, 4, 6, 7] + times * [
             *(8, 10, 12, 14)
         ]
+
+
+def test_a_report_that_waits_is_dropped_by_a_resume(runs, tmp_path):
+    accelerator = stored()
+    watched(accelerator=accelerator, checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
+    trainer = watched(accelerator=accelerator)
+    stop = stop_at(9, lambda engine: engine.terminate(resumable=True))
+    ResumeCheckpoint(tmp_path).attach(trainer)
+    with trainer.add_event_handler(TrainEvents.STEP_COMPLETED, stop):
+        trainer.run(max_epochs=2)
+    ResumeCheckpoint(tmp_path).attach(trainer)
+    trainer.run(max_epochs=2)
+    assert [s for s, _ in runs["training-0"].curves["loss"]] == [2, 4, 6, 7, 8, 8, 10, 12, 14]
 
 
 def test_a_resume_into_the_same_run_of_the_user_does_not_warn(runs, tmp_path):
