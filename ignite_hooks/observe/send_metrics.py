@@ -247,8 +247,7 @@ class _Sender:
         self.start(engine)
         values = flattened(plain_values(report.metrics), with_lists=True)
         step = _step(engine)
-        if values:
-            self._queue += [(each, step, values) for each in self._trackers or ()]
+        self._queue += [(each, step, values) for each in self._trackers or ()]
         # At the end of a run that a signal stops in the middle of an epoch, MeanLoss reports a mean
         # over fewer steps. An unbroken run has no such point. So the point is sent only if this
         # process continues, or if the run is finished.
@@ -378,10 +377,11 @@ class _Sender:
                     "it is a text"
                 )
             values = {name: value for name, value in values.items() if name not in texts}
+        if not values:
+            return
         _used.add(tracker.source)
         try:
-            if values:
-                tracker.send(values, step, axis)
+            tracker.send(values, step, axis)
         except Exception as error:
             self._warn_once(
                 f"{tracker.name}: the metrics of step {step} could not be sent "

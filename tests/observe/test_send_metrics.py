@@ -241,14 +241,14 @@ def test_a_checkpoint_is_resumed_twice_in_one_process(runs, tmp_path):
 def test_a_report_that_waits_is_dropped_by_a_resume(runs, tmp_path):
     accelerator = stored()
     watched(accelerator=accelerator, checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=1)
-    trainer = watched(accelerator=accelerator)
+    trainer = watched(accelerator=accelerator, send=SendMetrics(every_steps=7))
     stop = stop_at(9, lambda engine: engine.terminate(resumable=True))
     ResumeCheckpoint(tmp_path).attach(trainer)
     with trainer.add_event_handler(TrainEvents.STEP_COMPLETED, stop):
         trainer.run(max_epochs=2)
     ResumeCheckpoint(tmp_path).attach(trainer)
     trainer.run(max_epochs=2)
-    assert [s for s, _ in runs["training-0"].curves["loss"]] == [2, 4, 6, 7, 8, 8, 10, 12, 14]
+    assert [s for s, _ in runs["training-0"].curves["loss"]] == [2, 4, 6, 7, 14]
 
 
 def test_a_resume_into_the_same_run_of_the_user_does_not_warn(runs, tmp_path):
@@ -581,6 +581,13 @@ def test_two_running_engines_must_not_share_an_accelerator(runs):
         outer.run(max_epochs=1)
 
 
+def started():
+    """Returns an accelerator whose trackers a user has started."""
+    accelerator = stored()
+    accelerator.init_trackers("mine")
+    return accelerator
+
+
 def unlogged():
     return make_trainer(batches_of(1))
 
@@ -602,6 +609,11 @@ BAD = [
         lambda: SendMetrics(init_kwargs={"store": {}}).attach(make_trainer(accelerator=stored())),
         ValueError,
         "`init_kwargs` must name trackers .* got arguments for 'store': did you mean `stored`",
+    ),
+    (
+        lambda: SendMetrics(started(), init_kwargs={"stored": {}}).attach(unlogged()),
+        ValueError,
+        "`init_kwargs` must name trackers that SendMetrics starts, .* there are none",
     ),
     (
         lambda: SendMetrics(Numbers(), init_kwargs={"wandb": {}}).attach(unlogged()),
