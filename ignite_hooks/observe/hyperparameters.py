@@ -1,6 +1,7 @@
 """The settings of a run as hyperparameters: names and plain values, without nesting."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import fields
@@ -93,15 +94,18 @@ def _batch_size(loader: Any, accelerator: Any) -> int | None:
 
 
 def _handler_settings(engine: Engine) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the name of each attached handler, and those of its fields that are plain data."""
-    names: set[str] = set()
+    """Yields the name of each attached handler, and those of its fields that are plain data.
+
+    The second handler of a class is called "MeanLoss_2", for example.
+    """
+    counts: Counter[str] = Counter()
     for handler in attached_handlers(engine, Handler):
         if not is_dataclass(handler):
             continue
-        kind = name = type(handler).__name__
-        while name in names:
-            name = f"{kind}_{len(names)}"
-        names.add(name)
+        name = type(handler).__name__
+        counts[name] += 1
+        if counts[name] > 1:
+            name = f"{name}_{counts[name]}"
         values = {each.name: getattr(handler, each.name) for each in fields(handler)}
         yield name, {key: plain(each) for key, each in values.items() if _is_plain(each)}
 

@@ -468,8 +468,10 @@ def test_the_settings_of_the_run_are_hyperparameters(runs):
         handlers=[
             GradientClipping(max_norm=1.5),
             MeanLoss(every_steps=4, keys=()),
+            MeanLoss(prefix="train_"),
             SendMetrics(config={"dataset": {"name": "digits"}, "sizes": [3, 5], "seed": None}),
         ],
+        validation=Validation(lambda: {}, every_epochs=1),
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 7),
     )
     trainer.add_event_handler(Events.STARTED, lambda e: e.optimizer.param_groups[0].update(lr=0.5))
@@ -484,6 +486,7 @@ def test_the_settings_of_the_run_are_hyperparameters(runs):
             "frozen_parameters": 0,
             "handlers/GradientClipping/max_norm": 1.5,
             "handlers/MeanLoss/every_steps": 4,
+            "handlers/MeanLoss_2/prefix": "train_",
             "max_epochs": 2,
             "mixed_precision": "no",
             "model/class": "Sequential",
@@ -496,6 +499,8 @@ def test_the_settings_of_the_run_are_hyperparameters(runs):
             "sizes": "[3, 5]",
         }.items()
     )
+    # Functions and objects are left out.
+    assert not any("Validation/evaluate" in name for name in settings)
     assert "seed" not in settings
     assert "max_steps" not in settings
     assert all(isinstance(value, bool | int | float | str) for value in settings.values())
