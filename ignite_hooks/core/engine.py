@@ -532,10 +532,10 @@ def _clearing_when_called(
         return handlers
     first = handlers[count]
 
-    def call_first(*args: Any, **kwargs: Any) -> None:
+    def call_first(engine: Engine) -> None:
         # One line clears the list and calls the handler, so that an exception of a signal handler
         # is unlikely to come between the two.
-        due.clear(), first(*args, **kwargs)  # type: ignore[func-returns-value]
+        due.clear(), first(engine)  # type: ignore[func-returns-value]
 
     return (*handlers[:count], call_first, *handlers[count + 1 :])
 

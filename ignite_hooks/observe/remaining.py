@@ -68,7 +68,7 @@ def remaining_seconds(engine: Engine, steps: Steps, timer: StepTimer) -> float |
     ends = _Ends(engine, steps.count(engine), steps.optimizer_step)
     if ends.steps is None:
         return None
-    per_step = sum(each.seconds for each in timer.last) / len(timer.last) + timer.pause.value
+    per_step = sum(seconds for seconds, *_ in timer.last) / len(timer.last) + timer.pause.value
     seconds = ends.steps * per_step
     savers = attached_handlers(engine, SaveCheckpoint)
     validations = ends.count_due(attached_handlers(engine, Validation))

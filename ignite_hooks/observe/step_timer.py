@@ -5,7 +5,6 @@ from collections.abc import Callable
 from math import nan
 from numbers import Real
 from typing import Any
-from typing import NamedTuple
 
 import torch
 from accelerate.utils import find_batch_size
@@ -22,23 +21,6 @@ __all__ = ["StepTimer"]
 # The first steps of a run are not measured: caches are cold, loader workers start, and torch
 # compiles and tries out kernels.
 _WARM_UP_STEPS = 3
-
-
-class StepTime(NamedTuple):
-    """The duration and the contents of one step of this process.
-
-    Attributes:
-        seconds: the time from the request of the first batch until the step is complete.
-        waiting: the seconds of this time in which the process waited for batches.
-        samples: the number of samples, by the first entry of each batch; NaN if the first entry is
-            no tensor.
-        items: the number of items, as the user counts them.
-    """
-
-    seconds: float
-    waiting: float
-    samples: float
-    items: float
 
 
 class Mean:
@@ -71,7 +53,10 @@ class StepTimer:
         items: returns the number of items in a batch; None if items are not counted.
 
     Attributes:
-        last: the last measured steps.
+        last: (seconds, waiting, samples, items) of each of the last measured steps: the time from
+            the request of its first batch until the step is complete, the seconds of this time in
+            which the process waited for batches, the number of samples, and the number of items.
+            The number of samples is NaN if the first entry of a batch is no tensor.
         has_news: whether a step was measured since ``has_news`` was last set to False.
         pause: the mean pause, without the time of validations, and without pauses with a save.
         validation: the mean duration of a validation.
@@ -82,7 +67,8 @@ class StepTimer:
         self, clock: Callable[[], float], window: int, items: Callable[[Any], Any] | None
     ) -> None:
         self._clock, self._items = clock, items
-        self.last: deque[StepTime] = deque(maxlen=window)
+        # Plain tuples, because a NamedTuple takes 0.5 µs longer to make.
+        self.last: deque[tuple[float, float, float, float]] = deque(maxlen=window)
         self.has_news = False
         self.pause, self.validation, self.save = Mean(), Mean(), Mean()
         self._restart()
@@ -125,14 +111,11 @@ class StepTimer:
         now = self._requested = self._clock()
         if self._begin is None:
             self._begin = now
-            self._end_pause(now)
-
-    def _end_pause(self, now: float) -> None:
-        """Adds the pause that ends now to the means, if the steps before it count."""
-        if self._end is not None and self._steps > _WARM_UP_STEPS:
-            pause = now - self._end - self._validating
-            (self.save if self._has_saved else self.pause).add(pause)
-        self._end, self._validating, self._has_saved = None, 0.0, False
+            # The pause that ends now counts if the steps before it do.
+            if self._end is not None and self._steps > _WARM_UP_STEPS:
+                pause = now - self._end - self._validating
+                (self.save if self._has_saved else self.pause).add(pause)
+            self._end, self._validating, self._has_saved = None, 0.0, False
 
     def _take_batch(self, engine: Engine) -> None:
         state: Any = engine.state
@@ -149,7 +132,7 @@ class StepTimer:
         begin = self._end if self._begin is None else self._begin
         if begin is not None and self._steps > _WARM_UP_STEPS:
             seconds = now - begin - self._validating
-            self.last.append(StepTime(seconds, self._waiting, self._samples, self._items_so_far))
+            self.last.append((seconds, self._waiting, self._samples, self._items_so_far))
             self.has_news = True
         self._begin, self._end, self._validating = None, now, 0.0
         self._waiting = self._samples = self._items_so_far = 0.0
