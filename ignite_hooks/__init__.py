@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
     from ignite_hooks.observe.send_metrics import SendMetrics as SendMetrics
     from ignite_hooks.observe.throughput import Throughput as Throughput
+    from ignite_hooks.observe.time_ledger import TimeLedger as TimeLedger
     from ignite_hooks.optim.gradient_clipping import GradientClipping as GradientClipping
     from ignite_hooks.optim.optimizer_step import OptimizerStep as OptimizerStep
     from ignite_hooks.trainer.trainer import Trainer as Trainer
@@ -64,6 +65,7 @@ _MODULES = {
     "SendMetrics": "observe.send_metrics",
     "StreamMaxRAM": "memory.ram_metrics",
     "Throughput": "observe.throughput",
+    "TimeLedger": "observe.time_ledger",
     "TrainEvents": "events",
     "Trainer": "trainer.trainer",
     "Validation": "evaluation.validation",

@@ -33,6 +33,7 @@ from ignite_hooks.core.run_scope import enter_at_each_run
 from ignite_hooks.core.scopes import add_note
 from ignite_hooks.core.stop_requests import StopMonitor
 from ignite_hooks.core.stop_requests import add_stop_monitor
+from ignite_hooks.core.time_accounts import charged_to
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.events import TrainEvents
@@ -307,7 +308,8 @@ class CheckpointTriggers:
             except Exception as failure:
                 add_note(error, f"A checkpoint could not be written either: {failure!r}")
             raise
-        self._writer.wait()
+        with charged_to(trainer, "checkpoint"):
+            self._writer.wait()
 
     def _save(self, trainer: TrainingEngine) -> None:
         # The save is deferred again in two cases: terminate_epoch() was called, so the epoch has to
@@ -333,7 +335,8 @@ class CheckpointTriggers:
         # If the save fails, the flag stays True, which tells _save_after_failure() the cause of the
         # failure.
         self._is_saving = True
-        self._writer.save(trainer, self._uncertain)
+        with charged_to(trainer, "checkpoint"):
+            self._writer.save(trainer, self._uncertain)
         self._is_saving = False
 
     def end_runs_without_workers(self, trainer: TrainingEngine) -> Callable[[], None]:

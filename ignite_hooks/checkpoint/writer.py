@@ -53,6 +53,7 @@ from ignite_hooks.checkpoint.store import Checkpoint
 from ignite_hooks.checkpoint.store import CheckpointStore
 from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.place import Progress
+from ignite_hooks.core.time_accounts import charged_in_background
 from ignite_hooks.core.training_engine import TrainingEngine
 
 __all__ = ["BackgroundWriter", "CheckpointWriter"]
@@ -154,7 +155,13 @@ class CheckpointWriter:
         if is_background:
             copied = {name: content.copied() for name, content in files.items()}
             ranks = self._writing_ranks
-            self._writer.start(lambda: self._write_and_commit(copied, draft, ranks, folder))
+            charged = charged_in_background(trainer, "checkpoint")
+
+            def write() -> None:
+                with charged:
+                    self._write_and_commit(copied, draft, ranks, folder)
+
+            self._writer.start(write)
         else:
             self._write_and_commit(files, draft, self.ranks, folder)
         self._saved_at = _position(trainer)

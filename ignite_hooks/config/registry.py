@@ -35,6 +35,7 @@ from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.metrics_log import MetricsLog
 from ignite_hooks.observe.send_metrics import SendMetrics
 from ignite_hooks.observe.throughput import Throughput
+from ignite_hooks.observe.time_ledger import TimeLedger
 from ignite_hooks.optim.gradient_clipping import GradientClipping
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 
@@ -69,6 +70,7 @@ _classes: dict[str, type] = {
     "send_metrics": SendMetrics,
     "stream_max_ram": StreamMaxRAM,
     "throughput": Throughput,
+    "time_ledger": TimeLedger,
 }
 
 # The classes of this package whose instances cannot be written as data. The values are the ends of

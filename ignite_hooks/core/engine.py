@@ -2,20 +2,7 @@
 
 These are the private members of Ignite's engines, events and handlers:
 
-=====================================  ============================================================
-``_event_handlers``                    the table of handlers: it maps an event to a list of entries
-                                       (function, arguments, keywords)
-``_allowed_events``                    the registered events
-``_fire_event``                        calls the handlers of an event
-``_handler_wrapper``                   wraps a handler, to apply the filter of an event
-``_parent``                            a weak reference from such a wrapper to the handler
-``_name_``                             the name of an event
-``_internal_run_generator``            the generator of the current or interrupted run
-``_process_function``                  the function that is called with each batch
-``_init_timers``                       clears ``state.times``
-``_setup_output_metrics_state_attrs``  the values that a handler of a logger shows
-=====================================  ============================================================
-
+=====================================  =====================================================
 No other module uses these members. ``tests/core/test_engine.py`` fails when Ignite changes the
 meaning of a member.
 
@@ -35,6 +22,7 @@ from inspect import GEN_RUNNING
 from inspect import GEN_SUSPENDED
 from inspect import getgeneratorstate
 from operator import itemgetter
+from types import ModuleType
 from typing import Any
 
 from ignite.engine import Engine
@@ -49,14 +37,18 @@ from ignite.metrics import Metric
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import Turn
 
+WrapCall = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
+
 __all__ = [
     "EventCheckingEngine",
     "QuickEngine",
     "bound_object",
+    "call_handlers_through",
     "engine_storage",
     "fire_within",
     "forget_run",
     "handler_entries",
+    "handler_name",
     "handlers_of",
     "handlers_with_arguments",
     "has_handlers",
@@ -272,6 +264,7 @@ class QuickEngine(EventCheckingEngine):
         self._firing: Any = None  # the innermost event whose handlers are being called
         self._added_while_firing: list[tuple[Any, Any]] = []  # (event, entry of the table)
         self._due_lists: dict[Any, list[Any]] = {}  # see `list_cleared_at`; by the event's name
+        self._wrap_call: WrapCall = _unchanged  # see `call_handlers_through`
         # Called last, because Ignite's constructor calls `register_events`, which uses these
         # attributes.
         super().__init__(process_function)
@@ -347,6 +340,10 @@ class QuickEngine(EventCheckingEngine):
         }
         for name, due in self._due_lists.items():
             self._callbacks[name] = _clearing_when_called(due, self._callbacks[name])
+        if self._wrap_call is not _unchanged:
+            for name, callbacks in self._callbacks.items():
+                functions = [entry[0] for entry in _sorted_by_turn(name, entries.get(name, ()))]
+                self._callbacks[name] = (*map(self._wrap_call, functions, callbacks),)
 
     def list_cleared_at(self, event: Any) -> list[Any]:
         """Returns a list that the engine clears when it calls the first handler of ``event``.
@@ -454,7 +451,7 @@ class QuickEngine(EventCheckingEngine):
             entries = self._event_handlers[event]
             # A handler that has been removed in the meantime is not called.
             if _key_of(event) == name and any(entry[0] is function for function, *_ in entries):
-                self._with_engine(*entry)(self, *args, **kwargs)
+                self._wrap_call(entry[0], self._with_engine(*entry))(self, *args, **kwargs)
 
     def _fire_from_table(self, event: Any) -> None:
         """Fires an event from Ignite's own table of handlers, and then looks up all handlers again.
@@ -463,9 +460,12 @@ class QuickEngine(EventCheckingEngine):
         ``add_event_handler``, so this engine does not notice the change.
         """
         outer, self._firing = self._firing, event
+        self.last_event_name = event
         self._event_handlers[event] = _sorted_by_turn(_key_of(event), self._event_handlers[event])
         try:
-            Engine._fire_event(self, event)
+            # As in Ignite, the loop reaches the handlers that are added to the list meanwhile.
+            for entry in self._event_handlers[event]:
+                self._wrap_call(entry[0], self._with_engine(*entry))(self)
         finally:
             self._firing = outer
             self._added_while_firing.clear()
@@ -508,6 +508,74 @@ class QuickEngine(EventCheckingEngine):
         self._internal_run_generator = None
         if run is not None:
             run.close()
+
+
+def call_handlers_through(engine: AnyEngine, wrap: WrapCall) -> Callable[[], None]:
+    """Makes an engine call its handlers through wrappers, for example to measure their time.
+
+    Ignite's table of handlers stays as it is. So users and profilers can add, find and remove
+    handlers as usual, also during a run.
+
+    Args:
+        engine: the engine, which must have no such wrappers yet.
+        wrap: a function (function, call) -> wrapper. ``function`` is the entry of Ignite's table,
+            for ``handler_name``. The engine calls the wrapper instead of ``call``.
+
+    Returns:
+        A function that makes the engine call its handlers directly again.
+    """
+    owner: Any = engine
+    if isinstance(owner, QuickEngine):
+
+        def set_wrapper(wrap: WrapCall) -> None:
+            owner._wrap_call = wrap
+            owner._update_handlers()
+
+        set_wrapper(wrap)
+        return lambda: set_wrapper(_unchanged)
+
+    engine_ref = weakref.ref(owner)  # the function below is an attribute of the engine
+
+    # As `Engine._fire_event`, but for the wrapper.
+    def fire_event(event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+        engine: Any = engine_ref()
+        engine.last_event_name = event_name
+        for function, args, kwargs in engine._event_handlers[event_name]:
+            has_reference = bool(args) and isinstance(args[0], weakref.ref)
+            first, others = ((args[0](),), args[1:]) if has_reference else ((), args)
+            wrapper = wrap(function, function)
+            wrapper(*first, *event_args, *others, **{**kwargs, **event_kwargs})
+
+    owner._fire_event = fire_event
+
+    def restore() -> None:
+        if vars(owner).get("_fire_event") is fire_event:
+            del owner._fire_event
+
+    return restore
+
+
+def _unchanged(function: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    return call
+
+
+def handler_name(function: Any) -> str:
+    """Returns the name of a handler: of its class if it is a method or an object, or its own.
+
+    ``function`` is the handler, or a wrapper of the handler such as the one that applies a filter.
+    """
+    while True:
+        owner = getattr(function, "__self__", None)
+        if owner is not None and not isinstance(owner, ModuleType):
+            return (owner if isinstance(owner, type) else type(owner)).__name__
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
+            function = wrapped
+        else:
+            break
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return str(name).rpartition("<locals>.")[2]
 
 
 def _key_of(event: Any) -> Any:

@@ -19,6 +19,8 @@ from ignite_hooks.core.engine import set_turn
 from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.run_scope import Scope
 from ignite_hooks.core.run_scope import enter_at_each_run
+from ignite_hooks.core.time_accounts import account_of
+from ignite_hooks.core.time_accounts import charged_to
 from ignite_hooks.core.timetable import Timetable
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
@@ -198,26 +200,32 @@ class Attachment:
                 Without an ``OptimizerStep``, this argument has no effect.
         """
 
+        name = type(self.handler).__name__
+
         def call_if_attached(engine: Engine) -> None:
             if self.is_attached:
-                callback(engine)
+                with charged_to(engine, account_of(name)):
+                    callback(engine)
 
-        name = type(self.handler).__name__
         self.during_run(
             lambda engine: _called_every_steps(
                 engine, every, call_if_attached, name, is_note=is_note, is_last=is_last
             )
         )
 
-    def during_run(self, scope: RunScope) -> None:
+    def during_run(self, scope: RunScope, *, outermost: bool = False) -> None:
         """Enters ``scope(engine)`` at each entry into ``engine.run`` and leaves it at each exit.
 
         Use a scope to change the process while a run lasts, for example to install a signal
         handler. A handler of an event could not undo the change reliably, because no event is
         certain to be fired at the end of a run that fails.
+
+        Args:
+            scope: returns the scope of a run.
+            outermost: whether the scope surrounds those of earlier attachments.
         """
         any_scope: Callable[[Any], Scope] = scope  # mypy refuses to pass on a union of callables
-        self.on_removal(enter_at_each_run(self.engine, any_scope))
+        self.on_removal(enter_at_each_run(self.engine, any_scope, outermost=outermost))
 
     def on_removal(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` when this attachment is removed.

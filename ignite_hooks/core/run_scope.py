@@ -21,7 +21,9 @@ ResultT = TypeVar("ResultT")
 EngineT = TypeVar("EngineT", bound=AnyEngine)
 
 
-def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Callable[[], None]:
+def enter_at_each_run(
+    engine: EngineT, scope: Callable[[EngineT], Scope], *, outermost: bool = False
+) -> Callable[[], None]:
     """Enters ``scope(engine)`` around each later run, and around the rest of a run in progress.
 
     A pair of event handlers cannot replace a scope. Ignite fires no event reliably at the end of a
@@ -31,12 +33,18 @@ def enter_at_each_run(engine: EngineT, scope: Callable[[EngineT], Scope]) -> Cal
     call of this function replaces the method ``run`` with a wrapper, which enters the scopes. So if
     this first call comes within a run, the scope is first entered at the next run.
 
+    Args:
+        engine: the engine.
+        scope: returns the scope of a run.
+        outermost: whether later runs enter the scope before the scopes that were added earlier, and
+            leave it after them.
+
     Returns:
         A function that removes the scope. If the scope is open, the function leaves it at once.
     """
     run_scope = _RunScope(scope, engine)
     scopes = _scopes_of(engine)
-    scopes.add(run_scope, engine)
+    scopes.add(run_scope, engine, outermost=outermost)
 
     def remove() -> None:
         running_engine = run_scope.engine()
@@ -92,12 +100,12 @@ class _RunScopes:
         # If a user replaces `run` and drops the wrapper, the next scope wraps `run` again.
         self._wrapper_ref: Callable[[], Any] = _return_none
 
-    def add(self, scope: _RunScope, engine: AnyEngine) -> None:
+    def add(self, scope: _RunScope, engine: AnyEngine, *, outermost: bool) -> None:
         """Adds a scope, and enters it if a run is in progress."""
         if self._wrapper_ref() is None and not isinstance(engine, QuickEngine):
             self._wrap(engine)
         # A new list: `call` may be iterating over the present one.
-        self._scopes = [*self._scopes, scope]
+        self._scopes = [scope, *self._scopes] if outermost else [*self._scopes, scope]
         if self._running is not None:
             self._running.enter(scope)
 

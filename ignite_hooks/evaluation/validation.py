@@ -33,6 +33,7 @@ from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.stale_metrics import completed_validations
 from ignite_hooks.core.stale_metrics import measured_at
 from ignite_hooks.core.stop_requests import ValidationStopped
+from ignite_hooks.core.time_accounts import charged_to
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
@@ -420,7 +421,11 @@ def _validate(
         # The VALIDATION events and the contexts on `on_validation` are within the scope that
         # restores the generators: if handlers draw random numbers, these draws must not shift the
         # random numbers of training.
-        with _data_and_generators_restored(engine, validations), channels_of(engine).on_validation:
+        with (
+            charged_to(engine, "validation"),
+            _data_and_generators_restored(engine, validations),
+            channels_of(engine).on_validation,
+        ):
             stop_check.remember_weights(_models_of(engine, validations))
             fire_within(engine, TrainEvents.VALIDATION_STARTED)
             restore = stop_check.snapshot(_evaluators(validations), lambda: _feeds(validations))

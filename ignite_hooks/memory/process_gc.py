@@ -14,7 +14,7 @@ from typing import Any
 from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.core.warn_once import warn_once
 
-__all__ = ["automatic_collection_off", "automatic_pauses", "frozen"]
+__all__ = ["automatic_collection_off", "automatic_pauses", "frozen", "observed_collections"]
 
 
 class _ChangeState:
@@ -164,12 +164,20 @@ def automatic_pauses(report: Callable[[float], Any]) -> Iterator[None]:
         elif phase == "stop" and began:
             report(perf_counter() - began.pop())
 
+    with observed_collections(measure):
+        yield
+
+
+@contextmanager
+def observed_collections(callback: Callable[[str, dict[str, int]], None]) -> Iterator[None]:
+    """Calls ``callback`` as a function in ``gc.callbacks``, as long as the body runs."""
+
     def end() -> None:
-        if measure in gc.callbacks:  # absent if an exception came before the append
-            gc.callbacks.remove(measure)
+        if callback in gc.callbacks:  # absent if an exception came before the append
+            gc.callbacks.remove(callback)
 
     with undo_on_exit(end, out_of_order=True):
-        gc.callbacks.append(measure)
+        gc.callbacks.append(callback)
         yield
 
 

@@ -24,6 +24,7 @@ from ignite_hooks import MeanLoss
 from ignite_hooks import MetricsLog
 from ignite_hooks import SendMetrics
 from ignite_hooks import Throughput
+from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
 from tests.reference import batches_of
 from tests.reference import make_trainer
@@ -50,6 +51,8 @@ HANDLERS = {
     "`Throughput`, nothing due": lambda: Throughput(every_steps=NEVER),
     "`Throughput(every_steps=50)`": lambda: Throughput(every_steps=50),
     "`SendMetrics`, nothing due": lambda: SendMetrics(NoTracker(), every_steps=NEVER),
+    "`TimeLedger`, nothing due": lambda: TimeLedger(every_steps=NEVER),
+    "`TimeLedger(every_steps=50)`": lambda: TimeLedger(every_steps=50),
 }
 
 
