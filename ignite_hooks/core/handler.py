@@ -199,7 +199,6 @@ class Attachment:
             is_last: whether ``callback`` is called after the other callbacks of the same step.
                 Without an ``OptimizerStep``, this argument has no effect.
         """
-
         name = type(self.handler).__name__
 
         def call_if_attached(engine: Engine) -> None:

@@ -59,10 +59,11 @@ class TimeAccounts:
         self._current, self._since = OTHER, 0.0  # the present account, and since when it is charged
         self._is_counting = False
 
-    def switch(self, account: str) -> str:
+    def switch(self, account: str, engine: object = None) -> str:
         """Charges the time from now on to ``account``, and returns the account until now.
 
-        This is the hot path. Outside a run the call has no effect on ``seconds``.
+        This is the hot path. Outside a run the call has no effect on ``seconds``. ``engine`` is not
+        used: with this argument, ``partial(switch, account)`` is a handler.
         """
         now, current = self.clock(), self._current
         self._seconds[current] += now - self._since
