@@ -2,7 +2,21 @@
 
 These are the private members of Ignite's engines, events and handlers:
 
-=====================================  =====================================================
+=====================================  ============================================================
+``_event_handlers``                    the table of handlers: it maps an event to a list of entries
+                                       (function, arguments, keywords)
+``_allowed_events``                    the registered events
+``_fire_event``                        calls the handlers of an event; replaced on a plain engine to
+                                       measure its handlers
+``_handler_wrapper``                   wraps a handler, to apply the filter of an event
+``_parent``                            a weak reference from such a wrapper to the handler
+``_name_``                             the name of an event
+``_internal_run_generator``            the generator of the current or interrupted run
+``_process_function``                  the function that is called with each batch
+``_init_timers``                       clears ``state.times``
+``_setup_output_metrics_state_attrs``  the values that a handler of a logger shows
+=====================================  ============================================================
+
 No other module uses these members. ``tests/core/test_engine.py`` fails when Ignite changes the
 meaning of a member.
 
