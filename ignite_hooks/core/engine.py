@@ -539,20 +539,21 @@ def call_handlers_through(engine: AnyEngine, wrap: WrapCall) -> Callable[[], Non
         A function that makes the engine call its handlers directly again.
     """
     owner: Any = engine
+    # A weak reference, so that the functions below do not keep the engine alive.
+    engine_ref: Callable[[], Any] = weakref.ref(owner)
     if isinstance(owner, QuickEngine):
 
         def set_wrapper(wrap: WrapCall) -> None:
-            owner._wrap_call = wrap
-            owner._update_handlers()
+            if (engine := engine_ref()) is not None:
+                engine._wrap_call = wrap
+                engine._update_handlers()
 
         set_wrapper(wrap)
         return lambda: set_wrapper(_unchanged)
 
-    engine_ref = weakref.ref(owner)  # the function below is an attribute of the engine
-
     # As `Engine._fire_event`, but for the wrapper.
     def fire_event(event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        engine: Any = engine_ref()
+        engine = engine_ref()
         engine.last_event_name = event_name
         for function, args, kwargs in engine._event_handlers[event_name]:
             has_reference = bool(args) and isinstance(args[0], weakref.ref)
@@ -563,8 +564,9 @@ def call_handlers_through(engine: AnyEngine, wrap: WrapCall) -> Callable[[], Non
     owner._fire_event = fire_event
 
     def restore() -> None:
-        if vars(owner).get("_fire_event") is fire_event:
-            del owner._fire_event
+        engine = engine_ref()
+        if engine is not None and engine._fire_event is fire_event:
+            del engine._fire_event
 
     return restore
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from typing import Any
+from weakref import ref
 
 from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.scopes import NULL_CONTEXT
@@ -121,9 +122,14 @@ class TimeAccounts:
 
 def set_time_accounts(engine: AnyEngine, accounts: TimeAccounts) -> Callable[[], None]:
     """Makes ``accounts`` those of ``engine``, and returns a function that removes them again."""
-    storage = engine_storage(engine)
-    storage["time_accounts"] = accounts
-    return lambda: storage.pop("time_accounts", None)
+    engine_storage(engine)["time_accounts"] = accounts
+    engine_ref = ref(engine)
+
+    def remove() -> None:
+        if (owner := engine_ref()) is not None:
+            engine_storage(owner).pop("time_accounts", None)
+
+    return remove
 
 
 def charged_to(engine: AnyEngine, account: str) -> AbstractContextManager[Any]:

@@ -1,6 +1,7 @@
 """Tests of TimeLedger by a clock that moves only when the test spends time."""
 
 import gc
+import weakref
 from collections import defaultdict
 
 import pytest
@@ -346,6 +347,16 @@ def test_one_ledger_measures_several_engines():
     engines[0].run([1, 2, 3])
     engines[1].run([1])
     assert [measured(ledger, engine) for engine in engines] == [{"process": 12.0}, {"process": 4.0}]
+
+
+@pytest.mark.parametrize("make", [make_trainer, lambda: Engine(lambda engine, batch: None)])
+def test_kept_attachment_does_not_keep_the_engine(make):
+    ledger, engine = TimeLedger(), make()
+    attachment, freed = ledger.attach(engine), weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert freed() is None
+    attachment.remove()
 
 
 def test_evaluator_is_measured_like_any_engine():
