@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections import defaultdict
+from threading import Thread
 
 import pytest
 import torch
@@ -209,6 +210,44 @@ def test_handlers_that_come_and_go_in_a_run_are_seen(is_trainer):
     attachment.remove()
     assert engine.has_event_handler(kept, Events.ITERATION_STARTED)
     engine.remove_event_handler(kept, Events.ITERATION_STARTED)
+
+
+@pytest.mark.parametrize("is_trainer", [True, False])
+def test_handler_that_is_added_to_its_own_event_is_seen(is_trainer):
+    purse = Purse()
+    engine = timed(purse) if is_trainer else plain(purse)
+    ledger = TimeLedger(clock=purse)
+    ledger.attach(engine)
+    late = purse.handler("late")
+    engine.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda engine: engine.add_event_handler(Events.EPOCH_COMPLETED, late),
+    )
+    engine.run() if is_trainer else engine.run(loader_of(purse, 6))
+    assert purse.spent["handlers/late"] == 1.0
+    assert measured(ledger, engine) == purse.spent
+
+
+def test_collection_in_another_thread_is_charged_to_what_this_thread_does():
+    purse, trainer = Purse(), make_trainer(batches_of(2))
+
+    class CollectsAtEnd:
+        def __del__(self):
+            purse.spend("handlers/wait", 5.0)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def wait(engine):
+        cycle = CollectsAtEnd()
+        cycle.itself = cycle
+        del cycle
+        thread = Thread(target=gc.collect)
+        thread.start()
+        thread.join()
+
+    ledger = TimeLedger(clock=purse)
+    ledger.attach(trainer)
+    trainer.run()
+    assert measured(ledger, trainer) == {"handlers/wait": 5.0}
 
 
 @pytest.mark.parametrize("is_trainer", [True, False])
