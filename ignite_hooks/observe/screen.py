@@ -111,8 +111,9 @@ class Screen:
         _terminal.leave(self)
         bar, self._bar = self._bar, None
         if bar is not None:
-            self._attempt(bar.close)
-            bar.disable = True  # otherwise tqdm writes to a broken stream when the bar is freed
+            # Also if the stream is broken, because tqdm keeps a list of all open bars.
+            with suppress(OSError, ValueError):
+                bar.close()
 
     def hide_bar(self) -> None:
         """Clears the line of the bar."""

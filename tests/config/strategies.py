@@ -1,5 +1,6 @@
 """Strategies of hypothesis for handlers, with any valid values of their fields."""
 
+import math
 import types
 from pathlib import Path
 from typing import Annotated
@@ -42,12 +43,13 @@ def json_of(leaves):
 
 
 LEAVES = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+FINITE_LEAVES = LEAVES.filter(lambda leaf: leaf not in (math.inf, -math.inf))
 JSON = json_of(st.none() | LEAVES)
 """Values for fields that admit everything."""
 
 BY_TYPE = [
-    # TOML has no None within a value.
-    (dict[str, Any], st.dictionaries(st.text(), json_of(LEAVES), max_size=3)),
+    # TOML has no None within a value, and JSON has no infinity where any type is allowed.
+    (dict[str, Any], st.dictionaries(st.text(), json_of(FINITE_LEAVES), max_size=3)),
     (fields.Backend, st.sampled_from(["auto", "kernel", "sampler"])),
     (fields.Count, st.integers(0, 9)),
     (fields.Directory, paths | paths.map(Path)),

@@ -40,7 +40,8 @@ def watch(engine, bar_class=ProgressBar, persist=True, desc=None, **options):
     """Attaches a bar, and returns the screen that shows it."""
     screen = Screen()
     words = {} if desc is None else {"desc": desc}
-    bar = bar_class(persist=persist, file=screen, mininterval=0, ncols=120, **words)
+    # With a position, the bar is drawn alike if bars of other tests are still open.
+    bar = bar_class(persist=persist, file=screen, mininterval=0, ncols=120, position=0, **words)
     bar.attach(engine, **options)
     return screen
 
