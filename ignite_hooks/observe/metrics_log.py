@@ -4,7 +4,6 @@ import traceback
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
-from contextlib import suppress
 from dataclasses import KW_ONLY
 from datetime import datetime
 from datetime import timezone
@@ -233,8 +232,7 @@ class _Recorder:
             raise
         except BaseException as error:
             if self._is_started:
-                with suppress(Exception):  # the caller of run() must get the error of the run
-                    self._write_error(engine, error)
+                self._write_error(engine, error)
             raise
         else:
             has_ended = not (is_running(engine) or is_interrupted(engine))
@@ -249,7 +247,7 @@ class _Recorder:
     def _start(self, engine: Engine) -> None:
         """Begins a new record at once, because its state is known. Other runs wait."""
         self._is_started = True
-        self._is_new = engine.state.iteration == 0 and self._loaded is None
+        self._is_new = engine.state.iteration == 0
         self._note_checkpoints(engine)
         if self._is_new:
             self._begin(engine)
@@ -314,7 +312,7 @@ class _Recorder:
         """
         iteration = engine.state.iteration
         lines = list(split_lines(file.read()))
-        kept = keep_lines(lines, iteration, reports, with_end=False)
+        kept = keep_lines(lines, iteration, reports)
         step = self._step_of(engine)
         problem = ""
         if not lines:

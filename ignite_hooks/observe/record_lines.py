@@ -95,9 +95,7 @@ def split_lines(content: bytes) -> Iterator[Line]:
         yield Line(number, raw + b"\n", _parsed(raw))
 
 
-def keep_lines(
-    lines: Iterable[Line], iteration: int, reports: int | None = None, *, with_end: bool = True
-) -> Kept:
+def keep_lines(lines: Iterable[Line], iteration: int, reports: int | None = None) -> Kept:
     """Cuts a record back to the state after ``iteration``.
 
     All lines up to this iteration are kept, also those of a stop. Of a checkpoint, the iteration is
@@ -107,7 +105,6 @@ def keep_lines(
         lines: the lines of the record.
         iteration: the number of iterations.
         reports: the number of reports to keep at most; None if the iteration alone decides.
-        with_end: whether reports at the end of a run are kept that were made at ``iteration``.
     """
     kept = Kept([], [], 0, set())
     writer: Any = None
@@ -118,11 +115,8 @@ def keep_lines(
         if event == "checkpoint":
             made_at = content.get("checkpoint", {}).get("iteration", made_at)
         is_kept = bool(made_at <= iteration)
-        if event in REPORTS:
-            if reports is not None:
-                is_kept = is_kept and kept.reports < reports
-            elif event == "end" and made_at == iteration:
-                is_kept = with_end
+        if event in REPORTS and reports is not None:
+            is_kept = is_kept and kept.reports < reports
         if not is_kept:
             kept.cut.append(line)
             continue

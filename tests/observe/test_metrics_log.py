@@ -208,6 +208,76 @@ def test_value_from_before_a_failure_is_reported_after_it(path, tmp_path):
     assert [report[-1].get("other") for report in reports_of(path)] == [1.5, None, None]
 
 
+def test_record_of_a_branch_is_not_continued_by_its_parent(path, tmp_path):
+    parent, branch = tmp_path / "parent", tmp_path / "branch"
+    trainer_with(path, checkpoint=SaveCheckpoint(parent, every_steps=4)).run(max_steps=9)
+    options = {"resume_from": parent / "step_00000004"}
+    trainer_with(path, checkpoint=SaveCheckpoint(branch), **options).run(max_steps=9)
+    content = path.read_bytes()
+    trainer = trainer_with(path, resume_from=parent / "step_00000008")
+    with pytest.warns(UserWarning, match="belongs to another run"):
+        trainer.run(max_steps=9)
+    assert path.with_name("metrics.1.jsonl").read_bytes() == content
+
+
+def test_checkpoint_in_the_background_stays_in_the_record_after_a_crash(path, tmp_path):
+    options = {"every_steps": 5, "background": True, "at_end": False}
+    trainer = trainer_with(path, checkpoint=SaveCheckpoint(tmp_path, **options))
+    crash_at(trainer, 8)
+    with pytest.raises(Crash):
+        trainer.run(max_epochs=3)
+    trainer_with(path, resume_from=tmp_path).run(max_epochs=3)
+    named = [line["checkpoint"]["step"] for line in lines_of(path) if line["event"] == "checkpoint"]
+    assert named == [5]
+
+
+def test_each_of_two_checkpoint_handlers_is_recorded_once(path, tmp_path):
+    trainer = trainer_with(path, SaveCheckpoint(tmp_path / "a", every_steps=3, at_end=False))
+    SaveCheckpoint(tmp_path / "b", every_steps=6, at_end=False).attach(trainer)
+    trainer.run()
+    named = [line["checkpoint"]["path"] for line in lines_of(path) if line["event"] == "checkpoint"]
+    folders = ("a/step_00000003", "a/step_00000006", "b/step_00000006")
+    assert sorted(named) == [str(tmp_path / name) for name in folders]
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_checkpoint_between_two_runs_is_recorded(path, tmp_path, is_removed):
+    save = SaveCheckpoint(tmp_path, at_end=False)
+    trainer = trainer_with(path, save)
+    trainer.run()
+    if is_removed:
+        path.unlink()
+        with pytest.warns(UserWarning, match="the file was removed or replaced"):
+            save(trainer)
+        assert not path.exists()
+    else:
+        save(trainer)
+        assert events_of(path)[-2:] == [("stop", 7), ("checkpoint", 7)]
+
+
+def test_record_that_was_replaced_in_an_interruption_is_not_changed(path):
+    trainer = trainer_with(path)
+
+    @trainer.on(TrainEvents.STEP_COMPLETED(once=4))
+    def interrupt(engine):
+        engine.interrupt()
+
+    trainer.run()
+    trainer_with(path).run()
+    content = path.read_bytes()
+    with pytest.warns(UserWarning, match="removed or replaced since the last run"):
+        trainer.run()
+    assert path.with_name("metrics.2.jsonl").read_bytes() == content
+    assert events_of(path) == [("resume", 6), ("step", 6), ("epoch", 7), ("stop", 7)]
+
+
+def test_new_run_onto_half_a_line_begins_there(path):
+    path.parent.mkdir()
+    path.write_bytes(b'{"format": 1, "ev')
+    trainer_with(path).run()
+    assert lines_of(path)[0]["previous_record"] is None
+
+
 class Interrupter:
     """Raises KeyboardInterrupt before one of the lines of code that make and write a line."""
 
@@ -425,6 +495,15 @@ def test_skipped_steps_are_recorded(path):
     trainer_with(path, accelerator=accelerator).run()
     skips = [line for line in lines_of(path) if line["event"] == "skip"]
     assert [(line["step"], line["iteration"]) for line in skips] == [(1, 2)]
+
+
+def test_removed_log_records_no_skipped_step(path):
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = FakeScaler(2)
+    trainer = make_trainer(batches_of(3), accelerator=accelerator)
+    MetricsLog(path).attach(trainer).remove()
+    trainer.run()
+    assert not path.exists()
 
 
 VALUES = {
@@ -694,7 +773,8 @@ def test_full_disk_is_one_warning_and_training_goes_on(path, tmp_path, is_freed)
         assert events_of(path)[-1] == ("step", 1)
 
 
-def test_lines_from_before_a_failure_are_written_after_it(path, tmp_path):
+@pytest.mark.parametrize("is_freed_at_once", [True, False])
+def test_lines_from_before_a_failure_are_written_after_it(path, tmp_path, is_freed_at_once):
     limit = Limit()
     trainer = trainer_with(path, every_steps=1)
 
@@ -706,9 +786,12 @@ def test_lines_from_before_a_failure_are_written_after_it(path, tmp_path):
     try:
         with pytest.warns(UserWarning, match="cannot be written"), pytest.raises(Crash):
             trainer.run(max_epochs=1)
+        if is_freed_at_once:
+            limit.lift()
+        trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=6), limit.lift)
+        trainer.run()
     finally:
         limit.lift()
-    trainer.run()
     trainer_with(tmp_path / "bare.jsonl", every_steps=1).run()
     assert reports_of(path) == reports_of(tmp_path / "bare.jsonl")
 
