@@ -2,16 +2,21 @@
 
 python -m tests.benchmarks.observe
 
-Each handler is attached to a trainer of its own, which has no other handler. The trainer and a
-trainer without handlers make short runs by turns. A Console is compared with the two handlers that
-it would otherwise attach, and only the iterations are timed, not the start and the end of the run.
-The difference is taken within each round; the table shows its median and quartiles.
+Each handler is attached to a trainer of its own, which has no other handler. All trainers make
+short runs by turns, in a random order in each round. Only the iterations are timed, not the start
+and the end of a run. The difference to a trainer without handlers is taken within each round; the
+table shows its median and quartiles. A ``Console`` is compared with the two handlers that it would
+otherwise attach. On a busy machine the difference of the two fastest runs is closer to the truth,
+because these runs are free of most disturbances. The rows of empty handlers are the floor: as many
+handlers that do nothing, at the same events.
 """
 
 import os
+import random
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -32,7 +37,40 @@ from tests.reference import make_trainer
 ROUNDS = 101
 BATCHES = 400
 NEVER = 10**9
-FOLDER = Path(tempfile.mkdtemp(prefix="ignite_hooks-"))
+
+OF_LOSS = (TrainEvents.MODEL_BACKWARD_COMPLETED, TrainEvents.STEP_COMPLETED)
+OF_SPEED = (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED, TrainEvents.STEP_COMPLETED)
+OF_TIME = (
+    *OF_SPEED,
+    TrainEvents.MODEL_FORWARD_STARTED,
+    TrainEvents.MODEL_FORWARD_COMPLETED,
+    TrainEvents.MODEL_BACKWARD_STARTED,
+    TrainEvents.MODEL_BACKWARD_COMPLETED,
+    TrainEvents.OPTIMIZER_STEP_STARTED,
+)
+
+
+class Empty:
+    """Calls an empty function at each event, or a given function at the first one."""
+
+    def __init__(self, events, first=None):
+        self.events, self.first = events, first
+
+    def attach(self, engine):
+        for number, event in enumerate(self.events):
+            call = self.first if number == 0 and self.first else lambda engine: None
+            engine.add_event_handler(event, call)
+
+
+def adding():
+    """Returns a handler that adds up the losses, and does nothing else."""
+    total = torch.zeros((), dtype=torch.float64)
+
+    def add(engine):
+        nonlocal total
+        total = total + engine.state.loss
+
+    return add
 
 
 class NoTracker(GeneralTracker):
@@ -43,88 +81,103 @@ class NoTracker(GeneralTracker):
     tracker = None
 
 
-HANDLERS = {
-    "`MeanLoss`, nothing due": lambda: MeanLoss(every_steps=NEVER),
-    "`MeanLoss(every_steps=10)`": lambda: MeanLoss(every_steps=10),
-    "`MetricsLog`, nothing due": lambda: MetricsLog(FOLDER / "a.jsonl", every_steps=NEVER),
-    "`MetricsLog(every_steps=10)`": lambda: MetricsLog(FOLDER / "b.jsonl", every_steps=10),
-    "`Throughput`, nothing due": lambda: Throughput(every_steps=NEVER),
-    "`Throughput(every_steps=50)`": lambda: Throughput(every_steps=50),
-    "`SendMetrics`, nothing due": lambda: SendMetrics(NoTracker(), every_steps=NEVER),
-    "`TimeLedger`, nothing due": lambda: TimeLedger(every_steps=NEVER),
-    "`TimeLedger(every_steps=50)`": lambda: TimeLedger(every_steps=50),
-}
-
-
 class Terminal:
     """Text that nobody reads. Only its method ``isatty`` is that of a terminal."""
 
     encoding = "utf-8"
 
-    def __init__(self):
-        self._stream = open(os.devnull, "w")  # noqa: SIM115 as long as the process
-        self.write, self.flush = self._stream.write, self._stream.flush
+    def __init__(self, file):
+        self.write, self.flush = file.write, file.flush
 
     def isatty(self):
         return True
 
 
-def seconds(trainer):
-    """Returns the time of the process, which does not advance while other processes run."""
-    start = time.process_time()
-    trainer.run()
-    return time.process_time() - start
+def handlers(folder):
+    """Returns the handlers of each trainer, by the name of its row in the table."""
+    log, logged = folder / "a.jsonl", folder / "b.jsonl"
+    return {
+        "`MeanLoss`, nothing due": [MeanLoss(every_steps=NEVER)],
+        "an addition, and an empty handler": [Empty(OF_LOSS, adding())],
+        "`MeanLoss(every_steps=10)`": [MeanLoss(every_steps=10)],
+        "`Throughput`, nothing due": [Throughput(every_steps=NEVER)],
+        "three empty handlers": [Empty(OF_SPEED)],
+        "`Throughput(every_steps=50)`": [Throughput(every_steps=50)],
+        "`TimeLedger`, nothing due": [TimeLedger(every_steps=NEVER)],
+        "eight empty handlers": [Empty(OF_TIME)],
+        "`TimeLedger(every_steps=50)`": [TimeLedger(every_steps=50)],
+        "`MetricsLog`, nothing due": [MetricsLog(log, every_steps=NEVER)],
+        "`MetricsLog(every_steps=10)`": [MetricsLog(logged, every_steps=10)],
+        "`SendMetrics`, nothing due": [SendMetrics(NoTracker(), every_steps=NEVER)],
+        **{name: [*both(), Console()] for name in STREAMS},
+    }
 
 
-def seconds_of_iterations(trainer):
-    """Returns the time of the process from the first iteration to the last one."""
-    times = []
-    with (
-        trainer.add_event_handler(Events.EPOCH_STARTED, lambda: times.append(time.process_time())),
-        trainer.add_event_handler(
-            TrainEvents.STEP_COMPLETED(once=BATCHES), lambda: times.append(time.process_time())
-        ),
-    ):
-        trainer.run()
-    return times[1] - times[0]
+def both():
+    """Returns the handlers that a Console attaches if there are none."""
+    return [MeanLoss(every_steps=NEVER), Throughput(every_steps=NEVER)]
 
 
-def differences(trainer, plain, seconds=seconds):
-    """Returns, for each round, the µs that the handlers of ``trainer`` add to an iteration."""
-    trainers = (plain, trainer)
-    for each in trainers:
-        each.run()
-    taken = []
-    for number in range(ROUNDS):
-        order = (0, 1) if number % 2 else (1, 0)  # the second run of a round may be faster
-        times = {which: seconds(trainers[which]) for which in order}
-        taken.append((times[1] - times[0]) / BATCHES * 1e6)
-    return taken
+STREAMS = {
+    "`Console`, nothing due, in a file": lambda file: file,
+    "`Console`, nothing due, in a terminal": Terminal,
+}
+
+
+class Runs:
+    """The runs of one trainer.
+
+    Attributes:
+        times: the time of an iteration in each run, in µs.
+    """
+
+    def __init__(self, data, handlers, stream=None):
+        self.trainer, self.stream = make_trainer(data, handlers=handlers), stream
+        self.clock, self.times = [], []
+
+        # The clock stops while other processes run.
+        def read_clock(engine):
+            self.clock.append(time.process_time())
+
+        self.trainer.add_event_handler(Events.EPOCH_STARTED, read_clock)
+        self.trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=BATCHES), read_clock)
+
+    def run(self):
+        self.clock.clear()
+        with redirect_stdout(self.stream) if self.stream else ExitStack():
+            self.trainer.run()
+        self.times.append((self.clock[1] - self.clock[0]) / BATCHES * 1e6)
+
+
+def show(name, runs, others):
+    """Prints the row of a handler."""
+    fastest = min(runs.times) - min(others.times)
+    more = [each - other for each, other in zip(runs.times, others.times, strict=True)]
+    low, middle, high = statistics.quantiles(more, n=4)
+    print(f"| {name} | {fastest:.1f} | {middle:.1f} | {low:.1f} to {high:.1f} |")
 
 
 def main():
     torch.set_num_threads(1)
     data = batches_of(BATCHES)
-    plain = make_trainer(data)
-    plain.run()
-    print(f"an iteration without handlers takes {seconds(plain) / BATCHES * 1e6:.0f} µs\n")
-    print("| handler | more per iteration, median, µs | quartiles |\n|---|---|---|")
-    for name, make in HANDLERS.items():
-        show(name, differences(make_trainer(data, handlers=[make()]), plain))
-    others = [[MeanLoss(every_steps=NEVER), Throughput(every_steps=NEVER)] for _ in range(3)]
-    plain = make_trainer(data, handlers=others[0])
-    with open(os.devnull, "w") as file:
-        streams = {"a file": file, "a terminal": Terminal()}
-        for own, (name, stream) in zip(others[1:], streams.items(), strict=True):
-            trainer = make_trainer(data, handlers=[*own, Console()])
-            with redirect_stdout(stream):
-                taken = differences(trainer, plain, seconds_of_iterations)
-            show(f"`Console`, nothing due, in {name}", taken)
-
-
-def show(name, taken):
-    low, middle, high = statistics.quantiles(taken, n=4)
-    print(f"| {name} | {middle:.1f} | {low:.1f} to {high:.1f} |")
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as file:
+        none, two = Runs(data, []), Runs(data, both())
+        streams = {name: make(file) for name, make in STREAMS.items()}
+        runs = {
+            name: Runs(data, each, streams.get(name))
+            for name, each in handlers(Path(folder)).items()
+        }
+        every = [none, two, *runs.values()]
+        for _ in range(ROUNDS + 1):
+            for each in random.sample(every, len(every)):
+                each.run()
+        for each in every:
+            del each.times[0]  # the first run of each trainer is a warm-up
+    print(f"an iteration without handlers takes {min(none.times):.0f} µs in the fastest run\n")
+    print("| handler | more per iteration, fastest runs, µs | median, µs | quartiles |")
+    print("|---|---|---|---|")
+    for name, each in runs.items():
+        show(name, each, two if name in streams else none)
 
 
 if __name__ == "__main__":
