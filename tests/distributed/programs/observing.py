@@ -202,6 +202,6 @@ if __name__ == "__main__":
         progress_bar,
         console,
         metrics_log,
-        busy_log,
         sent,
+        busy_log,
     )
