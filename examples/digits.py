@@ -24,6 +24,7 @@ from torch.utils.data import TensorDataset
 
 from ignite_hooks import Console
 from ignite_hooks import GradientClipping
+from ignite_hooks import MetricsLog
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_evaluator
@@ -64,6 +65,7 @@ DEFAULTS = RunSettings(
     max_epochs=10,
     grad_clip=GradientClipping(max_norm=1.0),
     validation=ValidationSchedule(every_epochs=1),
+    handlers=(Console(metric="val_accuracy"),),
 )
 
 
@@ -92,7 +94,8 @@ def settings_of(args):
             keep_best=1,
             metric="val_accuracy",
         )
-        settings = replace(settings, checkpoint=checkpoint)
+        log = MetricsLog(args.output / "metrics.jsonl")
+        settings = replace(settings, checkpoint=checkpoint, handlers=(*settings.handlers, log))
     if args.resume:
         source = ResumeCheckpoint(args.output / "checkpoints", on_missing="start")
         settings = replace(settings, resume_from=source)
@@ -116,7 +119,6 @@ def train(settings, batch_size, accelerator):
         evaluator=evaluator,
         validation_data=DataLoader(held_out_part, 120),
     )
-    Console(metric="val_accuracy").attach(trainer)
     trainer.run()
     return trainer
 
@@ -172,7 +174,7 @@ def parse_args():
     parser.add_argument(
         "--output",
         type=lambda text: Path(text).expanduser(),
-        help="folder for the weights, summary.json and checkpoints",
+        help="folder for the weights, summary.json, metrics.jsonl and checkpoints",
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in --output"

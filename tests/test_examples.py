@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import ignite_hooks.events
+from ignite_hooks.observe import read_metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -89,8 +90,21 @@ def test_every_example_runs(example, tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_digits_print_what_the_readme_shows():
+    def words(text):
+        return [re.sub(r"[\d.,e*-]+", "#", line).split() for line in text.splitlines() if line]
+
+    shown, printed = words(blocks("text")[1]), words(python("examples/digits.py", "--cpu"))
+    gap = shown.index(["…"])
+    assert printed[:gap] == shown[:gap]
+    end = printed.index(shown[gap + 1], gap + 7)  # the last of ten rows
+    assert printed[end : end + 3] == shown[gap + 1 :]
+
+
+@pytest.mark.exhaustive
 def test_digits_are_accurate_with_the_default_arguments(tmp_path):
     output = python("examples/digits.py", "--cpu", "--output", tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl").points("val_accuracy")[0][-1] == 230
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["held_out_accuracy"] >= 0.97
     assert summary["optimizer_steps"] == 10 * 23  # 45 batches by two
