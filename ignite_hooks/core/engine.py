@@ -474,6 +474,7 @@ class QuickEngine(EventCheckingEngine):
         ``add_event_handler``, so this engine does not notice the change.
         """
         outer, self._firing = self._firing, event
+        _log_firing(self, event)
         self.last_event_name = event
         self._event_handlers[event] = _sorted_by_turn(_key_of(event), self._event_handlers[event])
         try:
@@ -554,6 +555,7 @@ def call_handlers_through(engine: AnyEngine, wrap: WrapCall) -> Callable[[], Non
     # As `Engine._fire_event`, but for the wrapper.
     def fire_event(event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         engine = engine_ref()
+        _log_firing(engine, event_name)
         engine.last_event_name = event_name
         for function, args, kwargs in engine._event_handlers[event_name]:
             has_reference = bool(args) and isinstance(args[0], weakref.ref)
@@ -569,6 +571,12 @@ def call_handlers_through(engine: AnyEngine, wrap: WrapCall) -> Callable[[], Non
             del engine._fire_event
 
     return restore
+
+
+def _log_firing(engine: Engine, event: Any) -> None:
+    """Logs that an event is fired, with Ignite's words."""
+    state = engine.state
+    engine.logger.debug(f"{state.epoch} | {state.iteration}, Firing handlers for event {event}")
 
 
 def _unchanged(function: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 import enum
 import gc
 import inspect
+import logging
 import sys
 import time
 import weakref
@@ -35,6 +36,7 @@ from ignite_hooks import OptimizerStep
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.core.engine import QuickEngine
+from ignite_hooks.core.engine import call_handlers_through
 from ignite_hooks.core.engine import engine_storage
 from ignite_hooks.core.engine import fire_within
 from ignite_hooks.core.engine import forget_run
@@ -49,6 +51,26 @@ from tests.reference import make_model
 from tests.reference import make_trainer
 from tests.reference import record
 from tests.reference import weights
+
+
+def engine_with_wrappers(process):
+    """Returns a plain engine that calls its handlers through wrappers."""
+    engine = Engine(process)
+    call_handlers_through(engine, wrapper_of)
+    return engine
+
+
+def quick_engine_with_wrappers(process):
+    engine = QuickEngine(process)
+    call_handlers_through(engine, wrapper_of)
+    return engine
+
+
+def wrapper_of(function, call):
+    return lambda *args, **kwargs: call(*args, **kwargs)
+
+
+ENGINES = [Engine, QuickEngine, engine_with_wrappers, quick_engine_with_wrappers]
 
 
 class CustomEvents(EventEnum):
@@ -207,7 +229,7 @@ def test_ignite_names_its_events_as_enums_do():
 # Data kept on an engine
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_data_kept_on_an_engine_is_its_own_and_persists(engine_class):
     one, other = engine_class(return_batch), engine_class(return_batch)
     engine_storage(one)["kept"] = 1
@@ -268,7 +290,7 @@ def test_forget_run_ends_an_interruption():
 # The order of handlers
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_last_handler_moves_to_front_others_keep_their_order(engine_class):
     engine, calls = engine_class(return_batch), []
     for name in "abc":
@@ -285,7 +307,7 @@ def test_last_handler_moves_to_front_others_keep_their_order(engine_class):
     assert calls == ["e", "c", "a", "b", "d"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_single_handler_moved_to_front_stays_first(engine_class):
     engine, calls = engine_class(return_batch), []
     engine.add_event_handler(Events.STARTED, calls.append, "a")
@@ -294,7 +316,7 @@ def test_single_handler_moved_to_front_stays_first(engine_class):
     assert calls == ["a"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_moving_to_front_affects_one_event_and_allows_filters(engine_class):
     engine, calls = engine_class(return_batch), []
     second = Events.ITERATION_STARTED(once=2)
@@ -306,7 +328,7 @@ def test_moving_to_front_affects_one_event_and_allows_filters(engine_class):
     assert "".join(calls) == "ab" + "ab" + "bab" + "a"
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_handler_moved_to_front_while_firing_starts_next_time(engine_class):
     engine, calls = engine_class(return_batch), []
 
@@ -322,7 +344,7 @@ def test_handler_moved_to_front_while_firing_starts_next_time(engine_class):
     assert calls == ["a", "attach", "b", "first", "a", "attach", "b"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 @pytest.mark.parametrize("event", [Events.STARTED, Events.ITERATION_COMPLETED, CustomEvents.FIRST])
 def test_handler_added_within_an_event_is_called_in_it(event, engine_class):
     engine, calls = engine_class(return_batch), []
@@ -349,6 +371,26 @@ def test_handler_added_within_an_event_is_called_in_it(event, engine_class):
     calls.clear()
     engine.fire_event(event)
     assert calls == ["last", "added"]
+
+
+@pytest.mark.parametrize("engine_class", [Engine, engine_with_wrappers])
+def test_firing_an_event_is_logged_as_in_ignite(engine_class, caplog):
+    engine = engine_class(return_batch)
+    engine.logger = logging.getLogger("an engine")
+    with caplog.at_level(logging.DEBUG, "an engine"):
+        engine.fire_event(Events.STARTED)
+    expected = "0 | 0, Firing handlers for event Events.STARTED"
+    assert [each.getMessage() for each in caplog.records] == [expected]
+
+
+def test_start_and_end_of_a_run_are_logged_as_in_ignite(caplog):
+    trainer = make_trainer(batches_of(2))
+    trainer.logger = logging.getLogger("a trainer")
+    with caplog.at_level(logging.DEBUG, "a trainer"):
+        trainer.run()
+    messages = [each.getMessage() for each in caplog.records]
+    assert "0 | 0, Firing handlers for event Events.STARTED" in messages
+    assert "1 | 2, Firing handlers for event Events.COMPLETED" in messages
 
 
 def test_handler_added_after_a_removal_is_called_in_its_event():
@@ -383,7 +425,7 @@ def test_handler_added_and_removed_within_an_event_is_not_called():
         assert calls == ["added"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_handler_added_within_a_filtered_event_heeds_its_filter(engine_class):
     engine, calls = engine_class(return_batch), []
 
@@ -396,7 +438,7 @@ def test_handler_added_within_a_filtered_event_heeds_its_filter(engine_class):
     assert calls == ["second", "third", "second"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_an_event_fired_within_itself_calls_each_handler_again(engine_class):
     engine, calls = engine_class(return_batch), []
     engine.register_events(CustomEvents.FIRST)
@@ -412,7 +454,7 @@ def test_an_event_fired_within_itself_calls_each_handler_again(engine_class):
     assert calls == ["again"] * 3 + ["last"] * 3
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_handler_added_at_an_inner_event_to_the_outer_is_called(engine_class):
     engine, calls = engine_class(return_batch), []
     engine.register_events(*CustomEvents)
@@ -429,7 +471,7 @@ def test_handler_added_at_an_inner_event_to_the_outer_is_called(engine_class):
     assert calls == ["inner", "outer"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_handler_added_before_a_failure_waits_for_the_next_time(engine_class):
     engine, calls = engine_class(return_batch), []
 
@@ -514,7 +556,7 @@ def test_events_of_this_package_keep_last_event_name(make):
     assert last == [Events.ITERATION_COMPLETED] * 2
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 @pytest.mark.parametrize("is_heard", [True, False])
 def test_an_event_fired_by_the_process_function_stays_the_last(is_heard, engine_class):
     last = []
@@ -614,7 +656,7 @@ def test_timers_of_the_basic_profiler_stay_around_all_of_epoch_end():
     assert order == ["first", "metric", "validation", "handler", "last"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_a_handler_of_several_events_is_put_first_at_each(engine_class):
     engine, calls = engine_class(return_batch), []
     both = Events.STARTED | Events.COMPLETED
@@ -628,7 +670,7 @@ def test_a_handler_of_several_events_is_put_first_at_each(engine_class):
 # QuickEngine
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_handlers_get_what_they_get_from_ignite(engine_class):
     engine, calls = engine_class(return_batch), []
 
@@ -658,11 +700,11 @@ def test_handlers_get_what_they_get_from_ignite(engine_class):
 
     engine.run([0])
     engine._fire_event(Events.EXCEPTION_RAISED, KeyError())
-    assert calls[:4] == ["none", engine_class, (1, 2), 3]
-    assert calls[4:] == [KeyError, (engine_class, KeyError, "extra")]
+    assert calls[:4] == ["none", type(engine), (1, 2), 3]
+    assert calls[4:] == [KeyError, (type(engine), KeyError, "extra")]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_a_weak_reference_of_a_user_is_resolved(engine_class):
     engine, mine, seen = engine_class(return_batch), CustomEvents.FIRST, []
 
@@ -674,7 +716,7 @@ def test_a_weak_reference_of_a_user_is_resolved(engine_class):
     assert seen == [mine]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_keywords_of_an_event_override_those_of_a_handler(engine_class):
     engine, seen = engine_class(return_batch), []
     engine.add_event_handler(
@@ -684,7 +726,7 @@ def test_keywords_of_an_event_override_those_of_a_handler(engine_class):
     assert seen == [{"iter_counter": 1, "engine": 2}]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 @pytest.mark.parametrize("known", ["mine", StringEvents.MINE])
 @pytest.mark.parametrize("attached", ["mine", StringEvents.MINE])
 @pytest.mark.parametrize("fired", ["mine", StringEvents.MINE])
@@ -703,7 +745,7 @@ def test_strings_and_members_of_string_enums_are_events(engine_class, known, att
     assert raised.value.__context__ is None
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 @pytest.mark.parametrize("event", ["text", CustomEvents.FIRST, 5])
 def test_unregistered_event_is_an_error_without_context(engine_class, event):
     with pytest.raises(ValueError, match="not a valid event") as raised:
@@ -711,7 +753,7 @@ def test_unregistered_event_is_an_error_without_context(engine_class, event):
     assert raised.value.__context__ is None
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_custom_event_without_handlers_becomes_the_last_event(engine_class):
     engine = engine_class(return_batch)
     engine.register_events(CustomEvents.FIRST)
@@ -719,16 +761,16 @@ def test_custom_event_without_handlers_becomes_the_last_event(engine_class):
     assert engine.last_event_name is CustomEvents.FIRST
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_a_handler_of_the_engine_gets_its_keywords_at_each_event(engine_class):
     engine, seen = engine_class(return_batch), []
 
     def look(engine, word="none"):
-        seen.append((type(engine), word))
+        seen.append((engine, word))
 
     engine.add_event_handler(Events.ITERATION_STARTED, look, word="given")
     engine.run([0, 1])
-    assert seen == [(engine_class, "given")] * 2
+    assert seen == [(engine, "given")] * 2
 
 
 @pytest.mark.parametrize("event", ["text", CustomEvents.FIRST, TrainEvents.STEP_COMPLETED])
@@ -814,7 +856,7 @@ def test_a_filtered_handler_is_found_and_removed_by_its_function():
     assert calls == ["extra"]
 
 
-@pytest.mark.parametrize("engine_class", [Engine, QuickEngine])
+@pytest.mark.parametrize("engine_class", ENGINES)
 def test_filter_without_a_counter_is_an_error_when_fired(engine_class):
     engine = engine_class(return_batch)
     engine.register_events(CustomEvents.SECOND)
