@@ -236,7 +236,8 @@ class CheckpointTriggers:
                 if _has_ended_well(trainer) and self._writer.lock.is_held:
                     if self._has_signal(trainer) or self._options.at_end:
                         self._save_now(trainer)
-                    self._writer.note_end(trainer)
+                    with charged_to(trainer, "checkpoint"):
+                        self._writer.note_end(trainer)
             if _has_ended_well(trainer):
                 # Sets the stop reason if a signal has arrived during the last save.
                 self._has_signal(trainer)
@@ -304,10 +305,13 @@ class CheckpointTriggers:
             yield
         except BaseException as error:
             try:
-                self._writer.wait()
+                self._wait_for_writer(trainer)
             except Exception as failure:
                 add_note(error, f"A checkpoint could not be written either: {failure!r}")
             raise
+        self._wait_for_writer(trainer)
+
+    def _wait_for_writer(self, trainer: TrainingEngine) -> None:
         with charged_to(trainer, "checkpoint"):
             self._writer.wait()
 
@@ -392,7 +396,7 @@ class CheckpointTriggers:
             self._uncertain = uncertain_parts(trainer, error)
             try:
                 self._save_now(trainer)
-                self._writer.wait()
+                self._wait_for_writer(trainer)
             except Exception as failure:
                 reason = f"the save failed too: {failure!r}"
         if self._newest is not before:

@@ -3,7 +3,11 @@
 import gc
 import weakref
 from collections import defaultdict
+from contextlib import contextmanager
+from contextlib import nullcontext
+from threading import Event
 from threading import Thread
+from threading import current_thread
 
 import pytest
 import torch
@@ -23,6 +27,7 @@ from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
+from ignite_hooks.handlers import Handler
 from tests.reference import FakeScaler
 from tests.reference import Notes
 from tests.reference import batches_of
@@ -250,6 +255,62 @@ def test_collection_in_another_thread_is_charged_to_what_this_thread_does():
     assert measured(ledger, trainer) == {"handlers/wait": 5.0}
 
 
+class SlowAround(Handler):
+    """Takes time when a run is entered, and when it is left."""
+
+    def __init__(self, purse):
+        self.purse = purse
+
+    def attach_to(self, attachment):
+        @contextmanager
+        def around(engine):
+            self.purse.spend("other", 3.0)
+            yield
+            self.purse.spend("other", 5.0)
+
+        attachment.during_run(around)
+
+
+@pytest.mark.parametrize("is_trainer", [True, False])
+def test_scopes_of_earlier_handlers_count(is_trainer):
+    purse = Purse()
+    engine = timed(purse) if is_trainer else plain(purse)
+    SlowAround(purse).attach(engine)
+    ledger = TimeLedger(clock=purse)
+    ledger.attach(engine)
+    engine.run() if is_trainer else engine.run(loader_of(purse, 6))
+    assert purse.spent["other"] == 8.0
+    assert measured(ledger, engine) == purse.spent
+
+
+@pytest.mark.parametrize("end", ["completes", "fails", "is terminated"])
+def test_wait_for_the_background_writer_is_part_of_checkpoint(tmp_path, monkeypatch, end):
+    purse, join = Purse(), Thread.join
+
+    def slow_join(thread, timeout=None):
+        if thread.name == "ignite_hooks.checkpoint":
+            purse.spend("checkpoint", 64.0)
+        join(thread, timeout)
+
+    save = SaveCheckpoint(tmp_path, every_steps=1, at_end=False, background=True)
+    trainer = timed(purse, checkpoint=save)
+    ledger = TimeLedger(clock=purse)
+    ledger.attach(trainer)
+    monkeypatch.setattr(Thread, "join", slow_join)
+
+    @trainer.on(Events.ITERATION_STARTED(once=3))
+    def end_run(engine):
+        if end == "is terminated":
+            engine.terminate()
+        elif end == "fails":
+            raise OSError("once")
+
+    with pytest.raises(OSError, match="once") if end == "fails" else nullcontext():
+        trainer.run()
+    assert purse.spent["checkpoint"] >= 64.0
+    assert measured(ledger, trainer) == purse.spent
+
+
 @pytest.mark.parametrize("is_trainer", [True, False])
 def test_removed_ledger_counts_no_more(is_trainer):
     purse = Purse()
@@ -326,10 +387,11 @@ def test_new_run_starts_from_zero():
     first = trainer.add_event_handler(Events.EPOCH_COMPLETED, purse.handler("first"))
     trainer.run(max_epochs=1)
     first.remove()
-    purse.now, purse.spent = 0.0, defaultdict(float)
+    trainer.add_event_handler(Events.STARTED, lambda engine: found.append(shares(engine)))
+    purse.now, purse.spent, found = 0.0, defaultdict(float), Notes()
     trainer.run(max_epochs=1)
     assert measured(ledger, trainer) == purse.spent
-    assert "time/handlers/first" not in trainer.state.metrics
+    assert found == [{}]
 
 
 def test_skipped_steps_count():
