@@ -45,6 +45,16 @@ def test_throughput_is_that_of_both_processes(findings):
     assert one["remaining_seconds"] == 0.0
 
 
+def test_time_ledger_is_that_of_its_own_process(findings):
+    one, other = findings.of("time_ledger")
+    # Seven batches on each process make four steps.
+    assert one["seconds"] == {"forward": 7.0, "validation": 2.0}
+    assert other["seconds"] == {"forward": 14.0, "validation": 4.0}
+    for found in (one, other):
+        assert found["shares"] == pytest.approx(1.0)
+        assert found["collectives"] == 0
+
+
 def test_rank_0_alone_writes_the_record(findings):
     one, other = findings.of("metrics_log")
     assert one == other

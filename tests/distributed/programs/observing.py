@@ -21,7 +21,9 @@ from ignite_hooks import ProgressBar
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import SendMetrics
 from ignite_hooks import Throughput
+from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
+from ignite_hooks import Validation
 from tests.distributed.programs.checks import accelerator
 from tests.distributed.programs.checks import counting_collectives
 from tests.distributed.programs.checks import run
@@ -90,6 +92,33 @@ def throughput():
     trainer.run(max_epochs=3)
     names = ("steps_per_second", "samples_per_second", "items_per_second", "remaining_seconds")
     return {name: trainer.state.metrics[name] for name in names}
+
+
+def time_ledger():
+    """One process takes twice as long for a forward pass, and for a validation, as the other."""
+    rank, clock = accelerator().process_index, Clock()
+
+    def take_time(*args):
+        clock.now += 1.0 + rank
+
+    def trained(name, handlers):
+        save = SaveCheckpoint(Path(sys.argv[1]) / name, every_steps=2, background=True)
+        validation = Validation(take_time, every_steps=2)
+        trainer = trainer_of(handlers=handlers, checkpoint=save, validation=validation)
+        trainer.model.register_forward_hook(take_time)
+        with counting_collectives() as counts:
+            trainer.run()
+        return trainer, counts
+
+    ledger = TimeLedger(every_steps=2, clock=clock)
+    trainer, counts = trained("timed", [ledger])
+    seconds, shares = ledger.seconds(trainer), dict(trainer.state.metrics)
+    _, others = trained("untimed", [])
+    return {
+        "seconds": {part: each for part, each in seconds.items() if each},
+        "shares": sum(share for name, share in shares.items() if name.startswith("time/")),
+        "collectives": (counts - others).total(),
+    }
 
 
 def mean_output():
@@ -198,6 +227,7 @@ if __name__ == "__main__":
         mean_loss,
         resumed_mean_loss,
         throughput,
+        time_ledger,
         mean_output,
         progress_bar,
         console,
