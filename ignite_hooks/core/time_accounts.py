@@ -97,9 +97,12 @@ class TimeAccounts:
         """The seconds by account, until now."""
         if not self._is_counting:
             return {**self._earlier}
-        self.switch(self._current)
-        names = {**self._earlier, **self._seconds}
-        return {name: self._earlier.get(name, 0.0) + self._seconds[name] for name in names}
+        # Nothing is charged here, because another thread may read the seconds. Python runs neither
+        # a garbage collection nor another thread within this line once the copy is begun.
+        charged, current, since = {**self._seconds}, self._current, self._since
+        charged[current] = charged.get(current, 0.0) + (self.clock() - since)
+        names = {**self._earlier, **charged}
+        return {name: self._earlier.get(name, 0.0) + charged.get(name, 0.0) for name in names}
 
     @contextmanager
     def charged(self, account: str) -> Iterator[None]:

@@ -255,6 +255,35 @@ def test_collection_in_another_thread_is_charged_to_what_this_thread_does():
     assert measured(ledger, trainer) == {"handlers/wait": 5.0}
 
 
+def test_reading_in_another_thread_moves_no_time():
+    purse, has_begun, may_end = Purse(), Event(), Event()
+
+    def clock():
+        if current_thread() is reader:
+            has_begun.set()
+            may_end.wait()
+        return purse()
+
+    trainer, ledger = timed(purse), TimeLedger(clock=clock)
+    ledger.attach(trainer)
+    reader = Thread(target=lambda: ledger.table(trainer))
+
+    @trainer.on(Events.ITERATION_STARTED(once=2))
+    def read(engine):
+        reader.start()
+        has_begun.wait()
+
+    def end_reading(*args):
+        if reader.is_alive():
+            may_end.set()
+            reader.join()
+        purse.spend("forward", 4.0)
+
+    trainer.model.register_forward_pre_hook(end_reading)
+    trainer.run()
+    assert measured(ledger, trainer) == purse.spent
+
+
 class SlowAround(Handler):
     """Takes time when a run is entered, and when it is left."""
 
