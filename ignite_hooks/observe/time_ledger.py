@@ -226,7 +226,7 @@ class TimeLedger(MetricWriter):
             attachment.on(event, lambda engine: accounts.switch(OTHER), turn=Turn.NOTE)
         for event, part in _parts_by_event(engine).items():
             attachment.add(event, _switching(accounts, part))
-        unmeasured = {"TimeAccounts", "TimeLedger"}  # the ledger's own handlers
+        unmeasured = {"TimeAccounts", type(self).__name__}  # the ledger's own handlers
         if is_trainer(engine):
             steps.call(_switching(accounts, OTHER), report)
             # The only handler of an OptimizerStep that a trainer calls after each step calls the

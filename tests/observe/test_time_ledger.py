@@ -423,6 +423,24 @@ def test_new_run_starts_from_zero():
     assert found == [{}]
 
 
+def test_ledger_of_a_subclass_measures_the_same():
+    class MyLedger(TimeLedger):
+        pass
+
+    purse = Purse()
+    trainer = timed(purse)
+    ledger = MyLedger(clock=purse)
+    ledger.attach(trainer)
+
+    def take_time(engine):
+        yield
+        purse.spend("other", 7.0)
+
+    trainer.hooks.register("on_step", take_time)
+    trainer.run()
+    assert measured(ledger, trainer) == purse.spent
+
+
 def test_skipped_steps_count():
     purse, accelerator = Purse(), Accelerator(cpu=True)
     accelerator.scaler = FakeScaler(2, 6)
