@@ -359,7 +359,7 @@ def _data_remedy(engine: Engine) -> str:
             "`num_workers` of the DataLoader is 0, so this process prepares each batch itself: "
             "set `num_workers` to 2 or more."
         )
-    elif not loader.persistent_workers and (engine.state.max_epochs or 1) > 1:
+    elif not getattr(loader, "persistent_workers", True) and (engine.state.max_epochs or 1) > 1:
         text = (
             "`persistent_workers` of the DataLoader is False, so its workers start again in each "
             "epoch: set it to True."

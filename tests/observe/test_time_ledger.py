@@ -589,6 +589,16 @@ def test_advice_on_data_follows_the_loader(options, advice):
     assert advice in ledger.advice(engine)
 
 
+def test_advice_on_a_loader_that_only_knows_its_workers():
+    purse = Purse()
+    engine, loader = plain(purse), SlowIterable(purse)
+    loader.num_workers = 2
+    ledger = TimeLedger(clock=purse)
+    ledger.attach(engine)
+    engine.run(loader, max_epochs=2)
+    assert "`num_workers` is 2: set it higher" in ledger.advice(engine)
+
+
 def test_data_without_workers_get_other_advice():
     purse = Purse()
     engine = Engine(lambda engine, batch: purse.spend("process", 1.0))
