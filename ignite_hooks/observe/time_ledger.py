@@ -93,11 +93,13 @@ class TimeLedger(MetricWriter):
     - ``time/checkpoint``: the time that training waits for the saves of checkpoints. The time that
       ``SaveCheckpoint(background=True)`` spends in its thread is no part of the 100 %. ``table``
       shows it separately.
-    - ``time/gc``: Python's garbage collections, wherever they occur.
+    - ``time/gc``: Python's garbage collections in the thread of the run, whatever part they
+      interrupt.
     - ``time/handlers/NAME``: any other handler, by the name of its class or function. The time of a
       validation or a save that the handler starts is not included.
     - ``time/other``: the rest, such as the loop itself, its events, this ledger, and the contexts
-      of ``Hooks``.
+      of ``Hooks``. But the contexts of ``on_validation``, and the ends of those of
+      ``on_optimizer_step``, belong to these parts.
 
     The times are those of the host. On an accelerator, an operation returns before the device has
     computed its result. The time of the device is then charged to the part that synchronizes with
@@ -202,22 +204,19 @@ class TimeLedger(MetricWriter):
         steps = Steps(attachment, self.every_steps)
         accounts = TimeAccounts(perf_counter if self.clock is None else self.clock)
         _ledgers(engine)[self] = accounts
-        reported: list[str] = []  # the names in ``state.metrics``
 
         def begin_run(engine: Engine) -> None:
             if engine.state.iteration == 0:
                 accounts.forget_earlier()
-                for name in reported:
-                    engine.state.metrics.pop(name, None)
-                reported.clear()
+                self._remove_shares(engine)
 
         def report(engine: Engine) -> None:
             seconds = _parts_of(engine) | accounts.seconds
             total = sum(seconds.values())
             if total:
                 shares = {f"{self.prefix}{name}": each / total for name, each in seconds.items()}
+                self._remove_shares(engine, but=shares)
                 engine.state.metrics.update(shares)
-                reported[:] = shares
 
         attachment.during_run(lambda engine: _counted(engine, accounts), outermost=True)
         attachment.on_removal(set_time_accounts(engine, accounts))
@@ -235,6 +234,18 @@ class TimeLedger(MetricWriter):
         else:
             steps.call(lambda engine: None, report)
         attachment.on_removal(call_handlers_through(engine, _charging(accounts, unmeasured)))
+
+    def _remove_shares(self, engine: Engine, but: Collection[str] = ()) -> None:
+        """Removes the shares of earlier runs, also those from a checkpoint, from the metrics.
+
+        Args:
+            engine: the engine.
+            but: the names of the shares to keep.
+        """
+        own, handlers = self.names(), f"{self.prefix}handlers/"
+        for name in [*engine.state.metrics]:
+            if name not in but and (name in own or str(name).startswith(handlers)):
+                del engine.state.metrics[name]
 
     def _accounts_of(self, engine: Engine) -> TimeAccounts:
         accounts = _ledgers(engine).get(self)

@@ -423,6 +423,22 @@ def test_new_run_starts_from_zero():
     assert found == [{}]
 
 
+def test_handlers_of_before_a_resume_have_no_share(tmp_path):
+    save, ledger = SaveCheckpoint(tmp_path, every_epochs=1), TimeLedger()
+    trainer = make_trainer(batches_of(4), checkpoint=save, handlers=[ledger])
+
+    @trainer.on(Events.ITERATION_STARTED)
+    def first(engine):
+        """Takes the time of a call."""
+
+    trainer.run(max_epochs=1)
+    assert "time/handlers/first" in shares(trainer)
+    resumed = make_trainer(batches_of(4), resume_from=tmp_path, handlers=[TimeLedger()])
+    resumed.run(max_epochs=2)
+    assert "time/handlers/first" not in shares(resumed)
+    assert sum(shares(resumed).values()) == pytest.approx(1.0)
+
+
 def test_ledger_of_a_subclass_measures_the_same():
     class MyLedger(TimeLedger):
         pass
