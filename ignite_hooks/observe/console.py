@@ -24,9 +24,9 @@ from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.core.undo_stack import undo_on_exit
+from ignite_hooks.observe.console_state import ConsoleState
 from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.run_display import RunDisplay
-from ignite_hooks.observe.run_record import RunRecord
 from ignite_hooks.observe.run_row import Ranking
 from ignite_hooks.observe.throughput import Throughput
 from ignite_hooks.optim.optimizer_step import OptimizerStep
@@ -97,11 +97,11 @@ class Console(Handler):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best value, and what is to be shown in the next row."""
-        return _record_of(self).state_dict()
+        return _state_of(self).state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continues from a saved best value."""
-        _record_of(self).load_state_dict(state_dict)
+        _state_of(self).load_state_dict(state_dict)
 
     def check(self, engine: Engine, event: Any) -> None:
         """Checks that no event is given, and that the handler is attached to no engine yet."""
@@ -120,17 +120,17 @@ class Console(Handler):
     def attach_to(self, attachment: Attachment) -> None:
         """Shows each run."""
         _attachments[self] = ref(attachment)
-        _records[self] = RunRecord()
+        _states[self] = ConsoleState()
         attachment.during_run(self._shown)
 
     @contextmanager
     def _shown(self, engine: Engine) -> Iterator[None]:
         """Shows the run of ``engine`` during the body."""
-        record, stack = _record_of(self), ExitStack()
+        state, stack = _state_of(self), ExitStack()
         with undo_on_exit(stack.close, out_of_order=True):
             # On all ranks, because their reports are collective.
             for handler in _missing_handlers(engine):
-                stack.callback(_attached_with_sums(handler, engine, record))
+                stack.callback(_attached_with_sums(handler, engine, state))
             if not _is_rank_0(engine):
                 yield
                 return
@@ -138,7 +138,7 @@ class Console(Handler):
             inner = Attachment(self, engine)
             stack.callback(inner.remove)
             ranking = Ranking(self.metric, self.mode)
-            display = RunDisplay(inner, record, sys.stdout, ranking, self.every_seconds)
+            display = RunDisplay(inner, state, sys.stdout, ranking, self.every_seconds)
             stack.callback(display.close)
             display.enter(engine)
             try:
@@ -163,19 +163,19 @@ def _missing_handlers(engine: Engine) -> list[MeanLoss | Throughput]:
 
 
 def _attached_with_sums(
-    handler: MeanLoss | Throughput, engine: Engine, record: RunRecord
+    handler: MeanLoss | Throughput, engine: Engine, state: ConsoleState
 ) -> Callable[[], None]:
     """Attaches a handler for one run; returns a function that removes it.
 
     The sums of a MeanLoss are kept from one run to the next, which may continue the first.
     """
     attachment = handler.attach(engine)
-    if isinstance(handler, MeanLoss) and record.loss_sums is not None:
-        handler.load_state_dict(record.loss_sums)
+    if isinstance(handler, MeanLoss) and state.loss_sums is not None:
+        handler.load_state_dict(state.loss_sums)
 
     def remove() -> None:
         if isinstance(handler, MeanLoss) and attachment.is_attached:
-            record.loss_sums = handler.state_dict()
+            state.loss_sums = handler.state_dict()
         attachment.remove()
 
     return remove
@@ -190,11 +190,11 @@ def _is_rank_0(engine: Engine) -> bool:
     return not is_initialized or distributed.get_rank() == 0
 
 
-_records: WeakKeyDictionary[Console, RunRecord] = WeakKeyDictionary()
+_states: WeakKeyDictionary[Console, ConsoleState] = WeakKeyDictionary()
 # Weak references, because an attachment refers to its handler.
 _attachments: WeakKeyDictionary[Console, ref[Attachment]] = WeakKeyDictionary()
 
 
-def _record_of(console: Console) -> RunRecord:
-    """Returns the record of a handler, which is no field of it, so that it stays frozen."""
-    return _records.setdefault(console, RunRecord())
+def _state_of(console: Console) -> ConsoleState:
+    """Returns the state of a handler, which is no field of it, so that it stays frozen."""
+    return _states.setdefault(console, ConsoleState())

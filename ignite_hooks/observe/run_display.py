@@ -18,11 +18,11 @@ from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.events import TrainEvents
+from ignite_hooks.observe.console_state import ConsoleState
 from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.remaining import steps_left
 from ignite_hooks.observe.reports import Report
 from ignite_hooks.observe.reports import Reports
-from ignite_hooks.observe.run_record import RunRecord
 from ignite_hooks.observe.run_row import Ranking
 from ignite_hooks.observe.run_row import cells_of
 from ignite_hooks.observe.run_row import names_of_results
@@ -47,7 +47,7 @@ class RunDisplay:
 
     Args:
         attachment: the handlers of the display are attached with it.
-        record: what is kept from run to run.
+        state: what is kept from run to run.
         stream: where to show the run.
         ranking: the metric whose best value is marked.
         every_seconds: the time from one line to the next, if the stream can show no bar.
@@ -56,7 +56,7 @@ class RunDisplay:
     def __init__(
         self,
         attachment: Attachment,
-        record: RunRecord,
+        state: ConsoleState,
         stream: Any,
         ranking: Ranking,
         every_seconds: float,
@@ -65,7 +65,7 @@ class RunDisplay:
         from ignite_hooks.observe.screen import Screen
 
         engine = attachment.engine
-        self._record, self._ranking = record, ranking
+        self._state, self._ranking = state, ranking
         self._screen, self._table = Screen(stream), Table()
         self._steps = Steps(attachment, 1)
         self._unit = "iteration" if self._steps.optimizer_step is None else "step"
@@ -80,8 +80,8 @@ class RunDisplay:
         self._results_at_epoch_end: dict[str, Any] = {}  # of validations, for the row of the epoch
         writers = attached_handlers(engine, MeanLoss)
         self._loss_names = tuple(name for each in writers for name in each.names())
-        record.reports = Reports(attachment, None, self._take_report)
-        record.begin_run(engine, self._loss_names, is_new=False)
+        state.reports = Reports(attachment, None, self._take_report)
+        state.begin_run(engine, self._loss_names, is_new=False)
         self._attach(attachment)
 
     def _attach(self, attachment: Attachment) -> None:
@@ -97,11 +97,11 @@ class RunDisplay:
 
     def _handler_after_step(self) -> Callable[[Engine], None]:
         """Returns the handler that is called after each step."""
-        record, clock = self._record, perf_counter
+        state, clock = self._state, perf_counter
 
         def after_step(engine: Engine) -> None:
-            if record.has_new_loss(engine.state.metrics):
-                record.add_losses(engine.state.metrics, self._steps.count(engine))
+            if state.has_new_loss(engine.state.metrics):
+                state.add_losses(engine.state.metrics, self._steps.count(engine))
             if self._first_step is None:
                 self._first_step = self._steps.count(engine), clock()
             if clock() >= self._next_draw:
@@ -119,14 +119,14 @@ class RunDisplay:
 
     def _start(self, engine: Engine) -> None:
         if engine.state.iteration == 0:
-            self._record.begin_run(engine, self._loss_names, is_new=True)
+            self._state.begin_run(engine, self._loss_names, is_new=True)
         self._show_start(engine)
 
     def _show_start(self, engine: Engine) -> None:
         self._began = perf_counter()
         description = _description_of(engine)
-        if description != self._record.description:  # it is the same in the next run of a loop
-            self._record.description = description
+        if description != self._state.description:  # it is the same in the next run of a loop
+            self._state.description = description
             self._screen.write_lines(description)
         self._screen.write_lines([self._describe_length(engine)])
         self._next_draw = self._began + self._interval
@@ -161,7 +161,7 @@ class RunDisplay:
         text = f"run {verb} at {self._unit} {self._steps.count(engine):,}"
         text += f" ({reason})" if reason else ""
         lines = [f"{text} after {duration_text(perf_counter() - self._began)}"]
-        best = self._record.best
+        best = self._state.best
         if best is not None:
             place = f"{self._unit} {best['step']:,}, epoch {best['epoch']}"
             lines.append(f"best {best['name']}: {number_text(best['value'])} at {place}")
@@ -188,7 +188,7 @@ class RunDisplay:
     def close(self) -> None:
         """Removes the bar, and keeps what the next run continues from."""
         self._screen.close()
-        self._record.end_run()
+        self._state.end_run()
 
     def _note_terminated(self, engine: Engine) -> None:
         self._is_terminated = True
@@ -267,7 +267,7 @@ class RunDisplay:
 
     def _take_report(self, engine: Engine, report: Report) -> None:
         """Shows a row, or keeps the results of a validation for the row of the epoch."""
-        self._record.add_losses(engine.state.metrics, self._steps.count(engine))
+        self._state.add_losses(engine.state.metrics, self._steps.count(engine))
         if report.reason == "epoch":
             self._is_epoch_ending = False
         values = {**self._results_at_epoch_end, **report.metrics}
@@ -276,7 +276,7 @@ class RunDisplay:
             return
         results = names_of_results(engine, values, self._loss_names)
         # At the end of the run, the row of the last epoch may have shown everything.
-        if report.reason != "end" or results or self._record.has_means:
+        if report.reason != "end" or results or self._state.has_means:
             self._write_row(engine, values)
             self._draw_bar(engine)
 
@@ -286,7 +286,7 @@ class RunDisplay:
         cells = [
             Cell(self._unit, str(step), (self._unit,), 0),
             Cell("epoch", str(engine.state.epoch), ("epoch",), 0),
-            *cells_of(engine, values, self._loss_names, self._record, ranking, step),
+            *cells_of(engine, values, self._loss_names, self._state, ranking, step),
         ]
         width = self._screen.width
         self._screen.write_lines(self._table.add(cells, width))

@@ -16,8 +16,8 @@ from ignite_hooks.memory.device import DeviceMark
 from ignite_hooks.memory.kernel import proc_field
 from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.peak_metric import PeakMetric
+from ignite_hooks.observe.console_state import ConsoleState
 from ignite_hooks.observe.plain_values import plain_values
-from ignite_hooks.observe.run_record import RunRecord
 from ignite_hooks.observe.table import Cell
 from ignite_hooks.observe.value_text import NUMBER_WIDTH
 from ignite_hooks.observe.value_text import number_text
@@ -69,7 +69,7 @@ def cells_of(
     engine: Engine,
     values: Mapping[str, Any],
     loss_names: tuple[str, ...],
-    record: RunRecord,
+    state: ConsoleState,
     ranking: Ranking,
     step: int,
 ) -> Iterator[Cell]:
@@ -79,16 +79,16 @@ def cells_of(
         engine: the engine.
         values: the metrics that are new since the last row.
         loss_names: the names of the metrics that a MeanLoss writes.
-        record: has the means of the losses and the best value.
+        state: has the means of the losses and the best value.
         ranking: the metric whose best value is marked.
         step: the number of steps.
     """
     results = {name: values[name] for name in names_of_results(engine, values, loss_names)}
-    means = record.take_means()
+    means = state.take_means()
     for name, value in {**means, **plain_values(results)}.items():
         text, importance = value_text(value), 1 if name in means else 3
         if name == ranking.metric:
-            is_best = record.note_best(name, value, ranking.mode, engine, step)
+            is_best = state.note_best(name, value, ranking.mode, engine, step)
             text, importance = text + ("*" if is_best else " "), 1
         yield Cell(name, text, _words(name), importance, NUMBER_WIDTH)
     metrics = engine.state.metrics

@@ -9,10 +9,10 @@ from ignite.engine import Engine
 
 from ignite_hooks.observe.reports import Reports
 
-__all__ = ["RunRecord"]
+__all__ = ["ConsoleState"]
 
 
-class RunRecord:
+class ConsoleState:
     """The best value, the means of the losses, and the values that no row has shown yet.
 
     Attributes:
