@@ -27,7 +27,10 @@ from ignite_hooks.observe.steps import Steps
 from ignite_hooks.optim.window import Window
 from ignite_hooks.processes.host_group import sum_over_ranks
 
-__all__ = ["MeanLoss"]
+__all__ = ["MeanLoss", "listen_to_reports"]
+
+
+Listener = Callable[[Mapping[str, float], int], None]
 
 
 @checked_dataclass
@@ -119,10 +122,13 @@ class MeanLoss(MetricWriter):
             if engine.state.iteration == 0:
                 sums.reset()
 
-        def report(engine: Engine) -> None:
+        def report_means(engine: Engine) -> None:
             if sums.count:
-                means = sums.take_means(steps.accelerator)
-                engine.state.metrics.update(zip(names, means, strict=True))
+                means, count = sums.take_means(steps.accelerator)
+                report = dict(zip(names, means, strict=True))
+                engine.state.metrics.update(report)
+                for listener in sums.listeners:
+                    listener(report, count)
 
         attachment.on(Events.STARTED, begin_run)
         add_step: Callable[[Engine], None]
@@ -132,7 +138,7 @@ class MeanLoss(MetricWriter):
             add_step = self._collect_losses(attachment, steps.optimizer_step.window)
         else:
             add_step = self._collect_outputs(attachment, steps.optimizer_step.window)
-        steps.call(add_step, report)
+        steps.call(add_step, report_means)
 
     def _add_iteration(self, engine: Engine) -> None:
         """Adds the output of a plain engine on which each iteration is a step."""
@@ -210,10 +216,12 @@ class _LossSums:
 
     Attributes:
         count: the number of iterations in the sums of the committed steps.
+        listeners: are called at each report, as ``listen_to_reports`` says.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
+        self.listeners: list[Listener] = []
         self.reset()
 
     def reset(self) -> None:
@@ -249,13 +257,16 @@ class _LossSums:
         """Adds the losses of the present window, whose step has been committed."""
         self._sums, self.count = self._pending, self._pending_count
 
-    def take_means(self, accelerator: Any) -> list[float]:
-        """Returns the means over all processes, and sets the sums to zero. Collective."""
+    def take_means(self, accelerator: Any) -> tuple[list[float], int]:
+        """Returns the means and the number of iterations, and sets the sums to zero. Collective.
+
+        Both are those of all processes together.
+        """
         first = self._sums[0]
         sums = torch.stack([each.to(first) for each in self._sums]).tolist()
         *sums, count = sum_over_ranks([*sums, self.count], accelerator)
         self.reset()
-        return [each / count for each in sums]
+        return [each / count for each in sums], int(count)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the names, the sums and the number of iterations."""
@@ -278,6 +289,19 @@ _attachments: WeakKeyDictionary[MeanLoss, ref[Attachment]] = WeakKeyDictionary()
 def _sums_of(handler: MeanLoss) -> _LossSums:
     """Returns the sums of a handler, which are no field of the handler, so that it stays frozen."""
     return _sums_by_handler.setdefault(handler, _LossSums(("loss", *(handler.keys or ()))))
+
+
+def listen_to_reports(handler: MeanLoss, listener: Listener) -> Callable[[], None]:
+    """Calls ``listener`` at each report of ``handler``; returns a function that ends the calls.
+
+    Args:
+        handler: makes the reports.
+        listener: is called with the means by their names in ``state.metrics``, and with the number
+            of iterations of all processes in them.
+    """
+    listeners = _sums_of(handler).listeners
+    listeners.append(listener)
+    return lambda: listeners.remove(listener)
 
 
 def _placed(total: torch.Tensor, loss: Any) -> torch.Tensor:

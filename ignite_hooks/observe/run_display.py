@@ -20,6 +20,7 @@ from ignite_hooks.data.feed import DataFeed
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.observe.console_state import ConsoleState
 from ignite_hooks.observe.mean_loss import MeanLoss
+from ignite_hooks.observe.mean_loss import listen_to_reports
 from ignite_hooks.observe.remaining import steps_left
 from ignite_hooks.observe.reports import Report
 from ignite_hooks.observe.reports import Reports
@@ -80,8 +81,9 @@ class RunDisplay:
         self._results_at_epoch_end: dict[str, Any] = {}  # of validations, for the row of the epoch
         writers = attached_handlers(engine, MeanLoss)
         self._loss_names = tuple(name for each in writers for name in each.names())
-        state.reports = Reports(attachment, None, self._take_report)
-        state.begin_run(engine, self._loss_names, is_new=False)
+        for each in writers:
+            attachment.on_removal(listen_to_reports(each, state.add_losses))
+        state.begin_run(Reports(attachment, None, self._take_report))
         self._attach(attachment)
 
     def _attach(self, attachment: Attachment) -> None:
@@ -97,11 +99,9 @@ class RunDisplay:
 
     def _handler_after_step(self) -> Callable[[Engine], None]:
         """Returns the handler that is called after each step."""
-        state, clock = self._state, perf_counter
+        clock = perf_counter
 
         def after_step(engine: Engine) -> None:
-            if state.has_new_loss(engine.state.metrics):
-                state.add_losses(engine.state.metrics, self._steps.count(engine))
             if self._first_step is None:
                 self._first_step = self._steps.count(engine), clock()
             if clock() >= self._next_draw:
@@ -119,7 +119,7 @@ class RunDisplay:
 
     def _start(self, engine: Engine) -> None:
         if engine.state.iteration == 0:
-            self._state.begin_run(engine, self._loss_names, is_new=True)
+            self._state.forget_run()
         self._show_start(engine)
 
     def _show_start(self, engine: Engine) -> None:
@@ -267,7 +267,6 @@ class RunDisplay:
 
     def _take_report(self, engine: Engine, report: Report) -> None:
         """Shows a row, or keeps the results of a validation for the row of the epoch."""
-        self._state.add_losses(engine.state.metrics, self._steps.count(engine))
         if report.reason == "epoch":
             self._is_epoch_ending = False
         values = {**self._results_at_epoch_end, **report.metrics}

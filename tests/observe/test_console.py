@@ -109,13 +109,17 @@ def losses_of_epochs(epochs, batches=4, accumulation=2):
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
-def test_loss_of_a_row_is_the_mean_since_the_last_row(capsys, every):
-    trainer = make_trainer(
-        batches_of(7), handlers=[Console(), MeanLoss(every_steps=every)], accumulation=1
+@pytest.mark.parametrize("accumulation", [1, 4])  # 7 batches: the last window is shorter
+def test_loss_of_a_row_is_the_mean_since_the_last_row(capsys, every, accumulation):
+    handlers = [Console(), MeanLoss(every_steps=every)]
+    trainer = make_trainer(batches_of(7), handlers=handlers, accumulation=accumulation)
+    # Others may write under the same name.
+    trainer.add_event_handler(
+        TrainEvents.STEP_COMPLETED, lambda engine: engine.state.metrics.update(loss="a text")
     )
     trainer.run(max_epochs=2)
     rows = table(capsys.readouterr().out)
-    expected = losses_of_epochs(2, 7, 1)
+    expected = losses_of_epochs(2, 7, accumulation)
     assert [row["loss"] for row in rows] == [number_text(each) for each in expected]
 
 
@@ -313,6 +317,33 @@ def test_checkpoint_within_an_epoch_has_the_losses_of_the_row(capsys, tmp_path):
     for step, first in ((5, 0), (10, 1), (15, 1)):
         resumed = run(resume_from=tmp_path / f"step_{step:08}")
         assert [row["loss"] for row in resumed] == unbroken[first:]
+
+
+def test_console_that_is_added_at_a_resume_has_the_losses_since(capsys, tmp_path):
+    def run(*handlers, **options):
+        handlers = [MeanLoss(every_steps=2), *handlers]
+        trainer, losses = make_trainer(batches_of(8), handlers=handlers, **options), Notes()
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.loss))
+        )
+        trainer.run(max_epochs=2)
+        return losses
+
+    losses = run(checkpoint=SaveCheckpoint(tmp_path, every_steps=10, keep_last="all"))
+    with pytest.warns(UserWarning, match="Console"):  # the checkpoint has no state of it
+        run(Console(), resume_from=tmp_path / "step_00000010")
+    (row,) = table(capsys.readouterr().out)
+    assert row["loss"] == number_text(sum(losses[10:]) / 6)
+
+
+def test_loss_that_is_added_to_a_continued_run_is_in_its_rows(capsys):
+    trainer = make_trainer(batches_of(4), handlers=[Console()])
+    trainer.run(max_epochs=1)
+    MeanLoss(prefix="other_").attach(trainer)
+    trainer.run(max_epochs=2)
+    assert [row["loss"] for row in table(capsys.readouterr().out)] == [
+        number_text(each) for each in losses_of_epochs(2, 4, 1)
+    ]
 
 
 @pytest.mark.parametrize("is_resumed", [True, False])
