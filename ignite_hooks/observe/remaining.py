@@ -98,9 +98,15 @@ class _Ends:
         self._engine = engine
         self._done = done
         self._window_size = 1
+        self._progress = progress = _progress_of(engine)
         if optimizer_step is not None:
             self._window_size = optimizer_step.accumulation.full_size()
-        self._progress = _progress_of(engine)
+            # The batches of an open window make a step together with batches that are to come.
+            open_batches = min(optimizer_step.window.count, progress.batches)
+            self._progress = progress._replace(
+                iteration=progress.iteration - open_batches,
+                batches=progress.batches - open_batches,
+            )
         self._length: int | None = engine.state.epoch_length
         self.steps = min(self._steps_to_limits(), default=None)
 

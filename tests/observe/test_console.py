@@ -172,6 +172,15 @@ def test_unknown_length_has_no_end(capsys):
     assert re.search(r"^step 2, epoch 1/1, ", text, re.MULTILINE)
 
 
+def test_open_window_counts_for_the_end(capsys):
+    trainer = make_trainer(batches_of(10), handlers=[Console(every_seconds=ALWAYS)], accumulation=4)
+    with trainer.add_event_handler(Events.ITERATION_COMPLETED(once=6), stopping("interrupt")):
+        trainer.run(max_epochs=1)
+    trainer.run()
+    assert "run continues after step 1, up to step 3 (" in capsys.readouterr().out
+    assert trainer.state.optimizer_step == 3
+
+
 @pytest.mark.parametrize("wording", ["step", "epoch"])
 def test_each_validation_has_one_row(capsys, wording):
     schedule = {"every_steps": 2} if wording == "step" else {"every_epochs": 1}
