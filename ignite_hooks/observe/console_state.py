@@ -93,7 +93,9 @@ class ConsoleState:
             engine: the engine.
             step: the number of steps.
         """
-        if isinstance(value, bool) or not isinstance(value, int | float) or isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if isinstance(value, float) and isnan(value):
             return False
         sign, best = 1 if mode == "max" else -1, self.best
         if best is not None and best["name"] == name and sign * value <= sign * best["value"]:

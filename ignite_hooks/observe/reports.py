@@ -92,7 +92,7 @@ class Reports:
     def state_dict(self) -> dict[str, Any]:
         """Returns the names of the values that are new now, and have not been reported."""
         engine = self._attachment.engine
-        return {"unreported": sorted(self._new_names(engine, _entries_of(engine)))}
+        return {"unreported": self._new_names(engine, _entries_of(engine))}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Adds the values that were new at the save to the next report."""

@@ -1,8 +1,10 @@
 """Shows one call of ``engine.run``: its start, a bar, a table of its metrics, and its end."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from textwrap import TextWrapper
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +16,7 @@ from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.engine import set_turn
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.data.feed import DataFeed
@@ -33,12 +36,13 @@ from ignite_hooks.observe.table import Cell
 from ignite_hooks.observe.table import Table
 from ignite_hooks.observe.value_text import duration_text
 from ignite_hooks.observe.value_text import number_text
+from ignite_hooks.observe.value_text import one_line
 from ignite_hooks.observe.value_text import value_text
 
 __all__ = ["RunDisplay"]
 
 _REFRESH_SECONDS = 0.1  # the shortest time from one drawing of the bar to the next
-_BAR_SPACE = 22  # the percentage and a bar of 15 characters
+_BAR_SPACE = 15  # the percentage and a bar of 7 characters
 _STEPS_BEFORE_SPEED = 3  # Throughput reports no remaining time earlier
 _LONGEST_REASON = 100  # characters of the message of an exception
 
@@ -127,8 +131,8 @@ class RunDisplay:
         description = _description_of(engine)
         if description != self._state.description:  # it is the same in the next run of a loop
             self._state.description = description
-            self._screen.write_lines(description)
-        self._screen.write_lines([self._describe_length(engine)])
+            self._write_text(description)
+        self._write_text([self._describe_length(engine)])
         self._next_draw = self._began + self._interval
         self._draw_bar(engine)
 
@@ -161,12 +165,9 @@ class RunDisplay:
         text = f"run {verb} at {self._unit} {self._steps.count(engine):,}"
         text += f" ({reason})" if reason else ""
         lines = [f"{text} after {duration_text(perf_counter() - self._began)}"]
-        best = self._state.best
-        if best is not None:
-            place = f"{self._unit} {best['step']:,}, epoch {best['epoch']}"
-            lines.append(f"best {best['name']}: {number_text(best['value'])} at {place}")
+        lines += self._describe_best(engine, is_finished=verb == "finished")
         self._screen.close()
-        self._screen.write_lines(lines)
+        self._write_text(lines)
 
     def _describe_end(self, engine: Engine, error: BaseException | None) -> tuple[str, str]:
         """Returns what happened to the run, and the reason."""
@@ -184,6 +185,29 @@ class RunDisplay:
         if self._is_terminated:
             return "stopped", "terminate"
         return "finished", ""
+
+    def _describe_best(self, engine: Engine, *, is_finished: bool) -> Iterator[str]:
+        """Yields a line with the best value; after a whole run also if there is none."""
+        best, metric = self._state.best, self._ranking.metric
+        if best is not None:
+            place = f"{self._unit} {best['step']:,}, epoch {best['epoch']}"
+            yield f"best {one_line(best['name'])}: {number_text(best['value'])} at {place}"
+        elif is_finished and metric is not None:
+            metrics = engine.state.metrics
+            hint = "no value is a number"
+            if metric not in metrics:
+                names = names_of_results(engine, metrics, ())
+                hint = f"`state.metrics` has no such name; {did_you_mean(metric, map(str, names))}"
+            yield f"best {one_line(metric)}: none, because {hint}"
+
+    def _write_text(self, lines: Iterable[str]) -> None:
+        """Writes lines, and breaks those that are longer than the terminal is wide."""
+        if self._screen.has_bar:
+            wrapper = TextWrapper(self._screen.width, subsequent_indent=" " * 4)
+            # Words stay whole, so that a path can be copied.
+            wrapper.break_long_words = wrapper.break_on_hyphens = False
+            lines = [part for line in lines for part in wrapper.wrap(line)]
+        self._screen.write_lines([*lines])
 
     def close(self) -> None:
         """Removes the bar, and keeps what the next run continues from."""
@@ -233,7 +257,7 @@ class RunDisplay:
         yield f"epoch {state.epoch}" + (f"/{state.max_epochs}" if state.max_epochs else "")
         for name in self._loss_names[:1]:
             if isinstance(loss := state.metrics.get(name), int | float):
-                yield f"{name} {number_text(loss)}"
+                yield f"{one_line(name)} {number_text(loss)}"
         assert self._began is not None
         yield f"{duration_text(now - self._began)} elapsed"
 
@@ -245,7 +269,7 @@ class RunDisplay:
         first, when = self._first_step or (done, now)
         if reported is not self._last_reported_left and done - first >= _STEPS_BEFORE_SPEED:
             self._last_reported_left = reported
-            self._reported_left = None if reported is None else (float(reported), now)
+            self._reported_left = (reported, now) if isinstance(reported, int | float) else None
         if self._reported_left is not None:
             seconds, reported_at = self._reported_left
             return max(0.0, seconds - (now - reported_at))

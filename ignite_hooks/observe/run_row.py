@@ -20,7 +20,7 @@ from ignite_hooks.observe.console_state import ConsoleState
 from ignite_hooks.observe.plain_values import plain_values
 from ignite_hooks.observe.table import Cell
 from ignite_hooks.observe.value_text import NUMBER_WIDTH
-from ignite_hooks.observe.value_text import number_text
+from ignite_hooks.observe.value_text import one_line
 from ignite_hooks.observe.value_text import size_text
 from ignite_hooks.observe.value_text import value_text
 
@@ -62,7 +62,7 @@ def names_of_results(
     """
     memory = {name for each in attached_handlers(engine, PeakMetric) for name in each.names()}
     others = _OF_THROUGHPUT | memory | {*loss_names}
-    return [name for name in values if name not in others and not _RATE.fullmatch(name)]
+    return [name for name in values if name not in others and not _RATE.fullmatch(str(name))]
 
 
 def cells_of(
@@ -92,7 +92,7 @@ def cells_of(
             text, importance = text + ("*" if is_best else " "), 1
         yield Cell(name, text, _words(name), importance, NUMBER_WIDTH)
     metrics = engine.state.metrics
-    rates = {name: value for name, value in metrics.items() if _RATE.fullmatch(name)}
+    rates = {name: value for name, value in metrics.items() if _RATE.fullmatch(str(name))}
     for name, value in plain_values(rates).items():
         text = value_text(value)
         # A rate is often a round number.
@@ -105,21 +105,22 @@ def cells_of(
 
 def _cells_of_speed(metrics: Mapping[str, Any]) -> Iterator[Cell]:
     """Yields the gradient norm, and the values of Throughput."""
-    norm = {name: metrics[name] for name in ("grad_norm",) if name in metrics}
-    for name, value in plain_values(norm).items():
-        yield Cell(name, value_text(value), _words(name), 4, NUMBER_WIDTH)
     speeds = [name for name in _SPEEDS if name in metrics][:1]
-    for name in [*speeds, "items_per_second"]:
-        if name in metrics:
-            title = (name.partition("_")[0], "per s")
-            yield Cell(name, number_text(float(metrics[name])), title, 4, NUMBER_WIDTH)
-    if "data_wait" in metrics:
-        yield Cell("data_wait", f"{metrics['data_wait']:.0%}", ("data", "wait"), 5)
+    names = ["grad_norm", *speeds, "items_per_second", "data_wait"]
+    values = plain_values({name: metrics[name] for name in names if name in metrics})
+    for name, value in values.items():
+        if name == "data_wait":
+            # Others may have written a value that is no number.
+            text = f"{value:.0%}" if isinstance(value, int | float) else value_text(value)
+            yield Cell(name, text, ("data", "wait"), 5)
+        else:
+            title = _words(name.replace("_per_second", "_per s"))
+            yield Cell(name, value_text(value), title, 4, NUMBER_WIDTH)
 
 
 def _words(name: str) -> tuple[str, ...]:
     """Returns the words of a metric's name, for the title of its column."""
-    return tuple(filter(None, re.split(r"[_/ ]", name))) or (name,)
+    return tuple(filter(None, re.split(r"[_/ ]", one_line(name)))) or (name,)
 
 
 def _peaks(engine: Engine) -> dict[str, float]:
@@ -130,9 +131,10 @@ def _peaks(engine: Engine) -> dict[str, float]:
     metrics = engine.state.metrics
     peaks: dict[str, float] = {}
     for kind, ending in (("RAM", "max_ram_mib"), ("device", "max_device_allocated_mib")):
-        names = [name for span in _SPANS if (name := f"{span}_{ending}") in metrics]
-        if names:
-            peaks[kind] = float(metrics[names[0]]) * MIB
+        sizes = [metrics.get(f"{span}_{ending}") for span in _SPANS]
+        measured = [size for size in sizes if isinstance(size, int | float)]
+        if measured:
+            peaks[kind] = measured[0] * MIB
     if "RAM" not in peaks:
         peaks["RAM"] = _peak_of_process()
     if "device" not in peaks:

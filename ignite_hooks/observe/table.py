@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ignite_hooks.observe.value_text import one_line
+
 __all__ = ["Cell", "Table"]
 
 _GAP = "  "
@@ -138,7 +140,7 @@ def _paragraph(cells: Iterable[Cell], width: int) -> Iterator[str]:
         text = cell.text.strip()
         if len(text) > _LONGEST_VALUE:
             text = f"{text[: _LONGEST_VALUE - 1]}…"
-        part = f"{cell.name} {text}"
+        part = f"{one_line(cell.name)} {text}"
         if line and len(indent) + len(line) + len(_GAP) + len(part) > width:
             yield indent + line
             line = ""

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
-__all__ = ["NUMBER_WIDTH", "duration_text", "number_text", "size_text", "value_text"]
+__all__ = ["NUMBER_WIDTH", "duration_text", "number_text", "one_line", "size_text", "value_text"]
 
 NUMBER_WIDTH = 7  # characters of most numbers, such as "3.12e-4"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -13,10 +14,11 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def number_text(number: float) -> str:
     """Returns a number with four significant digits at most, for example "0.9861" or "3.1e-4"."""
     size = abs(number)
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         return str(float(number))
     if size >= 1e6 or 0 < size < 0.01:
-        digits, exponent = f"{number:.2e}".split("e")
+        # A Decimal, because an integer may be too large for a float.
+        digits, exponent = f"{Decimal(number):.2e}".split("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     if isinstance(number, int):
         return str(number)
@@ -60,4 +62,9 @@ def value_text(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {value_text(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(value_text, value)) + "]"
-    return "".join(each if each.isprintable() else " " for each in str(value))
+    return one_line(str(value))
+
+
+def one_line(text: str) -> str:
+    """Returns a text with a space for each character that is not printable, such as a newline."""
+    return "".join(each if each.isprintable() else " " for each in text)

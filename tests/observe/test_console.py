@@ -214,6 +214,7 @@ def test_end_within_an_epoch_has_a_row(capsys):
         ([math.nan, 0.25, math.nan, 0.5], "max", [1, 3]),
         ([torch.tensor(0.5), torch.tensor(0.75)], "max", [0, 1]),
         (["good", None, 0.5, True], "max", [2]),
+        ([10**400, 0.5], "max", [0]),
     ],
 )
 def test_best_values_are_marked(capsys, values, mode, marked):
@@ -228,6 +229,27 @@ def test_nothing_is_marked_without_a_metric(capsys):
     text = capsys.readouterr().out
     assert "*" not in text
     assert "best" not in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("val_scor", "because `state.metrics` has no such name; did you mean `val_score`?"),
+        ("val_score", "because no value is a number"),
+    ],
+)
+def test_run_without_a_best_value_says_so(capsys, metric, shown):
+    validated(["good"], console=Console(metric=metric)).run()
+    assert capsys.readouterr().out.splitlines()[-1] == f"best {metric}: none, {shown}"
+
+
+def test_best_value_that_is_loaded_before_the_attachment_is_kept():
+    console = Console()
+    saved = {"best": {"name": "score", "value": 1, "step": 4, "epoch": 1}, "losses": {}}
+    console.load_state_dict({**saved, "reports": {"unreported": []}})
+    with console.attach(make_trainer()):
+        assert console.state_dict()["best"] == saved["best"]
+    assert console.state_dict()["best"] is None
 
 
 def test_new_run_forgets_the_best_value(capsys):
@@ -427,6 +449,45 @@ def test_values_of_any_type_are_shown(capsys):
     assert re.search(r"a text +None +True", row)
 
 
+def test_names_of_any_kind_are_shown(capsys):
+    names = {"a\nb\x1b[2J": 1, "c\td" * 9: 2, "größe/{e}": 3, "": 4, 5: 6}
+    trainer = make_trainer(batches_of(2), handlers=[Console(metric="a\nb\x1b[2J")])
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: engine.state.metrics.update(names)
+    )
+    trainer.run()
+    text = capsys.readouterr().out
+    assert all(line.isprintable() for line in text.splitlines())
+    rows = [line.split() for line in text.splitlines() if re.match(r" *2 +1 ", line)]
+    assert {"1*", "3", "4", "6"} <= {*rows[0]}
+    assert "best a b [2J: 1 at step 2, epoch 1\n" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data_wait",
+        "epoch_max_ram_mib",
+        "grad_norm",
+        "items_per_second",
+        "lr",
+        "remaining_seconds",
+        "samples_per_second",
+    ],
+)
+def test_known_name_with_another_value_does_not_stop_the_run(capsys, name):
+    for value in ("word", None, [1, 2]):
+        trainer = make_trainer(batches_of(8), handlers=[Console(every_seconds=ALWAYS)])
+
+        def write(engine, value=value):
+            engine.state.metrics[name] = value
+
+        trainer.add_event_handler(TrainEvents.STEP_COMPLETED, write)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, write)
+        trainer.run()
+        assert "run finished at step 8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("columns", ["40", "80", "120"])
 def test_many_metrics_fit_the_width(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
@@ -491,6 +552,7 @@ def test_peak_of_the_run_has_no_row_of_its_own(capsys):
         (98.765, "98.77"),
         (98765.4, "98765"),
         (1e-300, "1e-300"),
+        pytest.param(10**400, "1e400", id="huge"),
         (math.nan, "nan"),
         (-math.inf, "-inf"),
     ],
@@ -544,6 +606,13 @@ def test_bar_stays_in_one_line_and_is_gone_at_the_end(monkeypatch, columns):
     assert not any("%|" in line or "% |" in line for line in opened.screen)
     assert "run finished at step 120" in "".join(opened.screen)
     assert len([line for line in opened.screen if re.match(r" *60 +15 ", line)]) == 1
+
+
+def test_narrow_terminal_has_the_remaining_time_and_whole_words(monkeypatch):
+    with terminal(monkeypatch, 40) as opened:
+        validated([0.5] * 9, console=Console(metric="val_score")).run(max_epochs=9)
+    assert any(re.search(r"/36 steps, .* left$", bar) for bar in opened.bars)
+    assert opened.screen[-3:] == ["best val_score: 0.5000 at step 4, epoch", "    1", ""]
 
 
 def test_what_others_print_is_complete_and_in_lines_of_its_own(monkeypatch):
