@@ -13,6 +13,7 @@ from weakref import ref
 
 import torch
 from ignite.engine import Engine
+from ignite.metrics import Metric
 
 from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.engine import handlers_with_arguments
@@ -40,11 +41,13 @@ class Console(Handler):
 
     - At the start: the model, the steps of an epoch, the samples of a step, the precision, the
       processes, the folder of the checkpoints, and the checkpoint from which the run resumes.
-    - During the run: a bar over all steps of the run, with the elapsed and the remaining time. The
-      bar moves after each step, at most ten times a second. If the limits of the run cannot be
-      converted to steps, because the length of an epoch is not known, the bar has no end.
+    - During the run: a bar over all steps of the run, with the remaining time, the epoch, the last
+      report of the loss, and the elapsed time, as far as they fit into the width. The bar moves
+      after each step, at most ten times a second. If the limits of the run cannot be converted to
+      steps, because the length of an epoch is not known, the bar has no end.
     - After each epoch and each validation: a row of a table.
-    - At the end: how the run ended, how long it took, and the best value of ``metric``.
+    - At the end: how the run ended, how long it took, and the best value of ``metric``. If no value
+      was written under this name, a line says so.
 
     A row has the mean of the loss since the last row, the metrics that are new since then, the
     learning rates, the gradient norm, the samples per second, the share of time spent waiting for
@@ -120,8 +123,11 @@ class Console(Handler):
     def attach_to(self, attachment: Attachment) -> None:
         """Shows each run."""
         _attachments[self] = ref(attachment)
-        _states[self] = ConsoleState()
+        attachment.on_removal(self._forget)
         attachment.during_run(self._shown)
+
+    def _forget(self) -> None:
+        _states.pop(self, None)
 
     @contextmanager
     def _shown(self, engine: Engine) -> Iterator[None]:
@@ -152,9 +158,14 @@ class Console(Handler):
 def _missing_handlers(engine: Engine) -> list[MeanLoss | Throughput]:
     """Returns a new handler for each kind of value that no handler of ``engine`` writes."""
     missing: list[MeanLoss | Throughput] = []
-    # Ignite passes the name of a metric as an argument to its handlers.
-    arguments = (each for _, others in handlers_with_arguments(engine) for each in others)
-    writes_loss = any(isinstance(each, str) and each == "loss" for each in arguments)
+    # Ignite passes the name of a metric as an argument to the methods of the metric.
+    names = (
+        each
+        for function, others in handlers_with_arguments(engine)
+        if isinstance(getattr(function, "__self__", None), Metric)
+        for each in others
+    )
+    writes_loss = any(isinstance(each, str) and each == "loss" for each in names)
     if is_trainer(engine) and not (writes_loss or attached_handlers(engine, MeanLoss)):
         missing.append(MeanLoss())
     if not attached_handlers(engine, Throughput):

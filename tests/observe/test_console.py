@@ -858,6 +858,14 @@ def test_loss_of_another_handler_is_kept(capsys):
     assert row["loss"] == number_text(float(trainer.state.metrics["loss"]))
 
 
+def test_argument_of_another_handler_is_no_name_of_a_metric(capsys):
+    trainer = make_trainer(batches_of(4), handlers=[Console()])
+    trainer.add_event_handler(Events.COMPLETED, lambda engine, name: None, "loss")
+    trainer.run()
+    (row,) = table(capsys.readouterr().out)
+    assert row["loss"] == number_text(losses_of_epochs(1, 4, 1)[0])
+
+
 def test_plain_engine_is_shown_by_iterations(capsys):
     engine = Engine(lambda engine, batch: torch.tensor(float(batch)))
     MeanLoss(every_steps=1).attach(engine)
