@@ -187,7 +187,7 @@ class RunDisplay:
         return "finished", ""
 
     def _describe_best(self, engine: Engine, *, is_finished: bool) -> Iterator[str]:
-        """Yields a line with the best value; after a whole run also if there is none."""
+        """Yields a line with the best value; after a whole run also without one."""
         best, metric = self._state.best, self._ranking.metric
         if best is not None:
             place = f"{self._unit} {best['step']:,}, epoch {best['epoch']}"
