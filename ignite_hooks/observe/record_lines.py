@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
-from ignite_hooks.core.rules import short_repr
-
 __all__ = [
     "HEADERS",
     "REPORTS",
@@ -73,7 +71,7 @@ def encoded(line: dict[str, Any]) -> bytes:
     """Returns a line as bytes. Numbers that JSON lacks become "NaN", "Infinity", "-Infinity"."""
     try:
         text = _ENCODER.encode(line)
-    except ValueError:  # a number that JSON lacks, or an integer of thousands of digits
+    except ValueError:  # a number that JSON lacks
         text = _ENCODER.encode(_strict(line))
     return text.encode() + b"\n"
 
@@ -134,8 +132,6 @@ def keep_lines(lines: Iterable[Line], iteration: int, reports: int | None = None
 def _strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return short_repr(value) if value.bit_length() > 64 else value
     if isinstance(value, dict):
         return {key: _strict(each) for key, each in value.items()}
     if isinstance(value, list):

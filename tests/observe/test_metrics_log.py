@@ -8,8 +8,10 @@ import subprocess
 import sys
 import weakref
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -506,6 +508,9 @@ def test_removed_log_records_no_skipped_step(path):
     assert not path.exists()
 
 
+CYCLE: list = [1]
+CYCLE.append(CYCLE)
+
 VALUES = {
     "nan": (float("nan"), "NaN"),
     "inf": (float("inf"), "Infinity"),
@@ -513,6 +518,13 @@ VALUES = {
     "list": (torch.tensor([1.0, float("nan")]), [1.0, "NaN"]),
     "text": ("warm-up", "warm-up"),
     "large": (10**5000, "an integer of 16610 bits"),
+    "fraction": (Fraction(10**400), f"Fraction(1{'0' * 28}...{'0' * 35}, 1)"),
+    "extended": (np.ones(2, np.longdouble), [1.0, 1.0]),
+    "extended scalar": (np.longdouble(1.5), 1.5),
+    "bool": (np.bool_(True), True),
+    "meta": (torch.ones(2, device="meta"), "a tensor of shape (2,)"),
+    "long": ([0.5] * 1001, "list of length 1001"),
+    "cycle": (CYCLE, "[1, [1, [1, [1, [1, [1, [...]]]]]]]"),
     "step": (torch.tensor(2), 2),
     "metrics": ({"inner": 0.5}, {"inner": 0.5}),
     "other": (object, "<class 'object'>"),
