@@ -69,6 +69,7 @@ class Reports:
         self._attachment, self._report, self._prepare = attachment, report, prepare
         self._seen: dict[str, _Entry] = {}
         self._unreported: Collection[str] = ()  # names of values that a checkpoint has as new
+        self._is_loaded = False  # whether a state was loaded for the run that begins next
         self._is_resumed = False  # whether the present run continues from a checkpoint
         engine = attachment.engine
         TrainEvents.register(engine)  # a plain engine may get these events from other handlers
@@ -97,6 +98,7 @@ class Reports:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Adds the values that were new at the save to the next report."""
         self._unreported = set(state_dict["unreported"])
+        self._is_loaded = not self._is_resumed  # a resumed run loads the state again later
 
     def _maker(self, reason: str) -> Callable[[Engine], None]:
         return lambda engine: self._make(engine, reason)
@@ -113,10 +115,10 @@ class Reports:
             self._report(engine, report)
 
     def _begin(self, engine: Engine) -> None:
-        """Marks all values as reported, except if the run continues."""
-        self._is_resumed = False
-        if engine.state.iteration == 0:
+        """Marks all values as reported, except if the run continues in the same process."""
+        if engine.state.iteration == 0 or self._is_loaded:
             self._see(engine)
+        self._is_loaded = self._is_resumed = False
 
     def _begin_resumed(self) -> None:
         """Marks the values of the checkpoint as reported.

@@ -132,6 +132,15 @@ def test_record_of_a_resumed_run_is_that_of_an_unbroken_one(path, tmp_path, stop
     assert named == [stop, 21]
 
 
+def test_resumed_run_that_is_stopped_at_once_reports_nothing_twice(path, tmp_path):
+    trainer_with(path, checkpoint=SaveCheckpoint(tmp_path)).run(max_steps=6)
+    before = reports_of(path)
+    resumed = trainer_with(path, resume_from=tmp_path)
+    resumed.add_event_handler(Events.STARTED, resumed.terminate)
+    resumed.run(max_epochs=3)
+    assert reports_of(path) == before
+
+
 class Crash(Exception):
     pass
 
