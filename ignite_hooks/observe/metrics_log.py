@@ -188,7 +188,11 @@ class _Recorder:
         self._used: dict[str, Any] | None = None  # the state that ``_begin`` has used in this run
         self._checkpoints: WeakKeyDictionary[SaveCheckpoint, Path | None] = WeakKeyDictionary()
         self._reports = Reports(
-            attachment, log.every_steps, self._append_report, self._make_report_line
+            attachment,
+            log.every_steps,
+            self._write_report,
+            prepare=self._make_report_lines,
+            queue=None if self._file is None else self._file.waiting,
         )
         on = attachment.on
         attachment.during_run(self._in_run)
@@ -370,17 +374,18 @@ class _Recorder:
         run = training_id(engine) if is_trainer(engine) else None
         self._write(engine, event, run=run, **more, **describe_program(engine))
 
-    def _make_report_line(self, engine: Engine, report: Report) -> bytes | None:
-        """Returns the line of a report; None on the ranks above 0."""
+    def _make_report_lines(self, engine: Engine, report: Report) -> list[bytes]:
+        """Returns the line of a report; no line on the ranks above 0."""
         if self._file is None:
-            return None
-        return self._make_line(engine, report.reason, metrics=plain_values(report.metrics))
+            return []
+        return [self._make_line(engine, report.reason, metrics=plain_values(report.metrics))]
 
-    def _append_report(self, engine: Engine, line: bytes | None) -> None:
-        if self._file is not None and line is not None:
+    def _write_report(self, engine: Engine, report: Report) -> None:
+        """Writes the line of a report, which is in ``RecordFile.waiting``."""
+        if self._file is not None:
             assert self._count is not None
             self._count += 1
-            self._file.append(line)
+            self._file.write_waiting()
 
     def _write_error(self, engine: Engine, error: BaseException) -> None:
         lines = traceback.format_exception(error)

@@ -39,17 +39,20 @@ class RecordFile:
 
     Args:
         path: the path of the file.
+
+    Attributes:
+        waiting: the lines that are not in the file yet. It is always the same list.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.waiting: list[bytes] = []
         self._descriptor: int | None = None
         self._inode: tuple[int, int] | None = None  # of the file that was written last
         # The length of the lines of this run, in bytes. If a signal breaks off a write, the size of
         # the file shows which of the waiting lines were written.
         self._length = 0
         self._tail = b""  # the end of these lines, to recognize them
-        self._waiting: list[bytes] = []
         self._has_warned = False
 
     @property
@@ -147,7 +150,7 @@ class RecordFile:
             os.ftruncate(self._descriptor, length)
         self._inode, self._length = _inode_of(found), length
         self._tail = self._read_at(max(0, length - TAIL_BYTES))
-        self._waiting.clear()
+        self.waiting.clear()
 
     def move_away(self) -> Path:
         """Renames the file to a free name such as ``metrics.1.jsonl``, and opens a new file.
@@ -167,12 +170,12 @@ class RecordFile:
 
     def append(self, line: bytes) -> None:
         """Appends a line. Between two runs, the file is opened for this line only."""
-        self._waiting.append(line)
+        self.waiting.append(line)
         self.write_waiting()
 
     def write_waiting(self) -> bool:
         """Writes the lines in memory, and returns whether all of them are in the file now."""
-        if not self._waiting:
+        if not self.waiting:
             return True
         is_open = self._descriptor is not None
         try:
@@ -181,7 +184,7 @@ class RecordFile:
             self.open()
             self._write()
         except (OSError, RuntimeError, ValueError) as error:
-            del self._waiting[:-MAX_WAITING_LINES]
+            del self.waiting[:-MAX_WAITING_LINES]
             self._warn(error)
             return False
         else:
@@ -205,21 +208,21 @@ class RecordFile:
         size = os.fstat(descriptor).st_size
         self._forget_written(descriptor, size)
         # A signal may break off this method after the write. The next call then finds the size.
-        written = os.write(descriptor, b"".join(self._waiting))
+        written = os.write(descriptor, b"".join(self.waiting))
         self._forget_written(descriptor, self._length + written)
-        if self._waiting:  # a full disk accepts a part of the bytes
+        if self.waiting:  # a full disk accepts a part of the bytes
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _forget_written(self, descriptor: int, size: int) -> None:
-        """Removes the lines that are in the file from ``_waiting``; cuts off a part of a line.
+        """Removes the lines that are in the file from ``waiting``; cuts off a part of a line.
 
         Args:
             descriptor: the open file.
             size: the size of the file.
         """
-        while self._waiting and self._length + len(self._waiting[0]) <= size:
-            self._tail = self._waiting[0][-TAIL_BYTES:]
-            self._length += len(self._waiting.pop(0))
+        while self.waiting and self._length + len(self.waiting[0]) <= size:
+            self._tail = self.waiting[0][-TAIL_BYTES:]
+            self._length += len(self.waiting.pop(0))
         if size > self._length:
             os.ftruncate(descriptor, self._length)
         self._length = min(self._length, size)  # smaller if somebody has shortened the file

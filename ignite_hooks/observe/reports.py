@@ -54,19 +54,22 @@ class Reports:
             On an engine without an ``OptimizerStep``, iterations are counted instead.
         report: is called with the engine and the report. A report at the end of a run is left out
             if no value is new. Other reports may have no values.
-        prepare: is called before ``report``, with the same arguments. ``report`` then gets its
-            result instead of the report. If ``prepare`` fails, or a signal breaks it off, the
-            values stay new. Once ``report`` is called, they are not new any longer.
+        prepare: is called before ``report``, with the same arguments, and returns items for
+            ``queue``. If ``prepare`` fails, or a signal breaks it off, the values stay new.
+        queue: a list to which the items are added at the moment from which the values are not new
+            any longer. So a signal loses no value, even if it comes before ``report`` is called.
     """
 
     def __init__(
         self,
         attachment: Attachment,
         every_steps: int | None,
-        report: Callable[[Engine, Any], None],
-        prepare: Callable[[Engine, Report], Any] | None = None,
+        report: Callable[[Engine, Report], None],
+        prepare: Callable[[Engine, Report], list[Any]] | None = None,
+        queue: list[Any] | None = None,
     ) -> None:
         self._attachment, self._report, self._prepare = attachment, report, prepare
+        self._queue = [] if queue is None else queue
         self._seen: dict[str, _Entry] = {}
         self._unreported: Collection[str] = ()  # names of values that a checkpoint has as new
         self._is_loaded = False  # whether a state was loaded for the run that begins next
@@ -106,13 +109,14 @@ class Reports:
     def _make(self, engine: Engine, reason: str) -> None:
         entries = _entries_of(engine)
         names = self._new_names(engine, entries)
-        report: Any = Report(reason, {name: entries[name].value for name in names})
-        is_due = bool(names) or reason != "end"
-        if is_due and self._prepare is not None:
-            report = self._prepare(engine, report)
-        self._seen, self._unreported = entries, ()
-        if is_due:
-            self._report(engine, report)
+        if reason == "end" and not names:
+            return
+        report = Report(reason, {name: entries[name].value for name in names})
+        items = [] if self._prepare is None else self._prepare(engine, report)
+        queue = self._queue
+        # One line, because a signal handler can raise an exception only between two lines.
+        self._seen, self._unreported, queue[len(queue) :] = entries, (), items
+        self._report(engine, report)
 
     def _begin(self, engine: Engine) -> None:
         """Marks all values as reported, except if the run continues in the same process."""

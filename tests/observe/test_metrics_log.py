@@ -292,8 +292,8 @@ def test_new_run_onto_half_a_line_begins_there(path):
 class Interrupter:
     """Raises KeyboardInterrupt before one of the lines of code that make and write a line."""
 
-    FUNCTIONS = ("_make_report_line", "_make_line", "encoded", "plain_values", "write_waiting")
-    FUNCTIONS += ("_write", "_forget_written")
+    FUNCTIONS = ("_make_report_lines", "_make_line", "encoded", "plain_values", "write_waiting")
+    FUNCTIONS += ("_write", "_forget_written", "_make", "_write_report")
 
     def __init__(self, number):
         self.left = number
@@ -310,7 +310,7 @@ class Interrupter:
         return self.trace
 
 
-@pytest.mark.parametrize("number", range(1, 40))
+@pytest.mark.parametrize("number", range(1, 54))
 def test_signal_within_a_write_loses_and_doubles_nothing(path, tmp_path, number):
     trainer = trainer_with(path)
     before = sys.gettrace()
