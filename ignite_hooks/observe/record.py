@@ -12,6 +12,7 @@ from warnings import warn
 
 from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import is_number
+from ignite_hooks.observe.record_file import MAGIC
 from ignite_hooks.observe.record_lines import HEADERS
 from ignite_hooks.observe.record_lines import REPORTS
 from ignite_hooks.observe.record_lines import VERSION
@@ -64,7 +65,7 @@ def read_metrics(path: str | Path) -> "MetricsRecord":
             continue
         _check_version(path, line.content)
         lines.append({key: decoded(value) for key, value in line.content.items()})
-    if damaged and not lines:
+    if not lines and not MAGIC.startswith(content[: len(MAGIC)]):
         raise ValueError(f"`path` must be a record that MetricsLog has written, got {path}")
     if damaged:
         numbers = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")

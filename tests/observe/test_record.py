@@ -127,12 +127,17 @@ def foreign(path):
     path.write_text("step,loss\n1,2\n")
 
 
+def foreign_without_a_line_end(path):
+    path.write_text('{"loss": 1}')
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda path: None, FileNotFoundError, "which does not exist"),
         (lambda path: path.mkdir(), ValueError, "must be a file, got the folder"),
         (foreign, ValueError, "must be a record that MetricsLog has written"),
+        (foreign_without_a_line_end, ValueError, "must be a record that MetricsLog has written"),
         (newer, ValueError, "of format 2, written by ignite-hooks 9.1: upgrade with pip install"),
     ],
 )
