@@ -26,6 +26,9 @@ MAX_MARKED_POINTS = 30
 
 MAX_COLUMNS = 3
 
+MAX_CYCLE = 10
+"""The number of colors in matplotlib's default cycle, "C0" to "C9"."""
+
 _X_AXES = ("step", "iteration", "seconds", "time")
 
 
@@ -91,12 +94,15 @@ def plot_metrics(
     panels = _chosen(_panels(records.values()), metrics, records)
     width = min(MAX_COLUMNS, len(panels))
     height = -(-len(panels) // width)
-    figure = Figure(figsize=(4.4 * width, 2.8 * height + 0.4), layout="constrained")
+    handles = _legend_handles(panels, records)
+    columns = _legend_columns(handles, 4.4 * width)
+    legend_height = 0.2 + 0.2 * -(-len(handles) // columns)
+    figure = Figure(figsize=(4.4 * width, 2.8 * height + legend_height), layout="constrained")
     grid = [*figure.subplots(height, width, squeeze=False).flat]
     unit, divisor = _time_unit(records.values()) if x == "seconds" else ("", 1.0)
     for axes, (title, curves) in zip(grid, panels.items(), strict=False):
         _draw_panel(axes, curves, records, x, divisor)
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)  # a name may contain "$"
         axes.grid(alpha=0.3)
         if x == "seconds":
             axes.set_xlabel(f"training time, {unit}")
@@ -107,10 +113,15 @@ def plot_metrics(
             axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         else:
             axes.set_xlabel(x)
-            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     for axes in grid[len(panels) :]:  # the last row may be shorter
         axes.set_axis_off()
-    _add_legend(figure, panels, records)
+    if handles:
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -138,7 +149,8 @@ def _labelled(runs: Any) -> dict[str, MetricsRecord]:
 
 def _labels(paths: list[Path]) -> list[str]:
     """Returns a short label for each path: names of files or folders, if these differ."""
-    for labels in ([each.stem for each in paths], [each.parent.name for each in paths]):
+    folders = [each.resolve().parent.name for each in paths]
+    for labels in ([each.stem for each in paths], folders):
         if len(set(labels)) == len(paths):
             return labels
     return [f"{number}: {path}" for number, path in enumerate(paths, 1)]
@@ -204,9 +216,19 @@ def _time_unit(records: Iterable[MetricsRecord]) -> tuple[str, float]:
     return "h", 3600.0
 
 
-def _color(number: int, *, is_validation: bool, is_one_run: bool) -> str:
-    """Returns the color of a curve: one for each run, or one for each kind if there is one run."""
-    return f"C{int(is_validation) if is_one_run else number % 10}"
+def _color(number: int, count: int, *, is_validation: bool = False) -> Any:
+    """Returns the color of a curve: one for each run, or one for each kind if there is one run.
+
+    Args:
+        number: the number of the run, counted from 0.
+        count: the number of runs.
+        is_validation: whether a validation has measured the metric.
+    """
+    from matplotlib import colormaps
+
+    if count == 1:
+        return f"C{int(is_validation)}"
+    return f"C{number}" if count <= MAX_CYCLE else colormaps["turbo"](number / (count - 1))
 
 
 def _draw_panel(
@@ -216,7 +238,7 @@ def _draw_panel(
     for number, record in enumerate(records.values()):
         for curve in curves:
             if curve.metric in record.columns:
-                color = _color(number, is_validation=curve.is_validation, is_one_run=is_one_run)
+                color = _color(number, len(records), is_validation=curve.is_validation)
                 _draw_curve(axes, record, curve, x, divisor, color)
         if is_one_run:
             for at in _resumes(record, x):
@@ -267,23 +289,22 @@ def _resumes(record: MetricsRecord, x: str) -> list[Any]:
     return [each for each in found if each is not None]
 
 
-def _add_legend(
-    figure: Any, panels: Mapping[str, list[_Curve]], records: Mapping[str, MetricsRecord]
-) -> None:
-    """Adds one legend for all panels: runs by color, and training and validation by style."""
+def _legend_handles(
+    panels: Mapping[str, list[_Curve]], records: Mapping[str, MetricsRecord]
+) -> list[Any]:
+    """Returns the entries of the legend: runs by color, training and validation by style."""
     from matplotlib.lines import Line2D
 
     is_one_run = len(records) == 1
     handles = []
     for number, name in enumerate([] if is_one_run else records):
-        color = _color(number, is_validation=False, is_one_run=False)
-        handles.append(Line2D([], [], color=color, label=name))
+        handles.append(Line2D([], [], color=_color(number, len(records)), label=name))
     kinds = {curve.is_validation for curves in panels.values() for curve in curves}
     if len(kinds) == 2:
         for is_validation, label in ((False, "training"), (True, "validation")):
             color, style = "gray", "--" if is_validation else "-"
             if is_one_run:
-                color = _color(0, is_validation=is_validation, is_one_run=True)
+                color = _color(0, 1, is_validation=is_validation)
             handles.append(Line2D([], [], color=color, linestyle=style, label=label))
     shown = [curve.metric for curves in panels.values() for curve in curves]
     if any(_has_lost(record, shown) for record in records.values()):
@@ -291,9 +312,13 @@ def _add_legend(
         handles.append(Line2D([], [], color="gray", marker="x", linestyle="", label=label))
     if is_one_run and any(_resumes(record, "step") for record in records.values()):
         handles.append(Line2D([], [], color="gray", linestyle=":", label="resumed"))
-    if handles:
-        columns = min(len(handles), 2 * min(MAX_COLUMNS, len(panels)))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    return handles
+
+
+def _legend_columns(handles: list[Any], width: float) -> int:
+    """Returns the number of columns in which the legend fits into a width in inches."""
+    longest = max((len(each.get_label()) for each in handles), default=0)
+    return max(1, min(len(handles), int(width / (0.7 + 0.085 * longest))))
 
 
 def _has_lost(record: MetricsRecord, metrics: Iterable[str]) -> bool:

@@ -136,6 +136,37 @@ def test_labels_of_runs_can_be_given(tmp_path, matplotlib):
     assert legend_of(plot_metrics([one, one], "loss"))[0] == f"1: {one}"
 
 
+def test_runs_in_the_present_folder_are_named_by_it(tmp_path, matplotlib, monkeypatch):
+    runs(tmp_path)
+    monkeypatch.chdir(tmp_path / "one")
+    figure = plot_metrics(["metrics.jsonl", "../two/metrics.jsonl"], "loss")
+    assert legend_of(figure)[:2] == ["one", "two"]
+
+
+def test_names_are_drawn_as_they_are(tmp_path, matplotlib):
+    name = "$a_{$ and _b"
+    path = written(tmp_path / "a", START, line_of(1, **{name: 1.0}))
+    figure = plot_metrics({name: path, "other": path})
+    assert titles_of(figure) == [name]
+    figure.savefig(path.with_suffix(".png"))  # matplotlib would read the name as a formula
+
+
+def test_each_of_many_runs_has_its_color_and_fits_into_the_figure(tmp_path, matplotlib):
+    path = written(tmp_path / "a", START, line_of(1, loss=1.0))
+    figure = plot_metrics({f"a run with quite a long name {number}": path for number in range(14)})
+    colors = [line.get_color() for line in figure.axes[0].lines]
+    assert len(set(colors)) == 14
+    figure.savefig(path.with_suffix(".png"))
+    whole, legend = figure.bbox, figure.legends[0].get_window_extent()
+    assert whole.x0 <= legend.x0 <= legend.x1 <= whole.x1
+    assert figure.axes[0].get_window_extent().height > whole.height / 4
+
+
+def test_axis_of_one_point_shows_its_step(tmp_path, matplotlib):
+    figure = plot_metrics(written(tmp_path / "a", START, line_of(5, loss=1.0)))
+    assert [tick for tick in figure.axes[0].get_xticks() if tick % 1] == []
+
+
 def test_twelve_metrics_fill_a_grid(tmp_path, matplotlib):
     metrics = {f"metric_{number}": 1.0 for number in range(11)}
     figure = plot_metrics(written(tmp_path / "a", START, line_of(1, **metrics)))
