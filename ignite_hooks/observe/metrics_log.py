@@ -335,7 +335,7 @@ class _Recorder:
         if problem:
             warn(problem, stacklevel=2)
         if kept.lines:
-            self._seconds = max(_seconds_of(line) for line in kept.lines)
+            self._seconds = max(_seconds_of(line, iteration) for line in kept.lines)
             self._cut(engine, file, kept)
         else:
             self._begin_new(engine, file, "resume")
@@ -473,10 +473,16 @@ def _describe_checkpoint(folder: Path | None) -> dict[str, Any]:
     return described | {name: getattr(manifest, name) for name in names}
 
 
-def _seconds_of(line: Line) -> float:
-    """Returns the seconds of training up to a line; 0.0 if the line is damaged."""
-    seconds = (line.content or {}).get("seconds")
-    return seconds if isinstance(seconds, float) else 0.0
+def _seconds_of(line: Line, iteration: int) -> float:
+    """Returns the seconds of training up to a line.
+
+    Returns 0.0 if the line is damaged, or was written after ``iteration``: that of a checkpoint
+    which was saved in the background comes later than the saved state.
+    """
+    content = line.content or {}
+    seconds = content.get("seconds")
+    is_counted = isinstance(seconds, float) and content.get("iteration", 0) <= iteration
+    return seconds if is_counted else 0.0
 
 
 def _is_rank_0(engine: Engine) -> bool:
