@@ -163,8 +163,13 @@ class _Entry(NamedTuple):
             other is not None
             and self.value is other.value
             and self.iteration == other.iteration
-            and bool(self.version == other.version)
+            and _are_equal(self.version, other.version)
         )
+
+
+def _are_equal(version: Any, other: Any) -> bool:
+    """Returns whether two versions are equal. NaN is equal to NaN."""
+    return bool(version == other) or bool(version != version and other != other)
 
 
 def _entries_of(engine: Engine) -> dict[str, _Entry]:

@@ -500,6 +500,34 @@ def test_seconds_are_those_of_training_over_all_resumes(path, tmp_path):
     assert [line["seconds"] for line in steps] == [2.0, 4.0, 6.0, 8.0, 10.0]
 
 
+def test_seconds_after_a_background_save_are_not_counted_twice(path, tmp_path):
+    clock, checkpoints = Clock(), tmp_path / "checkpoints"
+    for crash, options in ((9, {}), (20, {"resume_from": checkpoints})):
+        save = SaveCheckpoint(checkpoints, every_steps=4, at_end=False, background=True)
+        handlers = [MetricsLog(path, every_steps=1, clock=clock), save]
+        trainer = make_trainer(shuffled(10), handlers=handlers, **options)
+        trainer.on(Events.ITERATION_STARTED)(lambda: setattr(clock, "now", clock.now + 2.0))
+        crash_at(trainer, crash)
+        with suppress(Crash):
+            trainer.run(max_epochs=1)
+    steps = [line for line in lines_of(path) if line["event"] == "step"]
+    assert [line["seconds"] for line in steps] == [2.0 * step for step in range(1, 11)]
+
+
+def test_nan_that_is_not_measured_again_is_reported_once(path):
+    trainer = trainer_with(path, every_steps=1)
+
+    @trainer.on(TrainEvents.STEP_COMPLETED(once=2))
+    def write(engine):
+        with torch.inference_mode():
+            engine.state.metrics["tensor"] = torch.tensor(float("nan"))
+        engine.state.metrics["array"] = np.array(float("nan"))
+
+    trainer.run()
+    for name in ("tensor", "array"):
+        assert [step for _, step, *_, values in reports_of(path) if name in values] == [2]
+
+
 def test_skipped_steps_are_recorded(path):
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = FakeScaler(2)
