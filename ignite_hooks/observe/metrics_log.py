@@ -480,9 +480,8 @@ def _seconds_of(line: Line, iteration: int) -> float:
     which was saved in the background comes later than the saved state.
     """
     content = line.content or {}
-    seconds = content.get("seconds")
-    is_counted = isinstance(seconds, float) and content.get("iteration", 0) <= iteration
-    return seconds if is_counted else 0.0
+    seconds = content.get("seconds") if content.get("iteration", 0) <= iteration else None
+    return seconds if isinstance(seconds, float) else 0.0
 
 
 def _is_rank_0(engine: Engine) -> bool:
