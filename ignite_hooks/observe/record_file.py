@@ -84,7 +84,7 @@ class RecordFile:
                 head = os.read(descriptor, len(MAGIC))
             finally:
                 os.close(descriptor)
-            if not existed:
+            if not (existed or head):  # another run may have begun a record in the meantime
                 self.path.unlink()
         except OSError as error:
             raise self._unwritable(error) from error

@@ -707,6 +707,18 @@ def test_path_that_cannot_be_written_is_an_error_when_attached(path, make, messa
         assert path.read_text() == "precious\n"
 
 
+def test_check_of_a_path_keeps_a_record_that_begins_meanwhile(path, monkeypatch):
+    trainer = make_trainer(batches_of(2))
+
+    def run_other(folder, **options):
+        monkeypatch.undo()
+        trainer_with(path).run()
+
+    monkeypatch.setattr(Path, "mkdir", run_other)
+    MetricsLog(path).attach(trainer)
+    assert events_of(path)[-1] == ("stop", 7)
+
+
 @pytest.mark.parametrize(
     ("error", "options", "message"),
     [
