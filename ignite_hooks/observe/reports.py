@@ -56,8 +56,8 @@ class Reports:
             if no value is new. Other reports may have no values.
         prepare: is called before ``report``, with the same arguments, and returns items for
             ``queue``. If ``prepare`` fails, or a signal breaks it off, the values stay new.
-        queue: a list to which the items are added at the moment from which the values are not new
-            any longer. So a signal loses no value, even if it comes before ``report`` is called.
+        queue: a list to which the items are added before ``report`` is called. From then on the
+            values are not new. So a signal between the two loses no value.
     """
 
     def __init__(
