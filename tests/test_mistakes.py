@@ -292,9 +292,9 @@ MISTAKES = {
         "`export_weights`",
     ),
     "attribute of the package": (
-        lambda s: ignite_hooks.ProgressBar,
+        lambda s: ignite_hooks.EarlyStopping,
         AttributeError,
-        "has no attribute 'ProgressBar': write from ignite.handlers import ProgressBar",
+        "has no attribute 'EarlyStopping': write from ignite.handlers import EarlyStopping",
     ),
     # Things in each other's place
     "model and optimizer swapped": (

@@ -358,8 +358,8 @@ class _ObjectStates(_StrictModel):
     """
 
     user_state: Annotated[dict[str, Any], AfterValidator(_check_user_state)]
-    metrics: dict[str, Any]
-    measured_at: dict[str, NonNegativeInt]
+    metrics: dict[Any, Any]  # Ignite allows a metric any name, such as the number of a class
+    measured_at: dict[Any, NonNegativeInt]
     handlers: dict[str, Any]
     also: dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import fields
 from dataclasses import is_dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from ignite.engine import Engine
 
 from ignite_hooks.checkpoint.command_line import command_line
+from ignite_hooks.checkpoint.command_line import without_secrets
 from ignite_hooks.checkpoint.description import versions
 from ignite_hooks.checkpoint.plain_data import plain_data
 from ignite_hooks.checkpoint.settings import settings_of
@@ -24,8 +26,8 @@ __all__ = ["describe_program"]
 def describe_program(engine: Engine) -> dict[str, Any]:
     """Returns the description as data that JSON can hold.
 
-    Values in the command line that look like secrets are redacted. On an engine that is not a
-    trainer, the settings are left out.
+    Values that look like secrets are redacted in the command line and in the fields of handlers. On
+    an engine that is not a trainer, the settings are left out.
     """
     state: Any = engine.state
     limits = ("max_epochs", "max_iters", "max_steps", "epoch_length")
@@ -54,8 +56,18 @@ def _describe_handler(handler: Handler) -> dict[str, Any]:
     """Returns the class of a handler, and the values of its fields."""
     described: dict[str, Any] = {"type": type(handler).__name__}
     if is_dataclass(handler):
-        described |= {each.name: getattr(handler, each.name) for each in fields(handler)}
+        names = [each.name for each in fields(handler)]
+        described |= {name: _redact(name, getattr(handler, name)) for name in names}
     return described
+
+
+def _redact(name: str, value: Any) -> Any:
+    """Returns the value of a field without the secrets in it, such as the key of a tracker."""
+    if isinstance(value, Mapping):
+        return {key: _redact(str(key), each) for key, each in value.items()}
+    if isinstance(value, str):
+        return without_secrets([f"{name}={value}"])[0].removeprefix(f"{name}=")
+    return value
 
 
 def _working_folder() -> str | None:

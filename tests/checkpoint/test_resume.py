@@ -491,12 +491,14 @@ def test_metrics_of_the_state_are_restored(tmp_path):
     @whole.on(Events.ITERATION_COMPLETED(once=1))
     def measure():
         whole.state.metrics.update(val_accuracy=0.5, table=torch.ones(2), what=object())
+        whole.state.metrics[3] = 0.25  # Ignite allows names that are no strings
 
     whole.run(max_epochs=1)
     trainer = trainer_of(resume_from=tmp_path)
     metrics = trainer.state.metrics
     assert metrics["val_accuracy"] == 0.5
     assert torch.equal(metrics["table"], torch.ones(2))
+    assert metrics[3] == 0.25
     assert "what" not in metrics
 
 

@@ -10,6 +10,7 @@ import weakref
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.checkpoint import assert_resumable
+from ignite_hooks.handlers import Handler
+from ignite_hooks.handlers import checked_dataclass
 from ignite_hooks.observe import read_metrics
 from tests.reference import FakeScaler
 from tests.reference import batches_of
@@ -111,6 +114,26 @@ def test_lines_are_those_of_reports_and_events(path, tmp_path):
         "metric_mode": "max",
     }
     assert stop["reason"] == "max_epochs"
+
+
+@checked_dataclass
+class Uploads(Handler):
+    """A handler whose fields may hold secrets."""
+
+    server: str
+    options: dict[str, Any]
+
+    def attach_to(self, attachment):
+        pass
+
+
+def test_secrets_of_handlers_are_not_recorded(path):
+    options = {"names": ["a"], "login": {"api_key": "12ab", "user": "me"}, "key": 5}
+    trainer_with(path, Uploads(server="https://me:12ab@host/a", options=options)).run(max_steps=1)
+    (described,) = (e for e in lines_of(path)[0]["handlers"] if e["type"] == "Uploads")
+    assert described["server"] == "https://***@host/a"
+    assert described["options"]["login"] == {"api_key": "***", "user": "me"}
+    assert described["options"]["names"] == ["a"]
 
 
 def test_first_bytes_are_those_by_which_a_record_is_recognized(path):
