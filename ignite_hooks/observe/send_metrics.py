@@ -73,16 +73,20 @@ class SendMetrics(Handler):
 
     *Who starts the trackers.* If ``accelerator.init_trackers`` was not called, the handler calls it
     when the run begins. Each new run then gets new tracker runs. A run that resumes from a
-    checkpoint continues the tracker runs of the checkpoint, so its curves continue. A step that is
-    repeated after a crash is there once: TensorBoard shows the later numbers, other trackers keep
-    the earlier ones. (TensorBoard shows a text of such a step twice.) To send a resumed run to new
-    tracker runs, give another ``project``. If you have called ``init_trackers`` yourself, or give
+    checkpoint continues the tracker runs of the checkpoint, so its curves continue. This needs
+    TensorBoard, W&B, MLflow, trackio, or a tracker class with an attribute and an argument
+    ``run_id``. Other trackers begin a new tracker run. A step that is repeated after a crash is
+    there once: TensorBoard shows the later numbers; W&B, MLflow and trackio keep the earlier ones.
+    (TensorBoard shows a text of such a step twice. W&B and trackio lack the results of a validation
+    that crashed. Other trackers get a repeated step twice.) To send a resumed run to new tracker
+    runs, give another ``project``. If you have called ``init_trackers`` yourself, or give
     an Ignite logger, the handler cannot choose the tracker run. It warns if a resumed run goes to
     another tracker run than the checkpoint.
 
     *Who ends the trackers.* Tracker runs stay open after training, so that you can log further
-    values. Call ``accelerator.end_training()`` at the end of the script. The handler itself ends
-    a tracker run only if it has started the tracker run, and starts another one.
+    values. Call ``accelerator.end_training()`` at the end of the script. If the training continues
+    after it, the handler opens the tracker runs again. The handler itself ends a tracker run only
+    if it has started the tracker run, and starts another one.
 
     *Failures.* If a tracker cannot be started, the run fails before its first batch. If a tracker
     fails later, one warning is given, the training continues, and the next values are sent again.
@@ -102,7 +106,7 @@ class SendMetrics(Handler):
         ValueError: an argument is out of its range. When attached: an event is given; there is no
             tracker; the handler is attached already; or another ``SendMetrics`` of the engine sends
             to the same trackers. When the run begins: another running engine sends to the trackers
-            of the accelerator.
+            of the accelerator; or a tracker that the handler has not started has ended.
         TypeError: ``to`` is none of these objects.
     """
 
@@ -200,9 +204,9 @@ class _Sender:
         self._runs: dict[str, str] = {}  # their tracker runs, by the names of the trackers
         self._saved: Mapping[str, Any] | None = None  # the loaded state, if the run was resumed
         self._has_sent = False  # since the state was loaded
-        # What is not sent yet: tracker, step and values. A report of a run that ends before its
-        # limit waits here. If the run continues in this process, the report is sent.
-        self._queue: list[tuple[Tracker, int, dict[str, Any]]] = []
+        # What is not sent yet: index of the tracker, step and values. A report of a run that ends
+        # before its limit waits here. If the run continues in this process, the report is sent.
+        self._queue: list[tuple[int, int, dict[str, Any]]] = []
         self._warned: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,9 +240,19 @@ class _Sender:
         return runs
 
     def begin_run(self, engine: Engine) -> None:
-        """Forgets the trackers of an earlier run."""
+        """Forgets the trackers of an earlier run, and trackers that were ended since."""
         if engine.state.iteration == 0:
             self._forget()
+        elif self._trackers is not None and not self._are_open(self._trackers, engine):
+            self._saved, self._trackers = self.state_dict(), None  # `start` continues these runs
+
+    def _are_open(self, trackers: list[Tracker], engine: Engine) -> bool:
+        destination = _destination(self._to, engine)
+        is_accelerator = isinstance(destination, Accelerator)
+        return not any(
+            each.has_ended or (is_accelerator and each.source not in destination.trackers)
+            for each in trackers
+        )
 
     def report(self, engine: Engine, report: Report) -> None:
         """Sends the values of a report."""
@@ -247,7 +261,7 @@ class _Sender:
         self.start(engine)
         values = flattened(plain_values(report.metrics), with_lists=True)
         step = _step(engine)
-        self._queue += [(each, step, values) for each in self._trackers or ()]
+        self._queue += [(index, step, values) for index in range(len(self._trackers or ()))]
         # At the end of a run that a signal stops in the middle of an epoch, MeanLoss reports a mean
         # over fewer steps. An unbroken run has no such point. So the point is sent only if this
         # process continues, or if the run is finished.
@@ -264,7 +278,7 @@ class _Sender:
             sources = self._trackers_of(destination, engine, saved)
         else:
             sources = [destination]
-        trackers = [tracker_for(source) for source in sources]
+        trackers = _open_trackers([tracker_for(source) for source in sources])
         runs = {each.name: each.run_id for each in trackers}
         settings: dict[str, Scalar] | None = None
         for tracker in trackers:
@@ -332,13 +346,13 @@ class _Sender:
 
         Args:
             tracker: the tracker.
-            before: the tracker run of the checkpoint, or None.
+            before: the tracker run of the checkpoint or of the former ``run()``, or None.
             now: the present tracker run, or None.
         """
         if before is not None and before != now:
             warnings.warn(
-                f"{tracker.name}: the checkpoint belongs to the tracker run {before}, and the "
-                f"metrics are now sent to {now}: the curves begin there at the resumed step; let "
+                f"{tracker.name}: the run was sent to the tracker run {before}, and its metrics "
+                f"are now sent to {now}: the curves begin there at the present step; let "
                 "SendMetrics start the trackers, or start them with the former run",
                 stacklevel=2,
             )
@@ -361,9 +375,9 @@ class _Sender:
 
     def _send_queue(self, engine: Engine) -> None:
         axis = "iteration" if _optimizer_step_of(engine) is None else "optimizer_step"
-        while self._queue:
-            tracker, step, values = self._queue[0]
-            self._send(tracker, step, values, axis)
+        while self._queue and self._trackers:
+            index, step, values = self._queue[0]
+            self._send(self._trackers[index], step, values, axis)
             self._has_sent = True
             del self._queue[0]  # last, so that Ctrl-C loses no values
 
@@ -433,6 +447,25 @@ def _destination(to: Any, engine: Engine) -> Any:
     """Returns the accelerator, the tracker or the logger that gets the values, or None."""
     step = _optimizer_step_of(engine)
     return to if to is not None or step is None else step.accelerator
+
+
+def _open_trackers(trackers: list[Tracker]) -> list[Tracker]:
+    """Returns the trackers without ended ones that the user has started again.
+
+    Accelerate keeps ended trackers: a second ``init_trackers`` adds the new trackers to them.
+
+    Raises:
+        ValueError: a tracker has ended, and was not started again.
+    """
+    names = {each.name for each in trackers if not each.has_ended}
+    for each in trackers:
+        if each.has_ended and each.name not in names:
+            raise ValueError(
+                f"the trackers must be open when a run begins, but the run of {each.name} has "
+                "ended: start the tracker again before trainer.run(), with init_trackers or as a "
+                "new logger"
+            )
+    return [each for each in trackers if not each.has_ended]
 
 
 def _finish(accelerator: Accelerator) -> None:

@@ -11,6 +11,7 @@ repeated points are not sent.
 
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -71,6 +72,11 @@ class Tracker:
         """
         identifier = getattr(self.source, "run_id", None)
         return None if identifier is None else str(identifier)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the tracker run has ended, so that it takes no more points."""
+        return False
 
     def send(self, values: Mapping[str, Scalar], step: int, axis: str) -> None:
         """Adds a point to the curve of each metric.
@@ -140,22 +146,25 @@ class _SkipsRepeatedSteps(Tracker):
     """A tracker whose points cannot be hidden or removed."""
 
     _resumed_after: int | None = None
-    _last_step = -1  # of the tracker run, when the training run resumed
+    _last_steps: Mapping[str, int]  # of the curves, when the training run resumed
 
-    def _find_last_step(self) -> int:
-        """Returns the last step that the tracker run has a point of; -1 if there is none."""
+    def _find_last_steps(self) -> Mapping[str, int]:
+        """Returns the last step of each curve by its name; -1 for a name that has no curve."""
         raise NotImplementedError
 
     def continue_after(self, step: int) -> None:
-        self._resumed_after, self._last_step = step, self._find_last_step()
+        self._resumed_after, self._last_steps = step, self._find_last_steps()
 
-    def _is_repeated(self, step: int) -> bool:
-        """Returns whether the tracker run has the points of ``step`` already.
+    def _without_repeated(self, values: Mapping[str, ValueT], step: int) -> dict[str, ValueT]:
+        """Returns the values whose curves have no point of ``step`` yet.
+
+        The curves differ: if a validation crashed, the losses of its step were sent before.
 
         The step of the checkpoint itself is not repeated. If it has points after a resume, these
         are those of a validation that a stop had broken off.
         """
-        return self._resumed_after is not None and self._resumed_after < step <= self._last_step
+        is_new = self._resumed_after is None or step <= self._resumed_after
+        return {k: v for k, v in values.items() if is_new or step > self._last_steps[k]}
 
 
 class _WandB(_SkipsRepeatedSteps):
@@ -184,8 +193,15 @@ class _WandB(_SkipsRepeatedSteps):
     def run_id(self) -> str:
         return str(self._run.id)
 
+    @property
+    def has_ended(self) -> bool:
+        # W&B has no public name for this. A point of a run that has ended waits for 30 s, and is
+        # lost. Ignite's logger has no run any longer.
+        return bool(getattr(self._run, "_is_finished", self._run is None))
+
     def send(self, values: Mapping[str, Scalar], step: int, axis: str) -> None:
-        if self._is_repeated(step):
+        values = self._without_repeated(values, step)
+        if not values:
             return
         # In the call, "*" would stand for any characters.
         for name in [each for each in values if each not in self._defined and "*" not in each]:
@@ -196,10 +212,12 @@ class _WandB(_SkipsRepeatedSteps):
     def store_settings(self, settings: Mapping[str, Scalar]) -> None:
         self._run.config.update(dict(settings), allow_val_change=True)
 
-    def _find_last_step(self) -> int:
-        # W&B gives the last values of a run that is resumed. An offline run has none.
+    def _find_last_steps(self) -> Mapping[str, int]:
+        # W&B gives the last values of a run that is resumed, without their steps. So the last step
+        # of the run counts for each curve. An offline run has no last values.
         steps = (self._run.summary.get(axis) for axis in ("optimizer_step", "iteration"))
-        return max((int(step) for step in steps if step is not None), default=-1)
+        last = max((int(step) for step in steps if step is not None), default=-1)
+        return defaultdict(lambda: last)
 
 
 class _MLflow(_SkipsRepeatedSteps):
@@ -219,10 +237,8 @@ class _MLflow(_SkipsRepeatedSteps):
         import mlflow
         from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-        if self._is_repeated(step):
-            return
         clean = {_mlflow_name(name): value for name, value in values.items()}
-        for part in _parts(clean, MAX_METRICS_PER_BATCH):
+        for part in _parts(self._without_repeated(clean, step), MAX_METRICS_PER_BATCH):
             mlflow.log_metrics(part, step=step, run_id=self.run_id)
 
     def store_settings(self, settings: Mapping[str, Scalar]) -> None:
@@ -236,13 +252,14 @@ class _MLflow(_SkipsRepeatedSteps):
             params = [mlflow.entities.Param(name, text) for name, text in part.items()]
             client.log_batch(self.run_id, params=params)
 
-    def _find_last_step(self) -> int:
+    def _find_last_steps(self) -> Mapping[str, int]:
         import mlflow
 
         client = mlflow.MlflowClient()
         names = client.get_run(self.run_id).data.metrics
-        history = (client.get_metric_history(self.run_id, name) for name in names)
-        return max((point.step for points in history for point in points), default=-1)
+        history = {name: client.get_metric_history(self.run_id, name) for name in names}
+        last = {name: max(point.step for point in points) for name, points in history.items()}
+        return defaultdict(lambda: -1, last)
 
 
 class _Trackio(_SkipsRepeatedSteps):
@@ -257,18 +274,22 @@ class _Trackio(_SkipsRepeatedSteps):
     def send(self, values: Mapping[str, Scalar], step: int, axis: str) -> None:
         from trackio.utils import RESERVED_KEYS
 
-        if not self._is_repeated(step):
-            reserved = [name for name in values if name in RESERVED_KEYS or name[:2] == "__"]
-            renamed = {f"{TAG}/{name}": values[name] for name in reserved}
-            others = {name: value for name, value in values.items() if name not in reserved}
-            self.source.run.log({**others, **renamed}, step=step)
+        new = self._without_repeated(values, step)
+        if new:
+            clean = {
+                f"{TAG}/{name}" if name in RESERVED_KEYS or name[:2] == "__" else name: value
+                for name, value in new.items()
+            }
+            self.source.run.log(clean, step=step)
 
     def store_settings(self, settings: Mapping[str, Scalar]) -> None:
         self.source.run.config.update(settings)
 
-    def _find_last_step(self) -> int:
-        # Trackio has no public name for this number. Without the number, no point is left out.
-        return int(getattr(self.source.run, "_next_step", 0)) - 1
+    def _find_last_steps(self) -> Mapping[str, int]:
+        # Trackio tells only the last step of a run, not of a curve, and has no public name for it.
+        # Without this number, no point is left out.
+        last = int(getattr(self.source.run, "_next_step", 0)) - 1
+        return defaultdict(lambda: last)
 
 
 class _IgniteLogger(Tracker):

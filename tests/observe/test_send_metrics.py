@@ -328,6 +328,23 @@ def test_a_run_that_continues_stays_in_its_tracker_run(runs):
     assert [s for s, _ in run.curves["loss"]] == [2, 4, 6, 7, 8, 10, 12, 14]
 
 
+def test_two_trainers_take_turns_with_one_accelerator(runs):
+    accelerator = stored()
+    trainers = [watched(accelerator=accelerator) for _ in range(2)]
+    stop = stop_at(3, lambda engine: engine.terminate(resumable=True))
+    with trainers[0].add_event_handler(TrainEvents.STEP_COMPLETED, stop):
+        trainers[0].run(max_epochs=1)
+    trainers[1].run(max_epochs=1)
+    trainers[0].run(max_epochs=1)
+    trainers[1].run(max_epochs=2)
+    curves = [[step for step, _ in run.curves["loss"]] for run in runs.values()]
+    assert curves == [[2, 3, 4, 6, 7], [2, 4, 6, 7, 8, 10, 12, 14]]
+    assert [(run.starts, run.ends, len(run.settings)) for run in runs.values()] == [
+        (2, 2, 1),
+        (2, 1, 1),
+    ]
+
+
 def test_trackers_of_the_user_are_used(runs):
     accelerator = stored()
     accelerator.init_trackers("mine", config={"a": 1})

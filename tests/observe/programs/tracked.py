@@ -1,6 +1,8 @@
 """Trains with a tracker in a process of its own:
 
-python -m tests.observe.programs.tracked TRACKER FOLDER [STEP_OF_THE_CRASH]
+python -m tests.observe.programs.tracked TRACKER FOLDER [step|validation]
+
+The last argument says where the run crashes: at step 8, or in the validation after it.
 
 The run saves after every third step, in FOLDER/checkpoints, and resumes from what is there.
 """
@@ -24,6 +26,7 @@ from tests.reference import batches_of
 from tests.reference import make_trainer
 
 EPOCHS, BATCHES = 2, 10
+CRASH = 8  # the last save is that of step 6
 
 
 def destination(tracker, folder):
@@ -38,11 +41,16 @@ def destination(tracker, folder):
     return Accelerator(cpu=True, log_with=tracker, project_dir=folder / "logs"), None
 
 
-def main(tracker, folder, crash_step=None):
+def main(tracker, folder, crash=None):
     torch.set_num_threads(1)
     accelerator, logger = destination(tracker, folder)
 
+    def crash_in(place):
+        if place == crash and trainer.state.optimizer_step == CRASH:
+            raise SystemExit(9)
+
     def evaluate():
+        crash_in("validation")
         return {"error (%)": 1 / trainer.state.optimizer_step}
 
     arguments = {"trackio": {"auto_log_cpu": False}} if tracker == "trackio" else None
@@ -63,16 +71,16 @@ def main(tracker, folder, crash_step=None):
         engine.state.metrics |= {"pair": [float(step), 2.0 * step], "text": f"at {step}"}
         if step == 7:
             engine.state.metrics["odd*"] = float("nan")
-        if crash_step is not None and step == crash_step:
-            raise SystemExit(9)
+        crash_in("step")
 
     ResumeCheckpoint(folder / "checkpoints", on_missing="start").attach(trainer)
-    trainer.run(max_epochs=EPOCHS)
-    accelerator.end_training()
+    for epochs in range(1, EPOCHS + 1):
+        trainer.run(max_epochs=epochs)
+        accelerator.end_training()
     if logger is not None:
         logger.close()
 
 
 if __name__ == "__main__":
-    name, directory, *step = sys.argv[1:]
-    main(name, Path(directory), *map(int, step))
+    name, directory, *place = sys.argv[1:]
+    main(name, Path(directory), *place)
