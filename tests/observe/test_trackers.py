@@ -27,12 +27,18 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.trackers
 
 
+@pytest.fixture(scope="module", autouse=True)
+def mlflow_file_store():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        yield
+
+
 def train(tracker, folder, *crash, **variables):
     """Trains in another process, and returns what it has written to stderr."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
-        "MLFLOW_ALLOW_FILE_STORE": "true",
         "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(),
         "TRACKIO_DIR": str(folder / "trackio"),
         "WANDB_DIR": str(folder),
