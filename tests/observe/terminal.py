@@ -4,14 +4,18 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
 import termios
 import threading
+import time
 from contextlib import contextmanager
 
 import pyte
+
+LIMIT_SECONDS = 120  # in which a process must end
 
 
 class Terminal:
@@ -90,12 +94,21 @@ def process_in_terminal(command, columns=80, rows=200):
     environment = {**os.environ, "TERM": "xterm"}
     environment.pop("COLUMNS", None)
     process = subprocess.Popen(
-        command, stdin=writer, stdout=writer, stderr=writer, env=environment, start_new_session=True
+        command,
+        stdin=writer,
+        stdout=writer,
+        stderr=writer,
+        env=environment,
+        start_new_session=True,
+        # A shell that starts the tests in the background makes them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     before = termios.tcgetattr(writer)
 
     def read(until=None):
+        deadline = time.monotonic() + LIMIT_SECONDS
         while until is None or until not in opened.output:
+            assert time.monotonic() < deadline, "the process has not ended in time"
             if process.poll() is not None and not select.select([reader], [], [], 0)[0]:
                 return
             if select.select([reader], [], [], 1)[0]:
