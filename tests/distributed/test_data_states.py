@@ -9,7 +9,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
-    return on_two_processes("data_states", tmp_path_factory.mktemp("data_states"))
+    return on_two_processes("data_states", tmp_path_factory.mktemp("data_states"), limit=240)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
