@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 from typing import TypeAlias
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 from weakref import ref
 
 from ignite.engine import Engine
@@ -27,7 +28,14 @@ from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.undo_stack import undo_on_exit
 
-__all__ = ["Attachment", "Handler", "Scheduled", "attached_handlers"]
+__all__ = [
+    "Attachment",
+    "Handler",
+    "Scheduled",
+    "attached_handlers",
+    "check_not_attached",
+    "record_attachment",
+]
 
 HandlerT = TypeVar("HandlerT", bound="Handler")
 Callback: TypeAlias = Callable[[Engine], Any] | Callable[[TrainingEngine], Any]
@@ -264,6 +272,31 @@ class Attachment:
 def attached_handlers(engine: AnyEngine, handler_type: type[HandlerT]) -> list[HandlerT]:
     """Returns the attached handlers of a class, in order of attachment."""
     return [a.handler for a in _attachments(engine) if isinstance(a.handler, handler_type)]
+
+
+def check_not_attached(handler: Handler, reason: str) -> None:
+    """Raises a ValueError if ``handler``, which serves one engine only, is attached already.
+
+    Args:
+        handler: a handler that calls ``record_attachment`` when it is attached.
+        reason: why the handler serves one engine only, for the message.
+    """
+    attachment = _recorded[handler]() if handler in _recorded else None
+    if attachment is not None and attachment.is_attached:
+        name = type(handler).__name__
+        raise ValueError(
+            f"a {name} must be attached to one engine only, because {reason}, and it is attached "
+            f"already: make another {name}"
+        )
+
+
+def record_attachment(attachment: Attachment) -> None:
+    """Records the attachment of a handler for ``check_not_attached``."""
+    _recorded[attachment.handler] = ref(attachment)
+
+
+# Weak references, because an attachment refers to its handler.
+_recorded: WeakKeyDictionary[Handler, ref[Attachment]] = WeakKeyDictionary()
 
 
 def _attachments(engine: AnyEngine) -> list[Attachment]:

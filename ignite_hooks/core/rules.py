@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "check_count",
+    "check_function",
     "conversion_hint",
     "did_you_mean",
     "is_count",
@@ -45,6 +46,20 @@ def check_count(name: str, value: Any, remedy: str) -> None:
     if not is_count(value):
         shown = f"{short_repr(value)}{conversion_hint(value, is_count)}"
         raise ValueError(f"`{name}` must be an integer >= 1, got {shown}: {remedy}")
+
+
+def check_function(name: str, value: Any, example: str) -> None:
+    """Raises a TypeError if ``value`` is neither None nor a function.
+
+    Args:
+        name: the name of the argument, for the message.
+        value: the value that was given.
+        example: what to write instead, for the message.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(
+            f"`{name}` must be a function, got {shown_type(value)}: write {example} for example"
+        )
 
 
 def conversion_hint(value: Any, holds: Callable[[Any], bool]) -> str:

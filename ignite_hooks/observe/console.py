@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
-from weakref import ref
 
-import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
 
@@ -23,14 +21,17 @@ from ignite_hooks.core.fields import Seconds
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.handler import check_not_attached
+from ignite_hooks.core.handler import record_attachment
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.core.undo_stack import undo_on_exit
 from ignite_hooks.observe.console_state import ConsoleState
 from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.run_display import RunDisplay
 from ignite_hooks.observe.run_row import Ranking
+from ignite_hooks.observe.steps import optimizer_step_of
 from ignite_hooks.observe.throughput import Throughput
-from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.processes.host_group import is_main_process
 
 __all__ = ["Console"]
 
@@ -113,16 +114,11 @@ class Console(Handler):
                 f"`event` must be left out, got {event}: a Console shows a row after each epoch "
                 "and each validation"
             )
-        attachment = _attachments[self]() if self in _attachments else None
-        if attachment is not None and attachment.is_attached:
-            raise ValueError(
-                "a Console must be attached to one engine only, because it keeps the best value of "
-                "that engine, and it is attached already: make another Console"
-            )
+        check_not_attached(self, "it keeps the best value of that engine")
 
     def attach_to(self, attachment: Attachment) -> None:
         """Shows each run."""
-        _attachments[self] = ref(attachment)
+        record_attachment(attachment)
         attachment.on_removal(self._forget)
         attachment.during_run(self._shown)
 
@@ -193,17 +189,11 @@ def _attached_with_sums(
 
 
 def _is_rank_0(engine: Engine) -> bool:
-    step = next(iter(attached_handlers(engine, OptimizerStep)), None)
-    if step is not None:
-        return bool(step.accelerator.is_main_process)
-    distributed = torch.distributed
-    is_initialized = distributed.is_available() and distributed.is_initialized()
-    return not is_initialized or distributed.get_rank() == 0
+    step = optimizer_step_of(engine)
+    return is_main_process(None if step is None else step.accelerator)
 
 
 _states: WeakKeyDictionary[Console, ConsoleState] = WeakKeyDictionary()
-# Weak references, because an attachment refers to its handler.
-_attachments: WeakKeyDictionary[Console, ref[Attachment]] = WeakKeyDictionary()
 
 
 def _state_of(console: Console) -> ConsoleState:

@@ -7,7 +7,6 @@ from numbers import Real
 from typing import Any
 from typing import ClassVar
 from weakref import WeakKeyDictionary
-from weakref import ref
 
 import torch
 from ignite.engine import Engine
@@ -18,6 +17,8 @@ from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import MetricNames
 from ignite_hooks.core.fields import Prefix
 from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import check_not_attached
+from ignite_hooks.core.handler import record_attachment
 from ignite_hooks.core.metric_writer import MetricWriter
 from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.training_engine import is_trainer
@@ -102,16 +103,11 @@ class MeanLoss(MetricWriter):
     def check(self, engine: Engine, event: Any) -> None:
         """Checks that no event is given, and that the handler is attached to no engine yet."""
         super().check(engine, event)
-        attachment = _attachments[self]() if self in _attachments else None
-        if attachment is not None and attachment.is_attached:
-            raise ValueError(
-                "a MeanLoss must be attached to one engine only, because it adds up the losses of "
-                "that engine, and it is attached already: make another MeanLoss"
-            )
+        check_not_attached(self, "it adds up the losses of that engine")
 
     def attach_to(self, attachment: Attachment) -> None:
         """Adds up the losses of each window, and reports their means."""
-        _attachments[self] = ref(attachment)
+        record_attachment(attachment)
         sums, steps, names = _sums_of(self), Steps(attachment, self.every_steps), self.names()
         attachment.on_removal(sums.reset)
         # A handler that removes an earlier attachment may be followed by the last call of its
@@ -282,8 +278,6 @@ class _LossSums:
 
 
 _sums_by_handler: WeakKeyDictionary[MeanLoss, _LossSums] = WeakKeyDictionary()
-# Weak references, because an attachment refers to its handler.
-_attachments: WeakKeyDictionary[MeanLoss, ref[Attachment]] = WeakKeyDictionary()
 
 
 def _sums_of(handler: MeanLoss) -> _LossSums:

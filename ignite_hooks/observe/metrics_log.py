@@ -15,7 +15,6 @@ from warnings import warn
 from weakref import WeakKeyDictionary
 from weakref import ref
 
-import torch
 from ignite.engine import Engine
 from ignite.engine import Events
 
@@ -32,7 +31,9 @@ from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
-from ignite_hooks.core.rules import shown_type
+from ignite_hooks.core.handler import check_not_attached
+from ignite_hooks.core.handler import record_attachment
+from ignite_hooks.core.rules import check_function
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
@@ -49,6 +50,7 @@ from ignite_hooks.observe.reports import Report
 from ignite_hooks.observe.reports import Reports
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.optim.optimizer_step import callbacks_after_skip
+from ignite_hooks.processes.host_group import is_main_process
 
 __all__ = ["MetricsLog"]
 
@@ -112,11 +114,7 @@ class MetricsLog(Handler):
 
     def __post_init__(self) -> None:
         """Checks that ``clock`` is a function."""
-        if self.clock is not None and not callable(self.clock):
-            raise TypeError(
-                f"`clock` must be a function, got {shown_type(self.clock)}: write "
-                "clock=time.monotonic for example"
-            )
+        check_function("clock", self.clock, "clock=time.monotonic")
 
     def check(self, engine: Engine, event: Any) -> None:
         """Checks the event, and on rank 0 that the file can be written."""
@@ -125,12 +123,7 @@ class MetricsLog(Handler):
                 f"`event` must be left out, got {event}: MetricsLog writes every `every_steps` "
                 "steps, after validations, and at the end of epochs"
             )
-        recorder = _recorder_of(self)
-        if recorder is not None and recorder.attachment.is_attached:
-            raise ValueError(
-                "a MetricsLog must be attached to one engine only, because its file is the record "
-                "of one run, and it is attached already: make another MetricsLog, with another path"
-            )
+        check_not_attached(self, "its file is the record of one run")
         others = [Path(each.path).resolve() for each in attached_handlers(engine, MetricsLog)]
         if Path(self.path).resolve() in others:
             raise ValueError(
@@ -142,6 +135,7 @@ class MetricsLog(Handler):
 
     def attach_to(self, attachment: Attachment) -> None:
         """Writes the lines at the events of each run."""
+        record_attachment(attachment)
         recorder = _Recorder(self, attachment)
         _recorders[self] = ref(recorder)
 
@@ -486,11 +480,7 @@ def _seconds_of(line: Line, iteration: int) -> float:
 
 def _is_rank_0(engine: Engine) -> bool:
     """Returns whether this process writes the record."""
-    if is_trainer(engine):
-        return bool(engine.accelerator.is_main_process)
-    distributed = torch.distributed
-    is_connected = distributed.is_available() and distributed.is_initialized()
-    return not is_connected or distributed.get_rank() == 0
+    return is_main_process(engine.accelerator if is_trainer(engine) else None)
 
 
 def _recorder_of(log: MetricsLog) -> _Recorder | None:

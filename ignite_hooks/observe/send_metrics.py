@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 from weakref import WeakSet
 from weakref import ref
 
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from ignite.engine import Engine
@@ -26,6 +25,8 @@ from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.handler import check_not_attached
+from ignite_hooks.core.handler import record_attachment
 from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.training_engine import Turn
@@ -35,11 +36,12 @@ from ignite_hooks.observe.hyperparameters import hyperparameters_of
 from ignite_hooks.observe.plain_values import plain_values
 from ignite_hooks.observe.reports import Report
 from ignite_hooks.observe.reports import Reports
+from ignite_hooks.observe.steps import optimizer_step_of
 from ignite_hooks.observe.trackers import Scalar
 from ignite_hooks.observe.trackers import Tracker
 from ignite_hooks.observe.trackers import resume_arguments
 from ignite_hooks.observe.trackers import tracker_for
-from ignite_hooks.optim.optimizer_step import OptimizerStep
+from ignite_hooks.processes.host_group import is_main_process
 
 __all__ = ["SendMetrics"]
 
@@ -141,12 +143,7 @@ class SendMetrics(Handler):
                 f"`event` must be left out, got {event}: SendMetrics sends every `every_steps` "
                 "steps, and after validations and epochs"
             )
-        attachment = _attachments[self]() if self in _attachments else None
-        if attachment is not None and attachment.is_attached:
-            raise ValueError(
-                "a SendMetrics must be attached to one engine only, because two engines count "
-                "their steps separately, and it is attached already: make another SendMetrics"
-            )
+        check_not_attached(self, "two engines count their steps separately")
         destination = _destination(self.to, engine)
         _check_destination(destination, engine)
         self._check_init_kwargs(destination)
@@ -174,7 +171,7 @@ class SendMetrics(Handler):
 
     def attach_to(self, attachment: Attachment) -> None:
         """Starts the trackers when a run begins, and sends the values of each report."""
-        _attachments[self] = ref(attachment)
+        record_attachment(attachment)
         sender = _sender_of(self)
         reports = Reports(attachment, self.every_steps, sender.report)
         sender.reports = ref(reports)  # the callbacks of the attachment hold the reports
@@ -374,7 +371,7 @@ class _Sender:
             )
 
     def _send_queue(self, engine: Engine) -> None:
-        axis = "iteration" if _optimizer_step_of(engine) is None else "optimizer_step"
+        axis = "iteration" if optimizer_step_of(engine) is None else "optimizer_step"
         while self._queue and self._trackers:
             index, step, values = self._queue[0]
             self._send(self._trackers[index], step, values, axis)
@@ -419,8 +416,6 @@ class _Started:
 
 
 _senders: WeakKeyDictionary[SendMetrics, _Sender] = WeakKeyDictionary()
-# Weak references, because an attachment refers to its handler.
-_attachments: WeakKeyDictionary[SendMetrics, ref[Attachment]] = WeakKeyDictionary()
 _started: WeakKeyDictionary[Accelerator, _Started] = WeakKeyDictionary()
 _used: WeakSet[Any] = WeakSet()  # trackers and loggers that have got values
 
@@ -432,20 +427,16 @@ def _sender_of(handler: SendMetrics) -> _Sender:
     return _senders[handler]
 
 
-def _optimizer_step_of(engine: Engine) -> OptimizerStep | None:
-    return next(iter(attached_handlers(engine, OptimizerStep)), None)
-
-
 def _step(engine: Engine) -> int:
     """Returns the position on the x axis."""
     state: Any = engine.state
-    has_steps = _optimizer_step_of(engine) is not None
+    has_steps = optimizer_step_of(engine) is not None
     return int(state.optimizer_step if has_steps else state.iteration)
 
 
 def _destination(to: Any, engine: Engine) -> Any:
     """Returns the accelerator, the tracker or the logger that gets the values, or None."""
-    step = _optimizer_step_of(engine)
+    step = optimizer_step_of(engine)
     return to if to is not None or step is None else step.accelerator
 
 
@@ -478,11 +469,7 @@ def _finish(accelerator: Accelerator) -> None:
 
 def _is_rank_0(engine: Engine, to: Any) -> bool:
     destination = _destination(to, engine)
-    if isinstance(destination, Accelerator):
-        return bool(destination.is_main_process)
-    distributed = torch.distributed
-    is_one_of_many = distributed.is_available() and distributed.is_initialized()
-    return not is_one_of_many or distributed.get_rank() == 0
+    return is_main_process(destination if isinstance(destination, Accelerator) else None)
 
 
 def _check_destination(destination: Any, engine: Engine) -> None:

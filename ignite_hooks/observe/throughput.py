@@ -17,7 +17,7 @@ from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.metric_writer import MetricWriter
-from ignite_hooks.core.rules import shown_type
+from ignite_hooks.core.rules import check_function
 from ignite_hooks.observe.remaining import remaining_seconds
 from ignite_hooks.observe.step_timer import StepTimer
 from ignite_hooks.observe.steps import Steps
@@ -85,14 +85,8 @@ class Throughput(MetricWriter):
 
     def __post_init__(self) -> None:
         """Checks that ``items`` and ``clock`` are functions."""
-        for name in ("items", "clock"):
-            function = getattr(self, name)
-            if function is not None and not callable(function):
-                remedy = "items=len" if name == "items" else "clock=time.monotonic"
-                raise TypeError(
-                    f"`{name}` must be a function, got {shown_type(function)}: write {remedy} for "
-                    "example"
-                )
+        check_function("items", self.items, "items=len")
+        check_function("clock", self.clock, "clock=time.monotonic")
 
     def names(self) -> list[str]:
         """Returns the keys that the handler writes in ``state.metrics`` on any engine."""

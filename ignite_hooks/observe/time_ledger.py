@@ -26,7 +26,7 @@ from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.metric_writer import MetricWriter
-from ignite_hooks.core.rules import shown_type
+from ignite_hooks.core.rules import check_function
 from ignite_hooks.core.time_accounts import OTHER
 from ignite_hooks.core.time_accounts import TimeAccounts
 from ignite_hooks.core.time_accounts import account_of
@@ -131,11 +131,7 @@ class TimeLedger(MetricWriter):
 
     def __post_init__(self) -> None:
         """Checks that ``clock`` is a function."""
-        if self.clock is not None and not callable(self.clock):
-            raise TypeError(
-                f"`clock` must be a function, got {shown_type(self.clock)}: write "
-                "clock=time.monotonic for example"
-            )
+        check_function("clock", self.clock, "clock=time.monotonic")
 
     def names(self) -> list[str]:
         """Returns the keys that the handler writes in ``state.metrics``, without its handlers'."""

@@ -75,7 +75,7 @@ class Tracker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the tracker run has ended, so that it takes no more points."""
+        """True if the tracker run has ended, so that it takes no more points."""
         return False
 
     def send(self, values: Mapping[str, Scalar], step: int, axis: str) -> None:

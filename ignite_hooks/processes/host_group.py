@@ -15,6 +15,7 @@ __all__ = [
     "broadcast_from_rank_0",
     "has_host_group",
     "host_group",
+    "is_main_process",
     "min_over_ranks",
     "sum_over_ranks",
 ]
@@ -96,3 +97,11 @@ def broadcast_from_rank_0(value: Value, accelerator: Accelerator) -> Value:
     distributed.broadcast_object_list(values, src=0, group=host_group(accelerator))
     shared: Value = values[0]
     return shared
+
+
+def is_main_process(accelerator: Any) -> bool:
+    """Returns whether this process has rank 0, by torch if ``accelerator`` is None."""
+    if accelerator is not None:
+        return bool(accelerator.is_main_process)
+    is_initialized = distributed.is_available() and distributed.is_initialized()
+    return not is_initialized or distributed.get_rank() == 0
