@@ -31,7 +31,10 @@ class Position(TypedDict):
 
     step: int
     epoch: float
-    """Complete epochs, with a fraction: 1.5 is the middle of the second epoch."""
+    """Complete epochs, with a fraction: 1.5 is the middle of the second epoch.
+
+    There is no fraction while the length of the epoch is not known.
+    """
     iteration: int
     seconds: float
     """Training time, over all resumes, without the time in between."""
@@ -127,6 +130,8 @@ class Checkpoint(TypedDict):
     metric: str | None
     value: float | None
     is_best: bool
+    is_there: bool
+    """Whether the folder exists: older checkpoints are removed, and a record may be a copy."""
 
 
 class Resume(TypedDict):
