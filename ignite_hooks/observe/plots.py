@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
-from typing import NamedTuple
 
 from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import is_number
 from ignite_hooks.core.rules import shown_type
+from ignite_hooks.observe.panels import PanelCurve
+from ignite_hooks.observe.panels import labels_of
+from ignite_hooks.observe.panels import panels_of
 from ignite_hooks.observe.record import MetricsRecord
 from ignite_hooks.observe.record import parsed_time
 from ignite_hooks.observe.record import read_metrics
@@ -30,18 +32,6 @@ MAX_CYCLE = 10
 """The number of colors in matplotlib's default cycle, "C0" to "C9"."""
 
 _X_AXES = ("step", "iteration", "seconds", "time")
-
-
-class _Curve(NamedTuple):
-    """A metric that a panel shows.
-
-    Attributes:
-        metric: the name of the metric.
-        is_validation: whether a validation has measured the metric.
-    """
-
-    metric: str
-    is_validation: bool
 
 
 Run = str | Path | MetricsRecord
@@ -144,42 +134,25 @@ def _labelled(runs: Any) -> dict[str, MetricsRecord]:
     if not given:
         raise ValueError("`runs` must have a run, got none: give the path of a record")
     records = [each if isinstance(each, MetricsRecord) else read_metrics(each) for each in given]
-    return dict(zip(labels or _labels([each.path for each in records]), records, strict=True))
+    return dict(zip(labels or labels_of([each.path for each in records]), records, strict=True))
 
 
-def _labels(paths: list[Path]) -> list[str]:
-    """Returns a short label for each path: names of files or folders, if these differ."""
-    folders = [each.resolve().parent.name for each in paths]
-    for labels in ([each.stem for each in paths], folders):
-        if len(set(labels)) == len(paths):
-            return labels
-    return [f"{number}: {path}" for number, path in enumerate(paths, 1)]
-
-
-def _panels(records: Iterable[MetricsRecord]) -> dict[str, list[_Curve]]:
+def _panels(records: Iterable[MetricsRecord]) -> dict[str, list[PanelCurve]]:
     """Returns the curves of each panel, by the title of the panel."""
-    names: dict[str, None] = {}
-    prefixes = {"val_": None}
+    names: list[str] = []
+    prefixes: list[str] = []
     for record in records:
-        for metric in record.metrics:
-            if any(map(is_number, record.columns[metric])):
-                names[metric] = None
+        names += [each for each in record.metrics if any(map(is_number, record.columns[each]))]
         for line in record.lines:
-            prefixes |= {p: None for p in line.get("validation_prefixes") or () if p}
-    panels: dict[str, list[_Curve]] = {}
-    for name in names:
-        bases = [name.removeprefix(each) for each in prefixes if name.startswith(each)]
-        base = next((each for each in bases if each in names), None)
-        curve = _Curve(name, is_validation=bool(bases))
-        panels.setdefault(name if base is None else base, []).append(curve)
-    return panels
+            prefixes += line.get("validation_prefixes") or ()
+    return panels_of(names, prefixes)
 
 
 def _chosen(
-    panels: dict[str, list[_Curve]],
+    panels: dict[str, list[PanelCurve]],
     metrics: str | Sequence[str] | None,
     records: Mapping[str, MetricsRecord],
-) -> dict[str, list[_Curve]]:
+) -> dict[str, list[PanelCurve]]:
     """Returns the panels that show ``metrics``.
 
     Raises:
@@ -232,7 +205,11 @@ def _color(number: int, count: int, *, is_validation: bool = False) -> Any:
 
 
 def _draw_panel(
-    axes: Any, curves: list[_Curve], records: Mapping[str, MetricsRecord], x: str, divisor: float
+    axes: Any,
+    curves: list[PanelCurve],
+    records: Mapping[str, MetricsRecord],
+    x: str,
+    divisor: float,
 ) -> None:
     is_one_run = len(records) == 1
     for number, record in enumerate(records.values()):
@@ -246,7 +223,7 @@ def _draw_panel(
 
 
 def _draw_curve(
-    axes: Any, record: MetricsRecord, curve: _Curve, x: str, divisor: float, color: str
+    axes: Any, record: MetricsRecord, curve: PanelCurve, x: str, divisor: float, color: str
 ) -> None:
     at, values = record.points(curve.metric, x)
     if x == "seconds":
@@ -290,7 +267,7 @@ def _resumes(record: MetricsRecord, x: str) -> list[Any]:
 
 
 def _legend_handles(
-    panels: Mapping[str, list[_Curve]], records: Mapping[str, MetricsRecord]
+    panels: Mapping[str, list[PanelCurve]], records: Mapping[str, MetricsRecord]
 ) -> list[Any]:
     """Returns the entries of the legend: runs by color, training and validation by style."""
     from matplotlib.lines import Line2D

@@ -11,13 +11,13 @@ from typing import Any
 from warnings import warn
 
 from ignite_hooks.core.rules import did_you_mean
-from ignite_hooks.core.rules import is_number
-from ignite_hooks.observe.record_file import MAGIC
-from ignite_hooks.observe.record_lines import HEADERS
+from ignite_hooks.observe.record_lines import MAGIC
 from ignite_hooks.observe.record_lines import REPORTS
 from ignite_hooks.observe.record_lines import VERSION
 from ignite_hooks.observe.record_lines import decoded
+from ignite_hooks.observe.record_lines import number_in
 from ignite_hooks.observe.record_lines import split_lines
+from ignite_hooks.observe.record_lines import writer_of_newer_format
 
 if TYPE_CHECKING:
     import pandas
@@ -60,7 +60,7 @@ def read_metrics(path: str | Path) -> "MetricsRecord":
         ) from error
     lines, damaged = [], []
     for line in split_lines(content):
-        if line.content is None or "event" not in line.content:
+        if line.content is None:
             damaged.append(line.number)
             continue
         _check_version(path, line.content)
@@ -131,7 +131,8 @@ class MetricsRecord:
                     f"{did_you_mean(name, known)}"
                 )
         pairs = zip(self.columns[x], self.columns[metric], strict=True)
-        points = [(at, float(value)) for at, value in pairs if is_number(value) and at is not None]
+        numbers = [(at, number_in(value)) for at, value in pairs if at is not None]
+        points = [(at, value) for at, value in numbers if value is not None]
         return [at for at, _ in points], [value for _, value in points]
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -168,12 +169,12 @@ class MetricsRecord:
 
 
 def _check_version(path: Path, content: dict[str, Any]) -> None:
-    version = content.get("format", VERSION)
-    if content["event"] in HEADERS and version > VERSION:
-        written_by = content.get("versions", {}).get("ignite-hooks", "a newer version")
+    written_by = writer_of_newer_format(content)
+    if written_by is not None:
         raise ValueError(
-            f"`path` must be a record of format {VERSION} or lower, got {path} of format {version},"
-            f" written by ignite-hooks {written_by}: upgrade with pip install -U ignite-hooks"
+            f"`path` must be a record of format {VERSION} or lower, got {path} of format "
+            f"{content['format']}, written by ignite-hooks {written_by}: upgrade with pip install "
+            "-U ignite-hooks"
         )
 
 

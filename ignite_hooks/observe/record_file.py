@@ -8,11 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ignite_hooks.checkpoint.lock import try_flock
+from ignite_hooks.observe.record_lines import MAGIC
 
-__all__ = ["MAGIC", "RecordFile"]
-
-MAGIC = b'{"format": '
-"""The first bytes of every record."""
+__all__ = ["RecordFile"]
 
 MAX_WAITING_LINES = 10_000
 """The number of lines that are kept in memory while the file cannot be written."""

@@ -9,10 +9,15 @@ import math
 from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
+from typing import BinaryIO
 from typing import NamedTuple
+
+from ignite_hooks.core.rules import is_integer
+from ignite_hooks.core.rules import is_number
 
 __all__ = [
     "HEADERS",
+    "MAGIC",
     "REPORTS",
     "VERSION",
     "Kept",
@@ -20,8 +25,14 @@ __all__ = [
     "decoded",
     "encoded",
     "keep_lines",
+    "number_in",
     "split_lines",
+    "stream_lines",
+    "writer_of_newer_format",
 ]
+
+MAGIC = b'{"format": '
+"""The first bytes of every record."""
 
 VERSION = 1
 """The version of the format. A reader refuses a record with a higher version."""
@@ -31,6 +42,9 @@ REPORTS = ("step", "validation", "epoch", "end")
 
 HEADERS = ("start", "resume")
 """The events of the lines that begin a run, or the rest of a run, and describe the program."""
+
+MAX_LINE_BYTES = 2**23
+"""The length from which ``stream_lines`` takes a line as damaged, to bound its memory."""
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -42,7 +56,7 @@ class Line(NamedTuple):
     Attributes:
         number: the number of the line, counted from 1.
         raw: the bytes, with the line end.
-        content: the object in the line; None if the line is damaged.
+        content: the object in the line, which has an "event"; None if the line is damaged.
     """
 
     number: int
@@ -87,10 +101,55 @@ def decoded(value: Any) -> Any:
     return value
 
 
+def number_in(value: Any) -> float | None:
+    """Returns a value of a metric as a float; None if the value is not a number.
+
+    True and False are not numbers. An integer that is too large for a float is infinite.
+
+    Args:
+        value: the value as it is in a line, in which "NaN" is a text.
+    """
+    if type(value) is float:  # almost all values
+        return value
+    number = decoded(value) if isinstance(value, str) else value
+    if not is_number(number):
+        return None
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def writer_of_newer_format(content: dict[str, Any]) -> str | None:
+    """Returns the version of the package that wrote a line, if its format is newer than VERSION.
+
+    Returns None for a line that this version can read.
+    """
+    version = content.get("format", VERSION)
+    if content["event"] not in HEADERS or not is_integer(version) or version <= VERSION:
+        return None
+    versions = content.get("versions")
+    written_by = versions.get("ignite-hooks") if isinstance(versions, dict) else None
+    return written_by if isinstance(written_by, str) else "a newer version"
+
+
 def split_lines(content: bytes) -> Iterator[Line]:
     """Yields the lines of a record. A last line without a line end is left out."""
     for number, raw in enumerate(content.split(b"\n")[:-1], 1):
         yield Line(number, raw + b"\n", _parsed(raw))
+
+
+def stream_lines(file: BinaryIO) -> Iterator[Line]:
+    """Yields the lines of a record like ``split_lines``, and reads the file line by line."""
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES):
+        number += 1
+        content = _parsed(raw)
+        while not raw.endswith(b"\n"):
+            raw, content = file.readline(MAX_LINE_BYTES), None
+            if not raw:  # the last line, which is being written
+                return
+        yield Line(number, raw, content)
 
 
 def keep_lines(lines: Iterable[Line], iteration: int, reports: int | None = None) -> Kept:
@@ -142,6 +201,7 @@ def _strict(value: Any) -> Any:
 def _parsed(raw: bytes) -> dict[str, Any] | None:
     try:
         content = json.loads(raw)
-    except ValueError:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or lists nested very deep
         return None
-    return content if isinstance(content, dict) else None
+    has_event = isinstance(content, dict) and isinstance(content.get("event"), str)
+    return content if has_event else None

@@ -103,7 +103,11 @@ def test_record_without_a_whole_line_is_empty(path, content):
     assert record.columns == {key: [] for key in ("step", "epoch", "iteration", "seconds", "time")}
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00\x00\xff", b'{"event": "st', b"[1]", b"{}"])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\x00\xff", b'{"event": "st', b"[1]", b"{}", b'{"event": []}', b"[" * 100_000],
+    ids=["empty", "bytes", "part", "list", "no event", "odd event", "deep"],
+)
 def test_damaged_lines_are_left_out_with_one_warning(path, damage):
     written(path, START, line_of(1, loss=1.0), damage, line_of(3, loss=3.0), damage)
     with pytest.warns(UserWarning, match="has damaged lines, which are left out: 3, 5") as caught:
@@ -149,11 +153,13 @@ def test_other_files_are_errors(path, make, error, message):
 
 def test_points_of_a_metric_are_those_with_a_number(path):
     lines = [line_of(1, a=1), line_of(2, b=2.0), line_of(3, a="NaN"), line_of(4, a="none")]
+    lines += [line_of(5, a=True), line_of(6, a=-(10**400))]
     record = read_metrics(written(path, START, *lines))
     steps, values = record.points("a")
-    assert steps == [1, 3]
+    assert steps == [1, 3, 6]
     assert values[0] == 1.0
     assert math.isnan(values[1])
+    assert values[2] == -math.inf
     assert record.points("b", x="seconds") == ([1.0], [2.0])
     with pytest.raises(ValueError, match=r"`metric` must be in the record .*, got 'c'"):
         record.points("c")
