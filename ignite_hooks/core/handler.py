@@ -102,6 +102,21 @@ class Handler:
         """The text about this handler in ``repr(trainer)``; an empty text adds nothing."""
         return ""
 
+    def findings(self, engine: Engine) -> dict[str, Any]:
+        """Returns what a record should keep of a run beside its metrics; empty by default.
+
+        ``MetricsLog`` writes the findings to its record after validations, at the end of epochs,
+        after checkpoints, and when a run stops or fails, if they have changed since. Only rank 0
+        calls this method, so it must not be collective.
+
+        Args:
+            engine: an engine to which this handler is attached.
+
+        Returns:
+            Data that JSON can hold.
+        """
+        return {}
+
     def check(self, engine: Engine, event: Any) -> None:
         """Raises an error if this handler cannot be attached to ``engine``."""
 

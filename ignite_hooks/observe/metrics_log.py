@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY
 from datetime import datetime
 from datetime import timezone
+from itertools import chain
+from itertools import count
 from logging import getLogger
 from pathlib import Path
 from time import monotonic
@@ -34,11 +36,13 @@ from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.handler import check_not_attached
 from ignite_hooks.core.handler import record_attachment
 from ignite_hooks.core.rules import check_function
+from ignite_hooks.core.rules import shown_type
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.events import TrainEvents
 from ignite_hooks.observe.plain_values import plain_values
 from ignite_hooks.observe.program import describe_program
+from ignite_hooks.observe.program import redacted
 from ignite_hooks.observe.record_file import RecordFile
 from ignite_hooks.observe.record_lines import VERSION
 from ignite_hooks.observe.record_lines import Kept
@@ -59,6 +63,9 @@ logger = getLogger(__name__)
 MAX_ERROR_LENGTH = 20_000
 """The number of characters after which the message and the traceback of an error are cut."""
 
+MAX_FINDINGS_BYTES = 64 * 1024
+"""The size that the findings of one handler may have in a line."""
+
 
 @checked_dataclass(kw_only=False)
 class MetricsLog(Handler):
@@ -69,8 +76,9 @@ class MetricsLog(Handler):
 
     A line with metrics has the values that are new in ``state.metrics``. It is written after every
     ``every_steps`` steps, after each validation, at the end of each epoch, and at the end of the
-    run. Other lines record the start, a resume, checkpoints, steps that the loss scaler skips, an
-    error with its traceback, and why the run has stopped.
+    run. Other lines record the start, a resume, checkpoints, steps that the loss scaler skips, what
+    handlers have found (``Handler.findings``), an error with its traceback, and why the run has
+    stopped.
 
     The record contains each value once, whatever happens to the run:
 
@@ -181,6 +189,10 @@ class _Recorder:
         self._loaded: dict[str, Any] | None = None  # a state that ``_begin`` has to use
         self._used: dict[str, Any] | None = None  # the state that ``_begin`` has used in this run
         self._checkpoints: WeakKeyDictionary[SaveCheckpoint, Path | None] = WeakKeyDictionary()
+        # The names of the handlers in lines of findings, and the findings that were written last.
+        self._names: list[tuple[ref[Handler], str]] = []
+        self._findings: dict[str, bytes] = {}
+        self._warned_of: set[str] = set()  # names of handlers whose findings cannot be recorded
         self._reports = Reports(
             attachment,
             log.every_steps,
@@ -235,6 +247,7 @@ class _Recorder:
         else:
             has_ended = not (is_running(engine) or is_interrupted(engine))
             if has_ended and self._is_started:
+                self._write_findings(engine)
                 self._write(engine, "stop", reason=getattr(engine, "stop_reason", None))
         finally:
             self._seconds, self._entered = self._present_seconds(), None
@@ -366,6 +379,9 @@ class _Recorder:
                     for name, part in report.parts.items()
                 }
         run = training_id(engine) if is_trainer(engine) else None
+        # The record may have been cut back, or may be new, so all findings are written again.
+        self._names.clear()
+        self._findings.clear()
         self._write(engine, event, run=run, **more, **describe_program(engine))
 
     def _make_report_lines(self, engine: Engine, report: Report) -> list[bytes]:
@@ -380,16 +396,63 @@ class _Recorder:
             assert self._count is not None
             self._count += 1
             self._file.write_waiting()
+            if report.reason in ("validation", "epoch"):
+                self._write_findings(engine)
+
+    def _write_findings(self, engine: Engine) -> None:
+        """Writes the findings of the handlers that have changed since they were last written."""
+        if self._file is None:
+            return
+        self._begin(engine)  # may cut off findings
+        changed: dict[str, Any] = {}
+        texts: dict[str, bytes] = {}
+        for handler in attached_handlers(engine, Handler):
+            name = self._name_of(handler)
+            try:
+                found = redacted(name, handler.findings(engine))
+                text = _checked_findings(found)
+            except Exception as error:
+                self._warn_of_findings(name, error)
+                continue
+            if text != self._findings.get(name, encoded({})):
+                changed[name], texts[name] = found, text
+        if changed:
+            self._write(engine, "findings", findings=changed)
+            self._findings |= texts
+
+    def _name_of(self, handler: Handler) -> str:
+        """Returns the class of a handler; "GrowthWatch_2" for the second one of a class."""
+        for known, name in self._names:
+            if known() is handler:
+                return name
+        kind, taken = type(handler).__name__, {each for _, each in self._names}
+        numbers = (f"{kind}_{number}" for number in count(2))
+        name = next(each for each in chain([kind], numbers) if each not in taken)
+        self._names.append((ref(handler), name))
+        return name
+
+    def _warn_of_findings(self, name: str, error: Exception) -> None:
+        if name not in self._warned_of:
+            self._warned_of.add(name)
+            warn(
+                f"the findings of {name} are left out of the record, because findings() has failed "
+                f"or has not returned a dict that JSON can hold ({type(error).__name__}: {error}): "
+                "training continues",
+                stacklevel=2,
+            )
 
     def _write_error(self, engine: Engine, error: BaseException) -> None:
         lines = traceback.format_exception(error)
-        self._write(
-            engine,
-            "error",
-            type=type(error).__qualname__,
-            message=plain_text(error, MAX_ERROR_LENGTH),
-            traceback=plain_text("".join(lines), MAX_ERROR_LENGTH),
-        )
+        try:
+            self._write_findings(engine)
+        finally:  # a second Ctrl-C must not leave out the line of the error
+            self._write(
+                engine,
+                "error",
+                type=type(error).__qualname__,
+                message=plain_text(error, MAX_ERROR_LENGTH),
+                traceback=plain_text("".join(lines), MAX_ERROR_LENGTH),
+            )
 
     def _write_skip(self, engine: Engine) -> None:
         self._write(engine, "skip")
@@ -401,6 +464,7 @@ class _Recorder:
         for handler in self._note_checkpoints(engine):
             described = _describe_checkpoint(handler.last_checkpoint)
             self._write(engine, "checkpoint", checkpoint=described)
+        self._write_findings(engine)
         self._file.sync()
 
     def _note_checkpoints(self, engine: Engine) -> list[SaveCheckpoint]:
@@ -465,6 +529,21 @@ def _describe_checkpoint(folder: Path | None) -> dict[str, Any]:
         return described
     names = ("step", "epoch", "iteration", "metric", "metric_value", "metric_mode")
     return described | {name: getattr(manifest, name) for name in names}
+
+
+def _checked_findings(found: Any) -> bytes:
+    """Returns the findings of a handler as they are in a line.
+
+    Raises:
+        TypeError: the findings are not a dict, or JSON cannot hold them.
+        ValueError: the findings are too large, or contain themselves.
+    """
+    if not isinstance(found, dict):
+        raise TypeError(f"got {shown_type(found)}")
+    text = encoded(found)
+    if len(text) > MAX_FINDINGS_BYTES:
+        raise ValueError(f"{len(text):,} bytes, and {MAX_FINDINGS_BYTES:,} are allowed")
+    return text
 
 
 def _seconds_of(line: Line, iteration: int) -> float:

@@ -20,7 +20,7 @@ from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.evaluation.validation import Validation
 
-__all__ = ["describe_program"]
+__all__ = ["describe_program", "redacted"]
 
 
 def describe_program(engine: Engine) -> dict[str, Any]:
@@ -57,14 +57,14 @@ def _describe_handler(handler: Handler) -> dict[str, Any]:
     described: dict[str, Any] = {"type": type(handler).__name__}
     if is_dataclass(handler):
         names = [each.name for each in fields(handler)]
-        described |= {name: _redact(name, getattr(handler, name)) for name in names}
+        described |= {name: redacted(name, getattr(handler, name)) for name in names}
     return described
 
 
-def _redact(name: str, value: Any) -> Any:
-    """Returns the value of a field without the secrets in it, such as the key of a tracker."""
+def redacted(name: str, value: Any) -> Any:
+    """Returns a value, by its name, without the secrets in it, such as the key of a tracker."""
     if isinstance(value, Mapping):
-        return {key: _redact(str(key), each) for key, each in value.items()}
+        return {key: redacted(str(key), each) for key, each in value.items()}
     if isinstance(value, str):
         return without_secrets([f"{name}={value}"])[0].removeprefix(f"{name}=")
     return value

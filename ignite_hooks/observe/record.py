@@ -87,7 +87,7 @@ class MetricsRecord:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The lines of the start, validations, epochs, checkpoints, skips, errors and stops."""
+        """All lines except the reports by step and at the end of the run."""
         return [line for line in self.lines if line["event"] not in ("step", "end")]
 
     @cached_property

@@ -185,6 +185,24 @@ class TimeLedger(MetricWriter):
                 return f"{name}: {each / total:.0%} of the time. {remedy}"
         return None
 
+    def findings(self, engine: Engine) -> dict[str, Any]:
+        """Returns the seconds of the parts and of the background, and the advice.
+
+        The result is empty before the first measurement.
+
+        Raises:
+            ValueError: the handler was never attached to ``engine``.
+        """
+        seconds = self.seconds(engine)
+        if not any(seconds.values()):
+            return {}
+        background = {**self._accounts_of(engine).background}  # a thread may add a part
+        return {
+            "seconds": {part: round(each, 3) for part, each in seconds.items()},
+            "background": {part: round(each, 3) for part, each in background.items()},
+            "advice": self.advice(engine),
+        }
+
     def check(self, engine: Engine, event: Any) -> None:
         """Checks that no event is given, and that the engine has no other TimeLedger."""
         super().check(engine, event)

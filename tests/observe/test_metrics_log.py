@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,10 +25,12 @@ from ignite_hooks import MetricsLog
 from ignite_hooks import OptimizerStep
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.checkpoint import assert_resumable
 from ignite_hooks.handlers import Handler
+from ignite_hooks.handlers import Runtime
 from ignite_hooks.handlers import checked_dataclass
 from ignite_hooks.observe import read_metrics
 from tests.reference import FakeScaler
@@ -937,3 +940,98 @@ def test_running_record_can_be_read(path):
 
     trainer.run()
     assert counts == [0, 1, 2, 3, 4, 5, 6]
+
+
+@checked_dataclass
+class Finds(Handler):
+    """A handler that returns what a function finds."""
+
+    find: Runtime = None
+
+    def attach_to(self, attachment):
+        pass
+
+    def findings(self, engine):
+        return self.find(engine)
+
+
+def findings_of(path):
+    return [(each["step"], each["findings"]) for each in lines_of(path) if "findings" in each]
+
+
+def test_findings_are_recorded_when_they_have_changed(path, tmp_path):
+    def find(engine):
+        return {"half": engine.state.optimizer_step // 5, "api_key": "12ab", "far": math.inf}
+
+    found = [{"half": each, "api_key": "***", "far": "Infinity"} for each in range(3)]
+    handlers = [
+        Finds(find=find),
+        Finds(find=lambda engine: {}),
+        Finds(find=lambda engine: {"a": 1}),
+    ]
+    save = SaveCheckpoint(tmp_path / "checkpoints", every_steps=10)
+    trainer_with(path, *handlers, checkpoint=save).run(max_epochs=2)
+    assert findings_of(path) == [
+        (4, {"Finds": found[0], "Finds_3": {"a": 1}}),  # the first validation
+        (7, {"Finds": found[1]}),  # the end of the epoch
+        (10, {"Finds": found[2]}),  # the checkpoint
+    ]
+    trainer = trainer_with(
+        path, Finds(find=find), resume_from=tmp_path / "checkpoints" / "step_00000010"
+    )
+    crash_at(trainer, 11)
+    with pytest.raises(Crash):
+        trainer.run(max_epochs=2)
+    assert findings_of(path)[-2:] == [(10, {"Finds": found[2]}), (11, {"Finds": found[2]})]
+    assert [line["event"] for line in lines_of(path)[-2:]] == ["findings", "error"]
+
+
+def test_findings_keep_their_name_when_another_handler_is_removed(path):
+    trainer = trainer_with(path)
+    first = Finds(find=lambda engine: {"a": 1}).attach(trainer)
+    Finds(find=lambda engine: {"b": engine.state.epoch}).attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_STARTED(once=2), first.remove)
+    trainer.run(max_epochs=2)
+    assert findings_of(path) == [
+        (4, {"Finds": {"a": 1}, "Finds_2": {"b": 1}}),
+        (8, {"Finds_2": {"b": 2}}),
+    ]
+
+
+def raise_error(engine):
+    raise RuntimeError("nothing to see")
+
+
+def contain_itself(engine):
+    found = {}
+    found["self"] = found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("find", "reason"),
+    [
+        (raise_error, "RuntimeError: nothing to see"),
+        (lambda engine: None, "TypeError: got NoneType"),
+        (lambda engine: {"model": make_model()}, "is not JSON serializable"),
+        (lambda engine: {"a": [1.5] * 20_000}, "bytes, and 65,536 are allowed"),
+        (contain_itself, "RecursionError"),
+    ],
+    ids=["failure", "None", "object", "large", "circle"],
+)
+def test_findings_that_cannot_be_recorded_are_one_warning(path, find, reason):
+    trainer = trainer_with(path, Finds(find=find), Finds(find=lambda engine: {"a": 1}))
+    with pytest.warns(UserWarning, match=f"findings of Finds are left out.*{reason}") as caught:
+        trainer.run(max_epochs=2)
+    assert len(caught) == 1
+    assert findings_of(path) == [(4, {"Finds_2": {"a": 1}})]
+    assert events_of(path)[-1] == ("stop", 14)
+
+
+def test_time_ledger_records_where_the_time_went(path):
+    ledger = TimeLedger()
+    trainer_with(path, ledger).run()
+    *_, (step, found) = findings_of(path)
+    assert step == 7
+    assert found["TimeLedger"].keys() == {"seconds", "background", "advice"}
+    assert found["TimeLedger"]["seconds"].keys() >= {"data", "forward", "validation", "other"}
