@@ -25,16 +25,20 @@ MAX_VALUES = 2000
 _MAX_EXACT = 2**63  # many readers of JSON have 64 bits for an integer
 
 
-def plain_data(value: Any) -> Any:
+def plain_data(value: Any, max_text: int = MAX_TEXT) -> Any:
     """Converts a value to None, booleans, numbers, texts, lists, and dicts with texts as keys.
 
     Numbers that JSON lacks become "NaN", "Infinity" and "-Infinity". An object that has none of
     these forms, such as a model, becomes the name of its class. Its ``repr`` is not used, because a
     ``repr`` can be long, and may show an address that differs in each run. Values beyond the
     bounds, such as ``MAX_ITEMS``, are replaced by "...".
+
+    Args:
+        value: the value.
+        max_text: the largest length of a text, in characters.
     """
     copied = _copy_if_plain(value)
-    return _Converter().convert(value, MAX_DEPTH) if copied is None else copied
+    return _Converter(max_text).convert(value, MAX_DEPTH) if copied is None else copied
 
 
 def plain_text(value: object, length: int = MAX_TEXT) -> str:
@@ -109,8 +113,9 @@ def _copy_if_plain(value: Any) -> dict[str, Any] | None:
 class _Converter:
     """Converts one value to plain data, with at most ``MAX_VALUES`` values in all containers."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_text: int) -> None:
         self._remaining = MAX_VALUES
+        self._max_text = max_text
 
     def convert(self, value: Any, depth: int) -> Any:
         """Returns the plain form of a value.
@@ -138,7 +143,7 @@ class _Converter:
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else _non_finite_text(value)
         if isinstance(value, str | PathLike | complex):
-            return plain_text(value)
+            return plain_text(value, self._max_text)
         if isinstance(value, Mapping):
             return "..." if depth == 0 else self._mapping(value, depth - 1)
         if isinstance(value, list | tuple):

@@ -1,7 +1,6 @@
 """The settings of a run as hyperparameters: names and plain values, without nesting."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import fields
@@ -19,6 +18,7 @@ from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import is_trainer
 from ignite_hooks.data.batch_size import global_batch_size
+from ignite_hooks.observe.handler_names import numbered
 
 __all__ = ["flattened", "hyperparameters_of"]
 
@@ -98,14 +98,10 @@ def _handler_settings(engine: Engine) -> Iterator[tuple[str, dict[str, Any]]]:
 
     The second handler of a class is called "MeanLoss_2", for example.
     """
-    counts: Counter[str] = Counter()
-    for handler in attached_handlers(engine, Handler):
-        if not is_dataclass(handler):
-            continue
-        name = type(handler).__name__
-        counts[name] += 1
-        if counts[name] > 1:
-            name = f"{name}_{counts[name]}"
+    attached = attached_handlers(engine, Handler)
+    handlers: list[Any] = [each for each in attached if is_dataclass(each)]
+    names = numbered(type(each).__name__ for each in handlers)
+    for name, handler in zip(names, handlers, strict=True):
         values = {each.name: getattr(handler, each.name) for each in fields(handler)}
         yield name, {key: plain(each) for key, each in values.items() if _is_plain(each)}
 

@@ -5,6 +5,7 @@ Numbers are finite: a value that is NaN or infinite is None, and ``Curve`` says 
 
 from typing import Any
 from typing import Literal
+from typing import TypeAlias
 from typing import TypedDict
 
 __all__ = [
@@ -14,11 +15,13 @@ __all__ = [
     "Extreme",
     "Failure",
     "Mark",
+    "MarkKind",
     "PageData",
     "Panel",
     "Position",
     "Resume",
     "Run",
+    "Section",
     "Status",
     "Summary",
     "TimePart",
@@ -85,21 +88,27 @@ class Curve(TypedDict):
     """The indices of the points with a value that is NaN or infinite."""
 
 
+Section: TypeAlias = Literal["metrics", "optimization", "speed", "memory", "growth"]
+
+
 class Panel(TypedDict):
     """A chart: a metric, and its counterpart from validations."""
 
     title: str
-    section: Literal["metrics", "optimization", "speed", "memory", "growth"]
+    section: Section
     unit: str | None
     """For example "MiB" or "1/s"; None for a number without a unit."""
     metrics: list[str]
     """The names of its curves, in each run that has them."""
 
 
+MarkKind: TypeAlias = Literal["validation", "checkpoint", "skip", "resume", "stop", "error"]
+
+
 class Mark(TypedDict):
     """An event on the time axis."""
 
-    kind: Literal["validation", "checkpoint", "skip", "resume", "stop", "error"]
+    kind: MarkKind
     text: str
     at: Position
     count: int
