@@ -1,5 +1,6 @@
 """The panels of a chart, and the labels of the runs in them, by the names of metrics and files."""
 
+import os
 from collections.abc import Iterable
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def panels_of(metrics: Iterable[str], prefixes: Iterable[str]) -> dict[str, list
 def labels_of(paths: Sequence[Path]) -> list[str]:
     """Returns a short label for each path: names of files or folders, if these differ."""
     stems = [each.stem for each in paths]
-    folders = [each.resolve().parent.name or str(each) for each in paths]
+    folders = [os.path.basename(os.path.realpath(each.parent)) or str(each) for each in paths]
     if stems == [DEFAULT_STEM]:
         return folders
     for labels in (stems, folders):

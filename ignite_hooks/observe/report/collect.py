@@ -34,15 +34,8 @@ def collect(paths: Sequence[Path]) -> PageData:
         paths: the records, or the folders that have them.
     """
     limits, budget = RunLimits.for_runs(len(paths)), PointBudget()
-    readers = []
     found = [find_record(path) for path in paths]
-    for path, problem in found:
-        reader = RunReader(path, limits, budget)
-        reader.problem = problem
-        if problem is None:
-            reader.read()
-            reader.close()
-        readers.append(reader)
+    readers = [_reader_of(path, problem, limits, budget) for path, problem in found]
     panels = panels_of(
         (metric for reader in readers for metric in reader.curves),
         (prefix for reader in readers for prefix in reader.prefixes),
@@ -57,6 +50,17 @@ def collect(paths: Sequence[Path]) -> PageData:
         "differences": differences_of(runs),
     }
     return cast(PageData, _encodable(data))
+
+
+def _reader_of(
+    path: Path, problem: str | None, limits: RunLimits, budget: PointBudget
+) -> RunReader:
+    """Returns a reader that has read the record, or has a problem and nothing else."""
+    if problem is None:
+        reader = RunReader(path, limits, budget)
+        reader.read()
+        problem = reader.problem
+    return reader if problem is None else RunReader(path, limits, budget, problem)
 
 
 def _sorted_panels(

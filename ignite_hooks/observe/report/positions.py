@@ -25,11 +25,12 @@ class LinePosition(NamedTuple):
 
 def next_position(content: dict[str, Any], last: LinePosition) -> LinePosition:
     """Returns the position in a line; a number that the line lacks is that of ``last``."""
-    step, iteration = content.get("step"), content.get("iteration")
-    seconds, time = content.get("seconds"), content.get("time")
+    get = content.get
+    step, iteration, seconds, time = get("step"), get("iteration"), get("seconds"), get("time")
+    # The checks are written out, because they are made for each line.
     return LinePosition(
-        step if is_small_count(step) else last.step,
-        iteration if is_small_count(iteration) else last.iteration,
+        step if type(step) is int and 0 <= step < 2**53 else last.step,
+        iteration if type(iteration) is int and 0 <= iteration < 2**53 else last.iteration,
         seconds if type(seconds) is float and 0 <= seconds < 2**53 else last.seconds,
         time if type(time) is str and len(time) < 40 else last.time,
     )

@@ -93,6 +93,7 @@ class RunReader:
         path: the record.
         limits: how much of the run the page can hold.
         budget: the number of points of the curves.
+        problem: why there is nothing to show; None if the record can be read.
 
     Attributes:
         curves: the curves by the names of their metrics, in the order of their first values.
@@ -101,11 +102,13 @@ class RunReader:
         problem: why there is nothing to show; None if there is something.
     """
 
-    def __init__(self, path: Path, limits: RunLimits, budget: PointBudget) -> None:
+    def __init__(
+        self, path: Path, limits: RunLimits, budget: PointBudget, problem: str | None = None
+    ) -> None:
         self.curves: dict[str, ThinnedCurve] = {}
         self.kinds = MetricKinds()
         self.prefixes: dict[str, None] = {}
-        self.problem: str | None = None
+        self.problem = problem
         self._path, self._limits, self._budget = path, limits, budget
         self._targets: dict[str, _Target] = {}  # what takes the values of a metric
         self._without_numbers: dict[str, None] = {}  # names of metrics
@@ -133,6 +136,8 @@ class RunReader:
                 self._notes.append(f"{reason}: the end of the run is missing here.")
             else:
                 self.problem = f"{reason}: make it readable for this user."
+        for curve in self.curves.values():
+            curve.close()
 
     def _read(self, file: BufferedReader) -> None:
         is_record = MAGIC.startswith(file.peek(len(MAGIC))[: len(MAGIC)])
@@ -144,8 +149,8 @@ class RunReader:
                     break
                 continue
             is_record = self._has_lines = True
-            writer = writer_of_newer_format(content)
-            if writer is not None:
+            is_header = content["event"] in HEADERS
+            if is_header and (writer := writer_of_newer_format(content)) is not None:
                 self.problem = (
                     f"The record has format {short_line(str(content['format']))}, written by "
                     f"ignite-hooks {short_line(writer)}, and this version reads formats up to "
@@ -202,9 +207,9 @@ class RunReader:
     def _add_report(self, event: str, metrics: Any, at: LinePosition) -> None:
         if not isinstance(metrics, dict):
             return
-        targets = self._targets
+        target_of = self._targets.get
         for name, value in metrics.items():
-            (targets.get(name) or self._new_target(name, value))(value, at)
+            (target_of(name) or self._new_target(name, value))(value, at)
         if event == "validation":
             numbers = {name: number_in(each) for name, each in metrics.items()}
             texts = [
@@ -243,11 +248,6 @@ class RunReader:
             at = self._checkpoints.add(described, at)
             self.kinds.add_mode(described.get("metric"), described.get("metric_mode"))
             self._marks.add("checkpoint", short_line(str(described.get("path"))), at)
-
-    def close(self) -> None:
-        """Ends the curves."""
-        for curve in self.curves.values():
-            curve.close()
 
     def as_data(self, label: str, curves: dict[str, PanelCurve]) -> Run:
         """Returns the run on a page.

@@ -97,9 +97,10 @@ class ThinnedCurve:
         number = value if type(value) is float else number_in(value)
         if number is None:
             return
-        self._values.append(number)
+        values = self._values
+        values.append(number)
         self._positions.append(position)
-        if len(self._values) > self._width:
+        if len(values) > self._width:
             self._add_point(self._width)
 
     def close(self) -> None:
