@@ -62,15 +62,22 @@ def test_rank_0_alone_writes_the_record(findings):
         ("start", 0),
         ("step", 2),
         ("checkpoint", 3),
+        ("findings", 3),
         ("stop", 3),
         ("resume", 3),
         ("step", 4),
         ("epoch", 4),
+        ("findings", 4),
         ("checkpoint", 4),
         ("stop", 4),
     ]
     assert one["lines"][0]["machine"]["processes"] == 2
     assert one["lines"][1]["metrics"]["loss"] == findings.of("mean_loss")[0]["reports"][1]
+    findings_of_rank_0 = {"Finder": {"rank": 0}}
+    assert [each["findings"] for each in one["lines"] if "findings" in each] == [
+        findings_of_rank_0,
+        findings_of_rank_0,
+    ]
     assert one["exact"]
     assert one["collectives"] == 0
 

@@ -1,6 +1,7 @@
 """The settings of runs, by names such as "optimizer/lr", and what differs between runs."""
 
 import json
+import re
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,12 @@ MAX_CELLS = 3000
 """The number of values in the table of differences."""
 
 # The last part of the names of settings that hold a path.
-_PATHS = {"path", "directory", "source", "cache_dir", "folder", "project_dir", "logging_dir"}
+_PATHS = {
+    *("path", "directory", "folder", "source", "out", "output", "resume", "resume_from"),
+    *("dir", "cache_dir", "project_dir", "logging_dir", "log_dir", "output_dir", "run_dir"),
+}
+_OPTION_NAME = re.compile(r"(--)?[A-Za-z][\w.-]*")  # "model.width" of "model.width=64", too
+_OPTION = re.compile(r"-[^\d.]|--")
 # Differs between a run and its continuation, which are trained alike.
 _OF_RESUME = "handlers/ResumeCheckpoint"
 _OF_PLACE = {"machine/host", "machine/process"}
@@ -74,9 +80,9 @@ def scalars_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences_of(runs: Sequence[Run]) -> list[Difference]:
-    """Returns the settings, versions and machines that are not the same in all runs.
+    """Returns settings, options of the command line, versions and machines that are not the same.
 
-    Paths, the names of machines, the numbers of processes, and the order of texts in a list do not
+    Paths, the names of machines, the ids of processes, and the order of texts in a list do not
     count. A handler that only some of the runs have is one difference.
     """
     shown = [each for each in runs if each["problem"] is None]
@@ -99,16 +105,33 @@ def differences_of(runs: Sequence[Run]) -> list[Difference]:
 def _compared(run: Run) -> dict[str, Any]:
     """Returns what is compared between runs, by name."""
     table: dict[str, Any] = {}
+    options = _options_of(run["command"])
     versions = {f"versions/{name}": value for name, value in run["versions"].items()}
     machine = {f"machine/{name}": value for name, value in run["machine"].items()}
-    for name, value in {**run["settings"], **versions, **machine}.items():
+    for name, value in {**run["settings"], **options, **versions, **machine}.items():
         handler = _handler_of(name)
         if handler is not None:
             table[handler] = "attached"
-        is_path = name.rpartition("/")[2] in _PATHS
+        is_path = name.rpartition("/")[2].lstrip("-").replace("-", "_") in _PATHS
         if not (is_path or name in _OF_PLACE or name == handler):
             table[name] = value
     return {name: value for name, value in table.items() if not name.startswith(_OF_RESUME)}
+
+
+def _options_of(command: Sequence[str]) -> dict[str, str]:
+    """Returns the options of a command line, such as "command/--width", with their values.
+
+    The program may take settings from there that the trainer does not know. The second value of an
+    option, and arguments without a name, are left out.
+    """
+    options = {}
+    for argument, following in zip(command, [*command[1:], "--"], strict=False):
+        name, separator, value = argument.partition("=")
+        if not separator and name.startswith("--"):
+            value = "given" if _OPTION.match(following) else following
+        if value and _OPTION_NAME.fullmatch(name):
+            options[f"command/{name}"] = _shown(value)
+    return options
 
 
 def _handler_of(name: str) -> str | None:

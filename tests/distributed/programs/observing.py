@@ -24,6 +24,7 @@ from ignite_hooks import Throughput
 from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
+from ignite_hooks.handlers import Handler
 from tests.distributed.programs.checks import accelerator
 from tests.distributed.programs.checks import counting_collectives
 from tests.distributed.programs.checks import run
@@ -148,6 +149,16 @@ def console():
     return {"shown": shown.getvalue(), "resumed": resumed.getvalue()}
 
 
+class Finder(Handler):
+    """Finds the rank of its process."""
+
+    def attach_to(self, attachment):
+        pass
+
+    def findings(self, engine):
+        return {"rank": engine.accelerator.process_index}
+
+
 def metrics_log():
     """All ranks attach a log of one path, and each rank has a file that only it would write."""
     folder = Path(sys.argv[1]) / "log"
@@ -156,7 +167,7 @@ def metrics_log():
     with counting_collectives() as counts:
         for limits in ({"max_steps": 3}, {"max_epochs": 1}):
             log = MetricsLog(folder / "metrics.jsonl", every_steps=2)
-            trainer = trainer_of(handlers=[MeanLoss(every_steps=2), log], **options)
+            trainer = trainer_of(handlers=[MeanLoss(every_steps=2), log, Finder()], **options)
             trainer.run(**limits)
             options["resume_from"] = save.directory
     bare = {"checkpoint": SaveCheckpoint(folder / "bare")}

@@ -471,6 +471,25 @@ def test_events_without_number_become_few_marks(path):
     assert (best["at"]["step"], best["value"], best["is_there"]) == (500, 99.0, False)
 
 
+def test_options_of_the_command_line_are_compared(tmp_path):
+    commands = [
+        ["python", "a.py", "--width", "64", "--shift", "-1", "--fast", "--out", "a", "k.v=1", "-x"],
+        ["python", "b.py", "--width=32", "--shift", "-2", "--out=b", "--same", "1", "k.v=2"],
+    ]
+    for name, command in zip("ab", commands, strict=True):
+        header = {**START, "command": command, "machine": {"host": name, "process": 1, "cpus": 2}}
+        header["handlers"] = [{"type": "A", "keys": [*"xy"[:: 1 if name == "a" else -1]], "n": 1}]
+        written(tmp_path / f"{name}.jsonl", header)
+    differences = page_of(tmp_path / "a.jsonl", tmp_path / "b.jsonl")["differences"]
+    assert {each["name"]: each["values"] for each in differences} == {
+        "command/--width": ["64", "32"],
+        "command/--shift": ["-1", "-2"],
+        "command/--fast": ["given", None],
+        "command/--same": [None, "1"],
+        "command/k.v": ["1", "2"],
+    }
+
+
 def test_best_checkpoint_is_one_that_is_there(path, tmp_path):
     (tmp_path / "there").mkdir()
     saved = [("gone", 0.1, "min"), ("there", 0.2, "min"), ("gone too", 0.3, "min")]
