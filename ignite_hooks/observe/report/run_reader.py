@@ -185,8 +185,6 @@ class RunReader:
     def _add_header(self, content: dict[str, Any], at: LinePosition) -> None:
         self._header = plain_header(content)
         self.kinds.add_handlers(self._header["handlers"])
-        self._targets.clear()  # the kinds of metrics may have changed
-        self._targets.update({name: curve.add for name, curve in self.curves.items()})
         prefixes = content.get("validation_prefixes")
         if isinstance(prefixes, list):
             self.prefixes |= {each: None for each in prefixes[:20] if isinstance(each, str)}

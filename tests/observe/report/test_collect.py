@@ -330,7 +330,7 @@ def several(path):
         (lambda path: path.mkdir(parents=True), "has no record: give the path"),
         (several, "has several records (a.jsonl, b.jsonl): give the path of one"),
         (lambda path: written(path, b"step,loss\n1,2\n"), "is no record: give the path"),
-        (lambda path: written(path, b"x\n" * 3000), "is no record: give the path"),
+        (lambda path: written(path, b"x\n" * 3000, START), "is no record: give the path"),
         (lambda path: written(path, b""), "has no lines yet: wait until"),
         (lambda path: written(path, b'{"format": 1, "ev'), "has no lines yet: wait until"),
         (
@@ -352,10 +352,12 @@ def test_problem_with_a_record_is_on_its_page(path, make, problem):
     assert run["at"] is None
 
 
-def test_only_record_in_a_folder_is_found(path):
+def test_record_in_a_folder_is_found(path):
     other = written(path.parent / "other.jsonl", START, line_of(1, loss=1.0))
     written(path.parent / "data.jsonl", b'{"text": 1}\n')
     assert run_of(path.parent)["path"] == str(other)
+    written(path, START)
+    assert run_of(path.parent)["path"] == str(path)
 
 
 def test_run_without_metrics_says_so(path):
@@ -368,8 +370,8 @@ def test_run_without_metrics_says_so(path):
 def test_damaged_lines_are_counted_and_a_partial_one_is_ignored(path):
     long = b'{"event": "' + b"x" * 2**23 + b'"}\n'
     damage = [b"\x00\n", b"[1]\n", long, line_of(2, loss=2.0), encoded(line_of(3, loss=3.0))[:-5]]
-    run = run_of(written(path, START, line_of(1, loss=1.0), *damage))
-    assert run["notes"] == ["The record has 3 damaged lines, left out here."]
+    run = run_of(written(path, b"damaged\n", line_of(1, loss=1.0), *damage))
+    assert run["notes"] == ["The record has 4 damaged lines, left out here."]
     assert curve_of(run, "loss")["step"] == [1, 2]
 
 
@@ -388,6 +390,12 @@ def test_hostile_names_and_values_stay_data(path):
         "Metrics with names of more than 300 characters are left out.",
         "Metrics that are no numbers are left out: flag, none, list, text, dict",
     ]
+
+
+def test_metric_after_any_number_of_others_is_a_curve(path):
+    others = dict.fromkeys((f"time/handlers/{number}" for number in range(10_001)), 0.0)
+    lines = [line_of(1, **others), line_of(2, a=1.0), line_of(3, a=2.0)]
+    assert curve_of(run_of(written(path, START, *lines)), "a")["mean"] == [1.0, 2.0]
 
 
 def test_values_that_are_not_finite_are_marked(path):
@@ -415,6 +423,7 @@ def test_long_curve_keeps_its_extremes_ends_and_mean(path):
     assert (curve["step"][-1], curve["mean"][-1], curve["count"][-1]) == (20_000, 88.0, 1)
     assert (max(curve["high"]), min(curve["low"])) == (1e4, -1e4)
     assert sum(curve["count"]) == len(values)
+    assert max(curve["count"]) <= 2 * min(curve["count"][1:-2])
     (lost,) = curve["lost"]
     assert curve["step"][lost - 1] < 15_001 <= curve["step"][lost]
     finite = [each - 1 if index == lost else each for index, each in enumerate(curve["count"])]
@@ -427,6 +436,13 @@ def test_long_curve_keeps_its_extremes_ends_and_mean(path):
         "at": {"step": 12_346, "epoch": 0.0, "iteration": 12_346, "seconds": 6173.0, "time": TIME},
     }
     assert (summary["reports"], summary["not_finite"]) == (20_000, 1)
+
+
+def test_mean_of_large_values_does_not_overflow(path):
+    lines = [line_of(step, a=1.5e308) for step in range(1, 2500)]
+    curve = curve_of(run_of(written(path, START, *lines)), "a")
+    assert max(curve["count"]) > 1
+    assert {*curve["mean"]} == {1.5e308}
 
 
 @pytest.mark.parametrize(
@@ -452,7 +468,7 @@ def test_events_without_number_become_few_marks(path):
     def lines():
         for step in range(1, 20_001):
             yield {**line_of(step), "event": "skip"}
-            value = {10_000: "NaN", 3: 99.0, 500: 99.0}.get(step, step % 50)
+            value = {1: "NaN", 3: 99.0, 500: 99.0}.get(step, step % 50)
             saved = {"path": f"/none/{step}", "metric": "a", "metric_value": value}
             saved["metric_mode"] = "max"
             yield {**line_of(step), "event": "checkpoint", "checkpoint": saved}
@@ -479,6 +495,7 @@ def test_options_of_the_command_line_are_compared(tmp_path):
     for name, command in zip("ab", commands, strict=True):
         header = {**START, "command": command, "machine": {"host": name, "process": 1, "cpus": 2}}
         header["handlers"] = [{"type": "A", "keys": [*"xy"[:: 1 if name == "a" else -1]], "n": 1}]
+        header["handlers"] += [{"type": "ResumeCheckpoint", "source": "c"}] * (name == "b")
         written(tmp_path / f"{name}.jsonl", header)
     differences = page_of(tmp_path / "a.jsonl", tmp_path / "b.jsonl")["differences"]
     assert {each["name"]: each["values"] for each in differences} == {
@@ -569,6 +586,33 @@ def test_time_left_is_that_until_the_first_limit(path, limits, done, left):
     lines = [line_of(step, a=1.0) for step in range(1, 11)]
     status = run_of(written(path, {**START, "limits": limits}, *lines))["status"]
     assert (status["done"], status["seconds_left"]) == (done, left)
+
+
+def test_time_left_is_that_of_the_speed_since_the_resume(path):
+    slow = [{**line_of(step, a=1.0), "seconds": 100.0 * step} for step in range(1, 11)]
+    fast = [{**line_of(step, a=1.0), "seconds": 990.0 + step} for step in range(11, 21)]
+    resume = {**slow[-1], "event": "resume", "limits": {"max_steps": 30}}
+    run = run_of(written(path, START, *slow, resume, *fast))
+    assert run["status"]["seconds_left"] == 10.0
+
+
+def test_findings_and_inexact_parts_are_those_of_the_last_resume(path):
+    found = {"TimeLedger": {"seconds": {"data": 1.0, "gc": 3.0}, "advice": "Wait."}}
+    found["GrowthWatch"] = {"growing": [{"class": "list"}]}
+    lines = [START, line_of(1, a=1.0), {**line_of(1), "event": "findings", "findings": found}]
+    run = run_of(written(path, *lines))
+    assert run["growth"] == [{"class": "list"}]
+    assert run["times"] == {
+        "parts": [{"name": "gc", "share": 0.75}, {"name": "data", "share": 0.25}],
+        "advice": "Wait.",
+        "background": {},
+    }
+    parts = {"model": {"level": "exact"}, "data": {"level": "unknown", "reason": "no state"}}
+    resume = {**line_of(1), **RESUME, "parts": parts, "exact": False, "cut": {"lines": 2}}
+    run = run_of(written(path, *lines, resume))
+    assert (run["growth"], run["times"]) == ([], None)
+    assert [each["name"] for each in run["resumes"][0]["parts"]] == ["data", "model"]
+    assert (run["resumes"][0]["exact"], run["resumes"][0]["cut_lines"]) == (False, 2)
 
 
 BEST = {
