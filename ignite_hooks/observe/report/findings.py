@@ -11,7 +11,7 @@ from ignite_hooks.observe.report.page_data import Times
 __all__ = ["Findings"]
 
 MAX_HANDLERS = 100
-MAX_PARTS = 50
+MAX_PARTS = 100
 MAX_TEXT = 2000
 
 
@@ -29,7 +29,8 @@ class Findings:
     def set_share(self, part: str, value: Any) -> None:
         """Notes the share of a part of the time, a value of a metric."""
         number = number_in(value)
-        if number is not None and 0 <= number <= 1:
+        is_new = part not in self._shares and len(self._shares) == MAX_PARTS
+        if number is not None and 0 <= number <= 1 and not is_new:
             self._shares[part] = number
 
     def add(self, findings: Any) -> None:

@@ -90,8 +90,6 @@ class MetricKinds:
         """Returns which value of a metric is the best; None if this is not known."""
         if metric in self._modes:
             return self._modes[metric]
-        if self.section_of(metric)[0] != "metrics":
-            return None
         words = {*re.split(r"[^a-z0-9]+", metric.lower())}
         is_lowest, is_highest = bool(words & _LOWEST), bool(words & _HIGHEST)
         if is_lowest == is_highest:

@@ -393,9 +393,11 @@ def test_hostile_names_and_values_stay_data(path):
 
 
 def test_metric_after_any_number_of_others_is_a_curve(path):
-    others = dict.fromkeys((f"time/handlers/{number}" for number in range(10_001)), 0.0)
+    others = dict.fromkeys((f"time/handlers/{number}" for number in range(10_001)), 0.5)
     lines = [line_of(1, **others), line_of(2, a=1.0), line_of(3, a=2.0)]
-    assert curve_of(run_of(written(path, START, *lines)), "a")["mean"] == [1.0, 2.0]
+    run = run_of(written(path, START, *lines))
+    assert curve_of(run, "a")["mean"] == [1.0, 2.0]
+    assert len(run["times"]["parts"]) == 100
 
 
 def test_values_that_are_not_finite_are_marked(path):
