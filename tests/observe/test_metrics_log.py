@@ -986,6 +986,17 @@ def test_findings_are_recorded_when_they_have_changed(path, tmp_path):
     assert [line["event"] for line in lines_of(path)[-2:]] == ["findings", "error"]
 
 
+def test_findings_are_recorded_before_each_end_of_a_run(path):
+    trainer = trainer_with(path, Finds(find=lambda engine: {"a": 1}))
+    trainer.run(max_steps=2)
+    with trainer.add_event_handler(Events.STARTED, raise_error), pytest.raises(RuntimeError):
+        trainer.run(max_epochs=2)
+    assert [line["event"] for line in lines_of(path)] == [
+        *("start", "end", "findings", "stop"),
+        *("resume", "findings", "error"),  # what follows a resume may have been cut off
+    ]
+
+
 def test_findings_keep_their_name_when_another_handler_is_removed(path):
     trainer = trainer_with(path)
     first = Finds(find=lambda engine: {"a": 1}).attach(trainer)
