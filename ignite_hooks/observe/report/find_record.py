@@ -11,7 +11,7 @@ USUAL_NAME = "metrics.jsonl"
 
 
 def find_record(path: Path) -> tuple[Path, str | None]:
-    """Returns the record of a run, and why there is none, or None if there is one.
+    """Returns the path of a record and None, or a path and the reason why it has no record.
 
     The record in a folder is ``metrics.jsonl``, or else the only record in it.
 

@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Position(TypedDict):
-    """Where a run was when a line of its record was written."""
+    """The position of a run at which a line of its record was written."""
 
     step: int
     epoch: float
@@ -53,7 +53,7 @@ class Extreme(TypedDict):
 
 
 class Summary(TypedDict):
-    """One row of the table of metrics."""
+    """A row of the table of metrics."""
 
     metric: str
     last: float | None
@@ -123,7 +123,7 @@ class TimePart(TypedDict):
 
 
 class Times(TypedDict):
-    """Where the time of a run went. The shares sum to 1, the largest first."""
+    """The parts of the time of a run. The shares sum to 1, the largest first."""
 
     parts: list[TimePart]
     advice: str | None
@@ -167,7 +167,7 @@ class Failure(TypedDict):
 
 
 class Status(TypedDict):
-    """What the run is doing, as far as the record says."""
+    """The status of a run, as far as the record says."""
 
     state: Literal["empty", "running", "finished", "stopped", "failed"]
     text: str

@@ -112,7 +112,7 @@ class Epochs:
             del self._iterations[1:-1:2], self._epochs[1:-1:2]
 
     def _last_length(self) -> float:
-        """Returns the length of the epoch before the last; 0.0 if there is none."""
+        """Returns the length of the epoch before the last; 0.0 in the first epoch."""
         if len(self._epochs) == 1:
             return 0.0
         iterations = self._iterations[-1] - self._iterations[-2]

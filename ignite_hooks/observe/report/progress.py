@@ -1,4 +1,4 @@
-"""How far a run is, whether it goes on, and why it has stopped."""
+"""The progress of a run: its state, its share of the limits, and the time left."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -29,7 +29,8 @@ class Progress:
     Attributes:
         limits: the limits of the run.
         last: the position of the last line.
-        error: the line of the error that ended the run; None if the run did not fail, or went on.
+        error: the line of the error that ended the run; None if the run has not failed, or was
+            continued.
     """
 
     def __init__(self) -> None:
@@ -44,9 +45,9 @@ class Progress:
         """Notes that the run begins, or continues with other limits and perhaps another speed."""
         self.limits = {name: each for name, each in limits.items() if is_small_count(each)}
         self._recent.clear()
-        self.go_on(at)
+        self.continue_at(at)
 
-    def go_on(self, at: LinePosition) -> None:
+    def continue_at(self, at: LinePosition) -> None:
         """Notes that the run is in progress."""
         self._has_begun, self.error, self._stop = True, None, None
         self._recent.append(at)

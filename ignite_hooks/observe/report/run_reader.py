@@ -56,7 +56,7 @@ _Target = Callable[[Any, LinePosition], None]
 
 
 class RunLimits(NamedTuple):
-    """How much of one run a page can hold."""
+    """The amount of data about one run that a page can hold."""
 
     curves: int
     marks: int
@@ -170,7 +170,7 @@ class RunReader:
             self._add_header(content, at)
         self._epochs.add_line(content.get("epoch"), at.iteration, is_end=event == "epoch")
         if event in REPORTS:
-            progress.go_on(at)
+            progress.continue_at(at)
             self._add_report(event, content.get("metrics"), at)
         elif event == "checkpoint":
             self._add_checkpoint(content.get("checkpoint"), at)
@@ -341,7 +341,7 @@ class RunReader:
 
 
 def _ignore(value: Any, at: LinePosition) -> None:
-    """Takes the values of a metric that the page leaves out."""
+    """Ignores a value of a metric that the page leaves out."""
 
 
 def _call_with_value(target: Callable[[Any], None], value: Any, at: LinePosition) -> None:

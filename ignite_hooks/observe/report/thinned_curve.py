@@ -39,7 +39,7 @@ class PointBudget:
 
 
 class _Point(NamedTuple):
-    """One report, or several in a row.
+    """A point of a curve: one report, or several in a row.
 
     Attributes:
         at: the position of the last of the reports.
@@ -68,7 +68,7 @@ class ThinnedCurve:
         budget: has the number of points that the curve may have.
 
     Attributes:
-        lowest: the lowest finite value, and the position of its report; None if there is none.
+        lowest: the lowest finite value, and the position of its report; None before the first.
         highest: the same for the highest value.
         last: the last value.
         reports: the number of values.

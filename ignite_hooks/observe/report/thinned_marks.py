@@ -20,7 +20,7 @@ _PLURALS: dict[MarkKind, str] = {
 
 
 class _Mark(NamedTuple):
-    """One event, or several of a kind in a row, described by the last of them."""
+    """A mark: one event, or several of a kind in a row, described by the last of them."""
 
     number: int  # counts the events of all kinds
     text: str
