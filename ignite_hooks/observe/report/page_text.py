@@ -1,0 +1,73 @@
+"""Converts numbers, durations and times to texts for people. ``page.js`` has the same rules."""
+
+import math
+from datetime import datetime
+from datetime import timezone
+from typing import Any
+
+__all__ = ["duration_text", "number_text", "percent_text", "time_text", "value_text"]
+
+
+def number_text(value: float | None) -> str:
+    """Returns a number with four significant digits: "12,345", "0.9861", "1.23e-4", "1.2e7".
+
+    Integers below a million have all their digits. None, which is a number that is not finite,
+    becomes a dash.
+    """
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 1e-3:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+    rounded = float(f"{value:.0f}" if size >= 1000 else f"{value:.4g}")
+    return f"{rounded:,}".removesuffix(".0")
+
+
+def duration_text(seconds: float) -> str:
+    """Returns a duration, for example "4.2 s", "3 min 07 s", "1 h 05 min", "2 d 3 h"."""
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02} s"
+    minutes = total // 60
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes // 1440} d {minutes // 60 % 24} h"
+
+
+def percent_text(share: float) -> str:
+    """Returns a share of 1 in percent, with one decimal below 10 %."""
+    percent = 100 * share
+    return f"{percent:.1f} %" if 0 < percent < 9.95 else f"{percent:.0f} %"
+
+
+def time_text(time: str) -> str:
+    """Returns a time of day in ISO format as "2026-11-30 01:20 UTC"; another text as it is."""
+    moment = parsed_time(time)
+    return time if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def parsed_time(time: str | None) -> datetime | None:
+    """Returns a time of day in ISO format, in UTC; None if the text is something else."""
+    try:
+        # Python 3.10 does not read the "Z".
+        moment = datetime.fromisoformat((time or "").replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=timezone.utc)
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError:
+        return None
+
+
+def value_text(value: Any) -> str:
+    """Returns the value of a setting. Numbers keep all their digits."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else str(value)
