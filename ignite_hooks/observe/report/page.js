@@ -55,7 +55,7 @@
 
   function writeAddress() {
     const kept = new URLSearchParams({ x: chosen.x, smoothing: chosen.smoothing });
-    if (chosen.zoom) kept.set("zoom", chosen.zoom.join("~"));
+    if (chosen.zoom) kept.set("zoom", chosen.zoom.map((each) => Number(each.toPrecision(7))).join("~"));
     if (chosen.filter) kept.set("show", chosen.filter);
     if (chosen.hidden.size) kept.set("hidden", [...chosen.hidden].join("."));
     if (chosen.log.size) kept.set("log", [...chosen.log].join("."));
@@ -124,13 +124,30 @@
   // ---- Curves.
 
   const MIN_SMOOTHED = 60; // points of a validation curve
+  const MIN_TRAVEL = 6; // how often a rough curve travels through its range, up and down
+  const MAX_FULL_RUNS = 3; // of more runs, faint lines and bands would hide the curves
   const MAX_DOTS = 30; // a curve of so few points has a dot at each of them
+
+  /** Returns whether smoothing shows more of a curve. A learning rate, say, would only be late. */
+  function isRough(curve) {
+    if (curve.mean.length < (curve.is_validation ? MIN_SMOOTHED : 3)) return false;
+    if (curve.isRough === undefined) {
+      const values = curve.mean.filter((each) => each !== null);
+      let [low, high, travelled] = [Infinity, -Infinity, 0];
+      values.forEach((value, index) => {
+        low = Math.min(low, value);
+        high = Math.max(high, value);
+        travelled += index ? Math.abs(value - values[index - 1]) : 0;
+      });
+      curve.isRough = travelled > MIN_TRAVEL * (high - low);
+    }
+    return curve.isRough;
+  }
 
   /** Returns the exponential average, in which a point weighs less with its distance in x. */
   function smoothed(curve) {
     const share = SMOOTHINGS[chosen.smoothing];
-    const isRough = !curve.is_validation || curve.mean.length >= MIN_SMOOTHED;
-    if (share === 0 || !isRough || curve.mean.length < 3) return curve.mean;
+    if (share === 0 || !isRough(curve)) return curve.mean;
     const key = `${chosen.x} ${share}`;
     if (curve.smoothedBy !== key) {
       const xs = xsOf(curve);
@@ -193,6 +210,7 @@
     const [low, high] = range();
     const series = seriesOf(panel);
     const content = { bands: [], raw: [], lines: [], dots: [], lost: [], best: [], rules: rulesIn(low, high) };
+    const isFull = shownRuns().length <= MAX_FULL_RUNS;
     let [bottom, top] = [Infinity, -Infinity];
     const drawable = (value) => value !== null && !(isLog && value <= 0);
     const include = (value) => {
@@ -212,15 +230,15 @@
         const isInside = x >= low && x <= high;
         const y = drawable(values[index]) ? values[index] : null;
         content.lines.push({ ...common, y });
-        if (isSmoothed) content.raw.push({ ...common, y: drawable(curve.mean[index]) ? curve.mean[index] : null });
-        if (curve.low && drawable(curve.low[index]) && drawable(curve.high[index])) {
+        if (isSmoothed && isFull) content.raw.push({ ...common, y: drawable(curve.mean[index]) ? curve.mean[index] : null });
+        if (isFull && curve.low && drawable(curve.low[index]) && drawable(curve.high[index])) {
           content.bands.push({ ...common, y: curve.low[index], y2: curve.high[index] });
           if (isInside) [curve.low[index], curve.high[index]].forEach(include);
         }
         if (y === null) continue;
         const isAlone = !drawable(values[index - 1] ?? null) && !drawable(values[index + 1] ?? null);
         if ((hasDots || isAlone) && isInside) content.dots.push({ ...common, y });
-        if (isInside) [y, drawable(curve.mean[index]) ? curve.mean[index] : y].forEach(include);
+        if (isInside) [y, isFull && drawable(curve.mean[index]) ? curve.mean[index] : y].forEach(include);
       }
       for (const index of curve.lost) {
         if (xs[index] >= low && xs[index] <= high) content.lost.push({ x: xs[index], color });
@@ -235,13 +253,30 @@
       content.best.push({ x, y: best.value, color: best.series.color, text, align, isLow: best.kind === "lowest" });
       include(best.value);
     }
+    // The margins have room for the label of the best value, which stands outside of the curve.
+    const isLabelled = (kind) => content.best.some((each) => each.isLow === (kind === "lowest"));
+    const [below, above] = [isLabelled("lowest") ? 0.18 : 0.08, isLabelled("highest") ? 0.18 : 0.08];
     if (bottom > top) [bottom, top] = isLog ? [0.1, 1] : [0, 1];
+    else if (bottom === top) [bottom, top] = isLog ? [bottom / 2, 2 * top] : [bottom - (Math.abs(bottom) / 2 || 1), top + (Math.abs(top) / 2 || 1)];
     if (isLog) {
-      const margin = bottom === top ? 2 : (top / bottom) ** 0.08;
-      return { ...content, series, yRange: [bottom / margin, top * margin] };
+      const ratio = top / bottom;
+      return { ...content, series, yRange: [bottom / ratio ** below, top * ratio ** above] };
     }
-    const margin = bottom === top ? Math.abs(top) / 2 || 1 : 0.08 * (top - bottom);
-    return { ...content, series, yRange: [bottom - margin, top + margin] };
+    return { ...content, series, yRange: [bottom - below * (top - bottom), top + above * (top - bottom)] };
+  }
+
+  /** Returns the ticks of a logarithmic axis: powers of ten, with 2 and 5 between them if few. */
+  function logTicks(low, high) {
+    if (low <= 0) return [];
+    const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+    const every = Math.ceil((last - first) / 6);
+    const found = [];
+    for (let power = first; power <= last; power += every) {
+      for (const digit of last - first > 2 ? [1] : [1, 2, 5]) found.push(Number(`${digit}e${power}`));
+    }
+    const inside = found.filter((each) => each >= low && each <= high);
+    if (inside.length > 1) return inside;
+    return [0.2, 0.5, 0.8].map((share) => Number((low * (high / low) ** share).toPrecision(2)));
   }
 
   function rulesIn(low, high) {
@@ -275,14 +310,14 @@
   const direct = (field) => ({ field, type: "nominal", scale: null, legend: null });
 
   function xEncoding() {
-    const axis = { title: xTitle(), titleAnchor: "end", titlePadding: 4, grid: false, tickCount: { expr: "max(2, width / 70)" }, labelExpr: "axisText(datum.value)", labelOverlap: true };
+    const axis = { title: xTitle(), ...(chosen.x === "step" ? { tickMinStep: 1 } : {}), titleAnchor: "end", titlePadding: 4, grid: false, tickCount: { expr: "max(2, width / 70)" }, labelExpr: "axisText(datum.value)", labelOverlap: true };
     const scale = { domain: [{ expr: "xLow" }, { expr: "xHigh" }], nice: false, zero: false };
     return { field: "x", type: "quantitative", scale, axis };
   }
 
   function frame(size, height, layer) {
     return {
-      params: [{ name: "xLow", value: 0 }, { name: "xHigh", value: 1 }, { name: "yLow", value: 0.1 }, { name: "yHigh", value: 1 }],
+      params: [{ name: "xLow", value: 0 }, { name: "xHigh", value: 1 }, { name: "yLow", value: 0.1 }, { name: "yHigh", value: 1 }, { name: "yTicks", value: [] }],
       width: 300,
       height,
       padding: { left: size.left, right: size.right, top: size.top, bottom: size.bottom },
@@ -293,32 +328,31 @@
 
   function curveSpec(isLog) {
     const x = xEncoding();
-    const axis = { title: null, domain: false, ticks: false, tickCount: 4, labelExpr: "axisText(datum.value)", labelOverlap: true };
-    const scale = { domain: [{ expr: "yLow" }, { expr: "yHigh" }], nice: false, zero: false, type: isLog ? "log" : "linear" };
+    const ticks = isLog ? { values: { expr: "yTicks" } } : { tickCount: 4 };
+    const axis = { title: null, domain: false, ticks: false, ...ticks, labelExpr: "axisText(datum.value)", labelOverlap: true };
+    const scale = { domain: [{ expr: "yLow" }, { expr: "yHigh" }], nice: false, ...(isLog ? { type: "log" } : { zero: false }) };
     const y = { field: "y", type: "quantitative", scale, axis };
     const color = direct("color");
     const line = { x, y, color, strokeDash: direct("dash"), detail: { field: "curve" }, order: null };
+    const label = { type: "text", fontSize: 11, fontWeight: 600, align: { expr: "datum.align" }, dx: { expr: "datum.align == 'left' ? -4 : datum.align == 'right' ? 4 : 0" }, dy: { expr: "datum.isLow ? 14 : -13" } };
     return frame(PLOT, PLOT.height, [
       { data: "rules", mark: { type: "rule", strokeWidth: 1.2, opacity: 0.75 }, encoding: { x, color, strokeDash: direct("dash") } },
       { data: "bands", mark: { type: "area", opacity: 0.16, clip: true, line: false }, encoding: { x, y, y2: { field: "y2" }, color, detail: { field: "curve" }, order: null } },
       { data: "raw", mark: { type: "line", strokeWidth: 1, opacity: 0.28, clip: true }, encoding: line },
       { data: "lines", mark: { type: "line", strokeWidth: 1.8, strokeJoin: "round", clip: true }, encoding: line },
-      { data: "dots", mark: { type: "point", filled: true, size: 20, opacity: 1, clip: true }, encoding: { x, y, color } },
+      { data: "dots", mark: { type: "point", filled: true, size: 20, opacity: 1 }, encoding: { x, y, color } },
       { data: "lost", mark: { type: "point", shape: "M-1,-1L1,1M-1,1L1,-1", size: 22, strokeWidth: 1.5, opacity: 1, yOffset: -6 }, encoding: { x, y: { value: "height" }, color } },
       { data: "best", mark: { type: "point", size: 62, strokeWidth: 1.8, opacity: 1, fill: "var(--page)" }, encoding: { x, y, color } },
-      {
-        data: "best",
-        mark: { type: "text", fontSize: 11, fontWeight: 600, color: "var(--text)", stroke: null, align: { expr: "datum.align" }, dx: { expr: "datum.align == 'left' ? -4 : datum.align == 'right' ? 4 : 0" }, dy: { expr: "datum.isLow ? -13 : 14" } },
-        encoding: { x, y, text: { field: "text" } },
-      },
+      // The text is drawn twice, because it may stand on curves: first as a halo.
+      ...[{ stroke: "var(--page)", strokeWidth: 4, strokeJoin: "round" }, { color: "var(--text)" }].map((style) => ({ data: "best", mark: { ...label, ...style }, encoding: { x, y, text: { field: "text" } } })),
     ]);
   }
 
-  function stripSpec(rows) {
-    const axis = { title: null, domain: false, ticks: false, grid: true, labelLimit: STRIP.left - 10 };
+  function stripSpec(size, rows) {
+    const axis = { title: null, domain: false, ticks: false, grid: true, labelLimit: size.left - 10 };
     const y = { field: "row", type: "nominal", scale: { domain: rows }, sort: null, axis };
-    const mark = { type: "tick", orient: "vertical", thickness: 2, size: 13, opacity: 1, clip: true };
-    return frame(STRIP, STRIP.row * rows.length, [{ data: "marks", mark, encoding: { x: xEncoding(), y, color: direct("color") } }]);
+    const mark = { type: "tick", orient: "vertical", thickness: 2, size: 13, opacity: 1 };
+    return frame(size, STRIP.row * rows.length, [{ data: "marks", mark, encoding: { x: xEncoding(), y, color: direct("color") } }]);
   }
 
   // ---- Charts.
@@ -344,6 +378,7 @@
       this.beads = [];
       this.isStale = true;
       this.isNear = false;
+      this.drawing = 0;
       this.key = null;
       this.content = null;
     }
@@ -365,6 +400,12 @@
 
     async draw() {
       this.isStale = false;
+      this.element.ariaBusy = String(++this.drawing > 0);
+      await this.drawNow();
+      this.element.ariaBusy = String(--this.drawing > 0);
+    }
+
+    async drawNow() {
       const key = this.variant();
       if (this.key !== key) {
         this.key = key;
@@ -373,15 +414,17 @@
         before?.then((result) => result.finalize());
       }
       const { view } = await this.embedded;
-      if (this.key !== key) return;
+      if (this.key !== key) return; // another drawing has begun
       this.update();
       const [low, high] = range();
       view.signal("xLow", low).signal("xHigh", high);
-      if (this.content.yRange) view.signal("yLow", this.content.yRange[0]).signal("yHigh", this.content.yRange[1]);
+      if (this.content.yRange) {
+        const [bottom, top] = this.content.yRange;
+        view.signal("yLow", bottom).signal("yHigh", top).signal("yTicks", logTicks(bottom, top));
+      }
       for (const name of this.dataSets) view.data(name, this.content[name]);
       view.width(this.plotWidth);
       await view.runAsync();
-      this.element.dataset.drawn = "true"; // for tests
     }
 
     xAt(clientX) {
@@ -459,6 +502,7 @@
         ...texts.map(({ curve, color }) => {
           const span = document.createElement("span");
           span.style.color = color;
+          span.title = "last value";
           span.textContent = numberText(curve.mean.findLast((each) => each !== null));
           return span;
         }),
@@ -479,22 +523,21 @@
       }
       if (nearest === null) return null;
       const placeOf = (curve, index) => ({ step: curve.step[index], epoch: curve.epoch[index], seconds: curve.seconds[index] });
+      const isFull = shownRuns().length <= MAX_FULL_RUNS; // else the smoothed curve alone is drawn
       const rows = [];
       const beads = [];
       for (const each of series) {
         const xs = xsOf(each.curve);
         if (!xs.length) continue;
         const index = nearestIndex(xs, nearest.x);
-        const [value, drawn] = [each.curve.mean[index], smoothed(each.curve)[index]];
-        const count = each.curve.count?.[index] ?? 1;
-        let text = value === null ? "not finite" : numberText(value);
-        if (count > 1 && each.curve.low?.[index] !== null) text += ` (${numberText(each.curve.low[index])} to ${numberText(each.curve.high[index])})`;
-        if (value !== null && drawn !== value) text += `, smoothed ${numberText(drawn)}`;
+        const value = isFull ? each.curve.mean[index] : smoothed(each.curve)[index];
+        const isRange = isFull && (each.curve.count?.[index] ?? 1) > 1 && each.curve.low?.[index] !== null;
         let name = nameOf(each, series);
         if (!isOneRun) name = `${data.runs[each.run].label}${series.some((other) => other.metric !== each.metric) ? `, ${name}` : ""}`;
-        if (xs[index] !== nearest.x) name += ` (at ${numberText(xs[index])})`;
-        rows.push({ ...each, name, text });
-        if (drawn !== null && !(this.isLog && drawn <= 0) && xs[index] >= low && xs[index] <= high) beads.push({ x: xs[index], y: drawn, color: each.color });
+        if (Math.abs(xs[index] - nearest.x) > 0.005 * (high - low)) name += `, at ${chosen.x === "seconds" ? "" : `${chosen.x} `}${numberText(xs[index])}${chosen.x === "seconds" ? ` ${timeUnit}` : ""}`;
+        const text = value === null ? "not finite" : numberText(value);
+        rows.push({ ...each, name, text, more: isRange ? `${numberText(each.curve.low[index])} to ${numberText(each.curve.high[index])}` : "" });
+        if (value !== null && !(this.isLog && value <= 0) && xs[index] >= low && xs[index] <= high) beads.push({ x: xs[index], y: value, color: each.color });
       }
       return { x: nearest.x, where: placeText(placeOf(nearest.curve, nearest.index)), rows, beads };
     }
@@ -512,19 +555,27 @@
     }
   }
 
+  /** Returns the name of a run beside its row. The number keeps runs of one name apart. */
+  const rowName = (run) => `${run + 1}  ${data.runs[run].label}`;
   const MARK_COLORS = { validation: "var(--s2)", checkpoint: "var(--s3)", skip: "var(--s4)", resume: "var(--s1)", stop: "var(--s7)", error: "var(--bad)" };
-  const MARK_NAMES = { validation: "validation", checkpoint: "checkpoint", skip: "skipped step", resume: "resume", stop: "stop", error: "error" };
+  const MARK_NAMES = { validation: "validation", checkpoint: "checkpoint", skip: "skipped step", stop: "stop", resume: "resume", error: "error" };
 
+  /** The events of a run, with a row for each kind; of several runs, with a row for each run. */
   class Strip extends Chart {
     constructor(figure) {
       super(figure);
-      this.size = STRIP;
+      this.size = { ...STRIP, left: isOneRun ? STRIP.left : 130 };
       this.dataSets = ["marks"];
-      const kinds = Object.keys(MARK_NAMES).filter((kind) => data.runs.some((run) => run.marks.some((mark) => mark.kind === kind)));
-      this.rows = kinds.map((kind) => MARK_NAMES[kind]);
+      // Several runs have too many validations to tell anything in one row.
+      const isDrawn = ({ kind }) => isOneRun || kind !== "validation";
+      const kinds = Object.keys(MARK_NAMES).filter((kind) => data.runs.some((run) => run.marks.some((mark) => mark.kind === kind && isDrawn(mark))));
+      this.rowOf = (mark, run) => (isOneRun ? MARK_NAMES[mark.kind] : rowName(run));
+      this.rows = isOneRun ? kinds.map((kind) => MARK_NAMES[kind]) : data.runs.map((_, run) => rowName(run));
+      this.marks = data.runs.map((run) => run.marks.filter(isDrawn));
       this.plotHeight = STRIP.row * this.rows.length;
       this.element.style.height = `${this.plotHeight + STRIP.top + STRIP.bottom}px`;
-      this.figure.hidden = !this.rows.length;
+      this.figure.hidden = !kinds.length;
+      if (!isOneRun) one(".legend", figure).append(...kinds.map((kind) => legendItem({ color: MARK_COLORS[kind], dash: [1, 0] }, MARK_NAMES[kind])));
     }
 
     variant() {
@@ -532,7 +583,7 @@
     }
 
     spec() {
-      return stripSpec(this.rows);
+      return stripSpec(this.size, this.rows);
     }
 
     topOf(row) {
@@ -542,9 +593,7 @@
     update() {
       const [low, high] = range();
       const marks = shownRuns().flatMap((run) =>
-        data.runs[run].marks.map((mark) => ({
-          mark, run, x: xOf(mark.at), row: MARK_NAMES[mark.kind], color: isOneRun ? MARK_COLORS[mark.kind] : `var(--s${(run % 8) + 1})`,
-        })),
+        this.marks[run].map((mark) => ({ mark, run, x: xOf(mark.at), row: this.rowOf(mark, run), color: MARK_COLORS[mark.kind] })),
       );
       this.content = { marks: marks.filter(({ x }) => x >= low && x <= high) };
     }
@@ -557,7 +606,7 @@
       const nearest = among.reduce((a, b) => (Math.abs(b.x - x) < Math.abs(a.x - x) ? b : a));
       const same = among.filter((each) => each.x === nearest.x).slice(0, 12);
       const rows = same.map(({ mark, run, color }) => ({
-        color, dash: [1, 0], text: "", name: `${isOneRun ? "" : `${data.runs[run].label}: `}${mark.text || MARK_NAMES[mark.kind]}${mark.count > 1 ? ` (${numberText(mark.count)} in a row)` : ""}`,
+        color, dash: [1, 0], text: "", more: "", name: `${isOneRun ? "" : `${data.runs[run].label}: `}${mark.text || MARK_NAMES[mark.kind]}${mark.count > 1 ? ` (${numberText(mark.count)} in a row)` : ""}`,
       }));
       return { x: nearest.x, where: placeText(nearest.mark.at), rows, beads: same.map((each) => ({ x: each.x, y: each.row, color: each.color })) };
     }
@@ -580,7 +629,13 @@
     return line;
   }
 
-  function showTooltip(found, left, top) {
+  function legendItem(style, text) {
+    const span = document.createElement("span");
+    span.append(swatch(style), text);
+    return span;
+  }
+
+  function showTooltip(chart, found) {
     const where = document.createElement("div");
     where.className = "where";
     where.textContent = found.where;
@@ -592,13 +647,20 @@
       const value = row.insertCell();
       value.className = "number";
       value.textContent = each.text;
+      const more = row.insertCell();
+      more.className = "number soft";
+      more.textContent = each.more;
     }
     tooltip.replaceChildren(where, table);
     tooltip.hidden = false;
     const box = tooltip.getBoundingClientRect();
-    const isRight = left + 16 + box.width > innerWidth - 8;
-    tooltip.style.left = `${Math.max(8, isRight ? left - 16 - box.width : left + 16)}px`;
-    tooltip.style.top = `${Math.max(8, Math.min(top + 12, innerHeight - box.height - 8))}px`;
+    const left = chart.element.getBoundingClientRect().left + chart.leftOf(found.x);
+    // Below the chart, or else above it, because the curves are to be seen.
+    const frame = chart.element.getBoundingClientRect();
+    const below = frame.top + chart.size.top + chart.plotHeight + 6;
+    const isAbove = below + box.height > innerHeight - 8 && frame.top > box.height;
+    tooltip.style.left = `${Math.max(8, Math.min(left - box.width / 2, innerWidth - box.width - 8))}px`;
+    tooltip.style.top = `${isAbove ? frame.top - box.height : below}px`;
   }
 
   function leave() {
@@ -610,13 +672,13 @@
   }
 
   /** Shows the values of a chart at a place, and the place in the other charts. */
-  function point(chart, x, left, top) {
-    const found = chart.content && chart.look(x, top);
+  function point(chart, x, clientY) {
+    const found = chart.content && chart.look(x, clientY);
     leave();
     if (!found) return null;
     for (const each of charts) if (each.isNear) each.showCursor(found.x);
     chart.showBeads(found.beads);
-    showTooltip(found, left ?? chart.element.getBoundingClientRect().left + chart.leftOf(found.x), top ?? chart.element.getBoundingClientRect().top);
+    showTooltip(chart, found);
     return found.x;
   }
 
@@ -658,7 +720,7 @@
         leave();
         drawBrush(start, event.clientX);
       } else {
-        at = point(chart, chart.xAt(event.clientX), event.clientX, event.clientY);
+        at = point(chart, chart.xAt(event.clientX), event.clientY);
       }
     });
     element.addEventListener("pointerup", (event) => {
@@ -667,7 +729,7 @@
         const [low, high] = [start, event.clientX].map((each) => chart.xAt(each)).sort((a, b) => a - b);
         zoomTo(low, high);
       } else {
-        at = point(chart, chart.xAt(event.clientX), event.clientX, event.clientY);
+        at = point(chart, chart.xAt(event.clientX), event.clientY);
       }
       start = null;
     });
@@ -741,10 +803,9 @@
     const kinds = [false, true].filter((kind) => curves.some((curve) => curve.is_validation === kind));
     if (kinds.length < 2) return;
     for (const isValidation of kinds) {
-      const span = document.createElement("span");
       const color = isOneRun ? `var(--s${isValidation ? 2 : 1})` : "var(--soft)";
-      span.append(swatch({ color, dash: isValidation && !isOneRun ? [5, 3] : [1, 0] }), isValidation ? "validation" : "training");
-      one("#legend").append(span);
+      const style = { color, dash: isValidation && !isOneRun ? [5, 3] : [1, 0] };
+      one("#legend").append(legendItem(style, isValidation ? "validation" : "training"));
     }
   }
 

@@ -1,12 +1,14 @@
 """Renders the page of a report: one HTML file that needs no network."""
 
 import base64
-import json
+import re
+import shlex
 from collections.abc import Iterable
 from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
@@ -22,6 +24,9 @@ from ignite_hooks.observe.report.page_text import parsed_time
 from ignite_hooks.observe.report.page_text import percent_text
 from ignite_hooks.observe.report.page_text import time_text
 from ignite_hooks.observe.report.page_text import value_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = ["check_report_packages", "render"]
 
@@ -86,14 +91,17 @@ def render(data: PageData) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
+        "breakable": breakable,
         "duration": duration_text,
         "number": number_text,
         "percent": percent_text,
         "time": time_text,
         "value": value_text,
+        "file_name": file_name,
         "growth_rate": growth_text,
         "python": repr,
-        "shell": shell_text,
+        "shell": shlex.join,
+        "unit": unit_text,
     }
     scripts = [_inline(chart_library()), _inline(_resource("page.js"))]
     page = environment.from_string(_resource("page.html")).render(
@@ -174,9 +182,7 @@ def _key_numbers(run: Run, panels: Sequence[Panel]) -> list[KeyNumber]:
                     numbers.append(KeyNumber(names[0], last, panel["unit"], "last"))
                     break
                 if section == "memory" and highest is not None:
-                    numbers.append(
-                        KeyNumber(names[0], highest["value"], panel["unit"], "highest")
-                    )
+                    numbers.append(KeyNumber(names[0], highest["value"], panel["unit"], "highest"))
                     break
     return numbers
 
@@ -236,9 +242,10 @@ def _quiet_seconds(run: Run, made_at: str) -> float | None:
     return quiet if quiet >= QUIET_SECONDS else None
 
 
-def _chosen_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """Returns the best checkpoint, or else the last one."""
-    return next((each for each in reversed(checkpoints) if each["is_best"]), checkpoints[-1])
+def _chosen_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Returns the best checkpoint that is still there, or else the last one; None without one."""
+    there = [each for each in checkpoints if each["is_there"]]
+    return next((each for each in reversed(there) if each["is_best"]), there[-1] if there else None)
 
 
 def _setting_groups(settings: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
@@ -251,11 +258,22 @@ def _setting_groups(settings: dict[str, Any]) -> list[tuple[str, list[tuple[str,
     return [(prefix, values) for prefix, values in groups.items() if values]
 
 
-def shell_text(words: Sequence[str]) -> str:
-    """Returns a command as a line that a shell can read."""
-    import shlex
+def breakable(text: str) -> "Markup":
+    """Returns a name as HTML that browsers may break after "/" and "_"."""
+    from markupsafe import Markup
+    from markupsafe import escape
 
-    return shlex.join(words)
+    return Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(text))))  # entities have neither
+
+
+def file_name(path: str) -> str:
+    """Returns the last part of a path of any system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
+
+
+def unit_text(unit: str) -> str:
+    """Returns a unit as it stands after a number: "/s" instead of "1/s"."""
+    return unit.removeprefix("1")
 
 
 def growth_text(rate: float, name: str) -> str:

@@ -1,11 +1,13 @@
 """Converts numbers, durations and times to texts for people. ``page.js`` has the same rules."""
 
-import math
 from datetime import datetime
 from datetime import timezone
 from typing import Any
 
-__all__ = ["duration_text", "number_text", "percent_text", "time_text", "value_text"]
+__all__ = ["duration_text", "number_text", "parsed_time", "percent_text", "time_text", "value_text"]
+
+MAX_NUMBER_LENGTH = 10
+"""Numbers in settings that are written with more characters are rounded."""
 
 
 def number_text(value: float | None) -> str:
@@ -67,7 +69,10 @@ def parsed_time(time: str | None) -> datetime | None:
 
 
 def value_text(value: Any) -> str:
-    """Returns the value of a setting. Numbers keep all their digits."""
+    """Returns the value of a setting. Numbers have up to six digits after the leading zeros."""
     if value is None:
         return "–"
-    return value if isinstance(value, str) else str(value)
+    if isinstance(value, float):
+        exact = repr(value)
+        return exact if len(exact) <= MAX_NUMBER_LENGTH else f"{value:.6g}"
+    return str(value)

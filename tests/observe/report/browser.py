@@ -56,9 +56,7 @@ class Browser:
             for each in self._call("Target.getTargets")["targetInfos"]
             if each["type"] == "page"
         ]
-        attached = self._call(
-            "Target.attachToTarget", targetId=tab["targetId"], flatten=True
-        )
+        attached = self._call("Target.attachToTarget", targetId=tab["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
@@ -71,16 +69,25 @@ class Browser:
         os.close(self._read)
         self._profile.cleanup()
 
-    def open(self, path, *, width=1280, height=900, is_dark=False, fragment=""):
+    def open(self, path, *, width=1280, height=900, is_dark=False, fragment="", wait=True):
         """Opens a file, and waits until it is loaded."""
         self.resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self._call("Emulation.setEmulatedMedia", media="", features=[scheme])
+        self._events.clear()
         self._call("Page.navigate", url="about:blank")  # also if only the fragment changes
         self._wait_for("Page.loadEventFired")
         self.messages, self.requests = [], []
         self._call("Page.navigate", url=f"{path.as_uri()}{fragment}")
         self._wait_for("Page.loadEventFired")
+        if wait:
+            self.settle()
+
+    def reload(self):
+        self._events.clear()
+        self._call("Page.reload")
+        self._wait_for("Page.loadEventFired")
+        self.settle()
 
     def resize(self, width, height):
         self._call(
@@ -104,14 +111,35 @@ class Browser:
         return answer["result"].get("value")
 
     def settle(self):
-        """Waits until what is due has been drawn."""
-        self.evaluate(
-            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame("
-            "() => setTimeout(done))))"
-        )
+        """Waits until the charts in view have been drawn."""
+        frames = "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+        while True:
+            self.evaluate(f"new Promise(done => {frames})")
+            if not self.evaluate("document.querySelectorAll('[aria-busy=true]').length"):
+                return
+
+    def count(self, selector):
+        return self.evaluate(f"document.querySelectorAll({json.dumps(selector)}).length")
+
+    def text(self, selector):
+        """Returns the text of an element as readers see it; None if it is not shown."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        return self.evaluate(f"{found}?.checkVisibility() ? {found}.innerText : null")
+
+    def click(self, selector):
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+        self.settle()
+
+    def fill(self, selector, value):
+        """Enters a value into a field, as readers do."""
+        field = f"document.querySelector({json.dumps(selector)})"
+        entered = f"field.value = {json.dumps(value)}; field.dispatchEvent(new Event('input'))"
+        self.evaluate(f"(field => {{ {entered} }})({field})")
+        self.settle()
 
     def mouse(self, kind, x, y, **parameters):
         self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **parameters)
+        self.settle()
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):
@@ -163,8 +191,8 @@ class Browser:
     def _receive(self):
         deadline = time.monotonic() + LIMIT_SECONDS
         while b"\0" not in self._unread:
-            left = deadline - time.monotonic()
-            assert left > 0 and select.select([self._read], [], [], left)[0], "no answer"
+            left = max(0, deadline - time.monotonic())
+            assert select.select([self._read], [], [], left)[0], "the browser does not answer"
             data = os.read(self._read, 2**20)
             assert data, "the browser has ended"
             self._unread += data

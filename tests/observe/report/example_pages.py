@@ -4,7 +4,7 @@ import math
 import random
 
 MADE_AT = "2026-11-30T01:20:00+00:00"
-HOSTILE = '</script><script>alert(1)</script><!-- "\'{{ 7 * 7 }} \u2028 ${1} \ud800'
+HOSTILE = "</script><script>alert(1)</script><!-- \"'{{ 7 * 7 }} \u2028 ${1} \ud800"
 
 
 def position(step, *, steps_per_epoch=100, seconds_per_step=0.4):
@@ -23,7 +23,11 @@ def curve(metric, steps, values, *, is_validation=False, spread=None, **where):
     places = [position(step, **where) for step in steps]
     mean = [value if value is not None and math.isfinite(value) else None for value in values]
     is_thinned = spread is not None
-    band = [None if each is None else spread * (abs(each) + 0.01) for each in mean] if is_thinned else []
+    band = (
+        [None if each is None else spread * (abs(each) + 0.01) for each in mean]
+        if is_thinned
+        else []
+    )
     return {
         "metric": metric,
         "is_validation": is_validation,
@@ -31,8 +35,12 @@ def curve(metric, steps, values, *, is_validation=False, spread=None, **where):
         "epoch": [each["epoch"] for each in places],
         "seconds": [each["seconds"] for each in places],
         "mean": mean,
-        "low": [None if m is None else m - b for m, b in zip(mean, band, strict=True)] if is_thinned else None,
-        "high": [None if m is None else m + b for m, b in zip(mean, band, strict=True)] if is_thinned else None,
+        "low": [None if m is None else m - b for m, b in zip(mean, band, strict=True)]
+        if is_thinned
+        else None,
+        "high": [None if m is None else m + b for m, b in zip(mean, band, strict=True)]
+        if is_thinned
+        else None,
         "count": [10] * len(mean) if is_thinned else None,
         "lost": [index for index, value in enumerate(mean) if value is None],
     }
@@ -73,6 +81,20 @@ PANELS = [
 ]
 
 
+SHARES = {
+    "data": 0.392,
+    "backward": 0.211,
+    "forward": 0.148,
+    "validation": 0.112,
+    "optimizer": 0.058,
+    "checkpoint": 0.031,
+    "handlers/MeanLoss": 0.019,
+    "other": 0.016,
+    "handlers/Console": 0.012,
+    "gc": 0.001,
+}
+
+
 def run(label="runs/digits", *, seed=0, steps=2000, rate=1e-3, state="finished", **changes):
     """Returns a run on small images; ``changes`` replaces keys."""
     generator = random.Random(seed)
@@ -84,14 +106,40 @@ def run(label="runs/digits", *, seed=0, steps=2000, rate=1e-3, state="finished",
         return floor + 2.2 * math.exp(-step * rate * 4) + 0.15 * math.exp(-step * rate)
 
     curves = [
-        curve("loss", reports, [fall(s, 0.08) * (1 + 0.12 * noise(0, 1)) for s in reports], spread=0.15),
-        curve("lr", reports, [rate * min(1, s / 200) * 0.5 * (1 + math.cos(math.pi * s / steps)) for s in reports]),
-        curve("grad_norm", reports, [abs(0.4 + 0.2 * noise(0, 1)) + 3 * math.exp(-s / 150) for s in reports], spread=0.3),
+        curve(
+            "loss",
+            reports,
+            [fall(s, 0.08) * (1 + 0.12 * noise(0, 1)) for s in reports],
+            spread=0.15,
+        ),
+        curve(
+            "lr",
+            reports,
+            [rate * min(1, s / 200) * 0.5 * (1 + math.cos(math.pi * s / steps)) for s in reports],
+        ),
+        curve(
+            "grad_norm",
+            reports,
+            [abs(0.4 + 0.2 * noise(0, 1)) + 3 * math.exp(-s / 150) for s in reports],
+            spread=0.3,
+        ),
         curve("samples_per_second", reports, [5200 + 180 * noise(0, 1) for _ in reports]),
         curve("data_wait", reports, [abs(0.12 + 0.03 * noise(0, 1)) for _ in reports]),
-        curve("max_ram_mib", validations, [1480 + 60 * (1 - math.exp(-s / 500)) for s in validations]),
-        curve("val_loss", validations, [fall(s, 0.13) + 0.00004 * s * rate * 300 + 0.01 * noise(0, 1) for s in validations], is_validation=True),
-        curve("val_accuracy", validations, [0.97 - 0.5 * math.exp(-s / 300) + 0.004 * noise(0, 1) for s in validations], is_validation=True),
+        curve(
+            "max_ram_mib", validations, [1480 + 60 * (1 - math.exp(-s / 500)) for s in validations]
+        ),
+        curve(
+            "val_loss",
+            validations,
+            [fall(s, 0.13) + 0.00004 * s * rate * 300 + 0.01 * noise(0, 1) for s in validations],
+            is_validation=True,
+        ),
+        curve(
+            "val_accuracy",
+            validations,
+            [0.97 - 0.5 * math.exp(-s / 300) + 0.004 * noise(0, 1) for s in validations],
+            is_validation=True,
+        ),
     ]
     curves = [each for each in curves if each["step"]]
     best = {"loss": "lowest", "val_loss": "lowest", "val_accuracy": "highest"}
@@ -109,30 +157,32 @@ def run(label="runs/digits", *, seed=0, steps=2000, rate=1e-3, state="finished",
     marks = [
         *(mark("validation", f"validation {n}", step) for n, step in enumerate(validations, 1)),
         *(mark("checkpoint", each["path"], each["at"]["step"]) for each in checkpoints),
-        *(mark("skip", "the loss scaler skipped a step", step) for step in (3, 9, 41) if step < steps),
+        *(
+            mark("skip", "the loss scaler skipped a step", step)
+            for step in (3, 9, 41)
+            if step < steps
+        ),
     ]
     if steps >= 1200:
-        marks += [mark("stop", "stopped: SIGTERM", 1200), mark("resume", "resumed from step 1,200", 1200)]
+        marks += [
+            mark("stop", "stopped: SIGTERM", 1200),
+            mark("resume", "resumed from step 1,200", 1200),
+        ]
     made = {
         "label": label,
         "path": f"/home/ada/experiments/{label}/metrics.jsonl",
         "problem": None,
         "notes": [],
-        "status": {"state": state, "text": f"finished at step {steps:,}: max_epochs", "done": 1.0, "seconds_left": None},
+        "status": status(state, f"finished at step {steps:,}: max_epochs", 1.0),
         "started": "2026-11-28T23:59:00+00:00",
         "at": position(steps),
         "summaries": [summary(each, best.get(each["metric"])) for each in curves],
         "curves": curves,
         "marks": sorted(marks, key=lambda each: each["at"]["step"]),
         "times": {
-            "parts": [
-                {"name": name, "share": share}
-                for name, share in (
-                    ("data", 0.392), ("backward", 0.211), ("forward", 0.148), ("validation", 0.112), ("optimizer", 0.058),
-                    ("checkpoint", 0.031), ("handlers/MeanLoss", 0.019), ("other", 0.016), ("handlers/Console", 0.012), ("gc", 0.001),
-                )
-            ],
-            "advice": "data: 39% of the time. `num_workers` of the DataLoader is 0, so this process prepares each batch itself: set `num_workers` to 2 or more.",
+            "parts": [{"name": name, "share": share} for name, share in SHARES.items()],
+            "advice": "data: 39% of the time. `num_workers` of the DataLoader is 0, so this "
+            "process prepares each batch itself: set `num_workers` to 2 or more.",
             "background": {"checkpoint": 4.31},
         },
         "growth": [],
@@ -140,16 +190,39 @@ def run(label="runs/digits", *, seed=0, steps=2000, rate=1e-3, state="finished",
         "resumes": [RESUME] if steps >= 1200 else [],
         "failure": None,
         "settings": {
-            "seed": 7, "precision": "bf16", "model/class": "ResNet", "model/parameters": 11_173_962,
-            "optimizer/class": "AdamW", "optimizer/lr": rate, "optimizer/betas": "[0.9, 0.999]", "optimizer/weight_decay": 0.01,
-            "lr_scheduler/class": "OneCycleLR", "limits/max_epochs": 20, "limits/max_steps": None,
-            "handlers/MeanLoss/every_steps": 5, "handlers/SaveCheckpoint/every_steps": 400, "handlers/SaveCheckpoint/metric": "val_accuracy",
+            "seed": 7,
+            "precision": "bf16",
+            "model/class": "ResNet",
+            "model/parameters": 11_173_962,
+            "optimizer/class": "AdamW",
+            "optimizer/lr": rate,
+            "optimizer/betas": "[0.9, 0.999]",
+            "optimizer/weight_decay": 0.01,
+            "lr_scheduler/class": "OneCycleLR",
+            "limits/max_epochs": 20,
+            "limits/max_steps": None,
+            "handlers/MeanLoss/every_steps": 5,
+            "handlers/SaveCheckpoint/every_steps": 400,
+            "handlers/SaveCheckpoint/metric": "val_accuracy",
         },
-        "versions": {"python": "3.12.1", "torch": "2.13.0", "pytorch-ignite": "0.5.5", "accelerate": "1.15.0", "ignite-hooks": "0.1.0"},
-        "machine": {"host": "gpu-07", "cpus": 64, "process": 4711, "device": "cuda:0", "device_name": "NVIDIA H200", "processes": 1},
+        "versions": {
+            "python": "3.12.1",
+            "torch": "2.13.0",
+            "pytorch-ignite": "0.5.5",
+            "accelerate": "1.15.0",
+            "ignite-hooks": "0.1.0",
+        },
+        "machine": {
+            "host": "gpu-07",
+            "cpus": 64,
+            "process": 4711,
+            "device": "cuda:0",
+            "device_name": "NVIDIA H200",
+            "processes": 1,
+        },
         "command": ["python", "train.py", "--lr", str(rate), "--name", "digits, the first"],
         "folder": "/home/ada/experiments",
-    }  # fmt: skip
+    }
     return made | changes
 
 
@@ -162,7 +235,11 @@ RESUME = {
     "checkpoint": "/home/ada/experiments/runs/digits/step_00001200",
     "exact": False,
     "parts": [
-        {"name": "data", "level": "approximate", "reason": "a stream without a state is iterated again"},
+        {
+            "name": "data",
+            "level": "approximate",
+            "reason": "a stream without a state is iterated again",
+        },
         {"name": "model", "level": "exact", "reason": None},
         {"name": "optimizer", "level": "exact", "reason": None},
     ],
@@ -185,16 +262,26 @@ GROWTH = [
 ]
 FAILURE = {
     "type": "torch.OutOfMemoryError",
-    "message": "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.31 GiB is free.",
-    "traceback": 'Traceback (most recent call last):\n  File "/home/ada/experiments/train.py", line 81, in <module>\n    trainer.run(max_epochs=20)\n'
-    '  File "/home/ada/experiments/model.py", line 40, in forward\n    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + self.bias[:, :, : query.shape[1]]\n'
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n",
+    "message": "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+    "139.81 GiB of which 1.31 GiB is free.",
+    "traceback": """Traceback (most recent call last):
+  File "/home/ada/experiments/train.py", line 81, in <module>
+    trainer.run(max_epochs=20)
+  File "/home/ada/experiments/model.py", line 40, in forward
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + self.bias[:, :, :size]
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.
+""",
     "at": position(1873),
-}  # fmt: skip
+}
 
 
 def page(*runs, panels=PANELS, differences=()):
-    return {"made_at": MADE_AT, "runs": list(runs), "panels": panels, "differences": list(differences)}
+    return {
+        "made_at": MADE_AT,
+        "runs": list(runs),
+        "panels": panels,
+        "differences": list(differences),
+    }
 
 
 def status(state, text, done=None, seconds_left=None):
@@ -217,16 +304,32 @@ def quiet():
 
 
 def failed():
-    made = run(steps=1873, status=status("failed", "failed at step 1,873: torch.OutOfMemoryError"), failure=FAILURE)
+    made = run(
+        steps=1873,
+        status=status("failed", "failed at step 1,873: torch.OutOfMemoryError"),
+        failure=FAILURE,
+    )
     made["marks"].append(mark("error", "torch.OutOfMemoryError", 1873))
     made["notes"] = ["2 damaged lines were left out."]
     return page(made)
 
 
 EMPTY = {
-    "status": status("empty", "no reports yet"), "summaries": [], "curves": [], "marks": [], "times": None, "checkpoints": [], "resumes": [],
-    "settings": {}, "versions": {}, "machine": {}, "command": [], "folder": None, "at": None, "started": None,
-}  # fmt: skip
+    "status": status("empty", "no reports yet"),
+    "summaries": [],
+    "curves": [],
+    "marks": [],
+    "times": None,
+    "checkpoints": [],
+    "resumes": [],
+    "settings": {},
+    "versions": {},
+    "machine": {},
+    "command": [],
+    "folder": None,
+    "at": None,
+    "started": None,
+}
 
 
 def empty():
@@ -234,12 +337,15 @@ def empty():
 
 
 def missing():
-    problem = "No such file: /home/ada/runs/a/metrics.jsonl. Give the path of a record, which MetricsLog writes."
+    problem = "No such file: /home/ada/runs/a/metrics.jsonl. Give the path of a record."
     return page(run(**EMPTY, problem=problem), panels=[])
 
 
 def one_step():
-    return page(run(steps=1, status=status("finished", "finished at step 1: max_steps")), panels=[each for each in PANELS if each["title"] not in ("val_accuracy", "max_ram_mib")])
+    return page(
+        run(steps=1, status=status("finished", "finished at step 1: max_steps")),
+        panels=[each for each in PANELS if each["title"] not in ("val_accuracy", "max_ram_mib")],
+    )
 
 
 def forty():
@@ -248,7 +354,10 @@ def forty():
     steps = [*range(2, 2001, 2)]
     for number, name in enumerate(names):
         generator = random.Random(number)
-        values = [0.9 - 0.6 * math.exp(-s / (100 + 20 * number)) + 0.02 * generator.gauss(0, 1) for s in steps]
+        values = [
+            0.9 - 0.6 * math.exp(-s / (100 + 20 * number)) + 0.02 * generator.gauss(0, 1)
+            for s in steps
+        ]
         made["curves"].append(curve(name, steps, values, is_validation=True))
         made["summaries"].append(summary(made["curves"][-1], "highest"))
     return page(made, panels=[*PANELS[:2], *(panel(name, [name]) for name in names), *PANELS[2:]])
@@ -262,15 +371,26 @@ def not_finite():
                 for key in ("mean", "low", "high"):
                     each[key][index] = None
                 each["lost"].append(index)
-    made["summaries"] = [summary(each, "lowest" if "loss" in each["metric"] else None) for each in made["curves"]]
+    made["summaries"] = [
+        summary(each, "lowest" if "loss" in each["metric"] else None) for each in made["curves"]
+    ]
     return page(made)
 
 
 def several(count):
     rates = [1e-3 * 2 ** (number / 2 - 1) for number in range(count)]
-    runs = [run(f"sweep/lr_{rate:.2g}", seed=number, rate=rate) for number, rate in enumerate(rates)]
+    runs = [
+        run(f"sweep/lr_{rate:.2g}", seed=number, rate=rate) for number, rate in enumerate(rates)
+    ]
     if count > 2:
-        runs[2] = run("sweep/failed", seed=2, rate=rates[2], steps=1300, status=status("failed", "failed at step 1,300: ValueError"), failure=FAILURE)
+        runs[2] = run(
+            "sweep/failed",
+            seed=2,
+            rate=rates[2],
+            steps=1300,
+            status=status("failed", "failed at step 1,300: ValueError"),
+            failure=FAILURE,
+        )
     differences = [
         {"name": "optimizer/lr", "values": rates},
         {"name": "optimizer/betas", "values": ["[0.9, 0.999]"] * (count - 1) + ["[0.9, 0.95]"]},
@@ -280,17 +400,29 @@ def several(count):
 
 
 def long_names():
-    long = "validation/of_the_translated_test_set/with_a_very_long_name_that_somebody_made_by_hand/bleu_score_of_the_newest_and_best_kind"
-    made = run("experiments/2026/november/a_run_with_an_extremely_long_name_that_somebody_generated_from_all_of_its_hyperparameters_lr=0.0003_wd=0.01_bs=512")
-    made["curves"].append(curve(long, range(100, 2001, 100), [0.1 + n / 40 for n in range(20)], is_validation=True))
+    long = f"validation/of_the_translated_test_set/with_{'a_very_' * 9}long_name/bleu_score"
+    made = run(f"experiments/2026/november/{'all_of_its_hyperparameters_' * 4}lr=0.0003_wd=0.01")
+    made["curves"].append(
+        curve(long, range(100, 2001, 100), [0.1 + n / 40 for n in range(20)], is_validation=True)
+    )
     made["summaries"].append(summary(made["curves"][-1], "highest"))
-    made["settings"] |= {f"model/config/layers/{n}/attention/heads/{'very_' * 8}long": "word " * 60 for n in range(60)}
+    made["settings"] |= {
+        f"model/config/layers/{n}/attention/heads/{'very_' * 8}long": "word " * 60
+        for n in range(60)
+    }
     made["settings"] |= {"data/files": "/data/" + "x" * 900}
     return page(made, panels=[*PANELS, panel(long, [long], unit="tokens per second and device")])
 
 
 def hostile():
-    made = run(HOSTILE, path=HOSTILE, notes=[HOSTILE], command=["python", HOSTILE], folder=HOSTILE, failure=FAILURE | {"message": HOSTILE, "traceback": HOSTILE, "type": HOSTILE})
+    made = run(
+        HOSTILE,
+        path=HOSTILE,
+        notes=[HOSTILE],
+        command=["python", HOSTILE],
+        folder=HOSTILE,
+        failure=FAILURE | {"message": HOSTILE, "traceback": HOSTILE, "type": HOSTILE},
+    )
     panels = list(PANELS)
     for name in (HOSTILE, "__proto__", "constructor", ""):
         made["curves"].append(curve(name, range(100, 2001, 100), [n / 20 for n in range(20)]))
@@ -301,12 +433,30 @@ def hostile():
     made["times"]["parts"][0]["name"] = HOSTILE
     made["checkpoints"][-1] |= {"path": HOSTILE, "metric": HOSTILE, "is_best": True}
     made["growth"] = [GROWTH[0] | {"class": HOSTILE, "chain": HOSTILE, "classes": {HOSTILE: 1.0}}]
-    made["resumes"] = [RESUME | {"checkpoint": HOSTILE, "cut_end": HOSTILE, "parts": [{"name": HOSTILE, "level": HOSTILE, "reason": HOSTILE}]}]
+    made["resumes"] = [
+        RESUME
+        | {
+            "checkpoint": HOSTILE,
+            "cut_end": HOSTILE,
+            "parts": [{"name": HOSTILE, "level": HOSTILE, "reason": HOSTILE}],
+        }
+    ]
     return page(made, panels=panels)
 
 
 CASES = {
-    "usual": usual, "in_progress": in_progress, "quiet": quiet, "failed": failed, "empty": empty, "missing": missing, "one_step": one_step,
-    "forty": forty, "not_finite": not_finite, "three_runs": lambda: several(3), "eight_runs": lambda: several(8),
-    "long_names": long_names, "hostile": hostile, "no_runs": lambda: page(panels=[]),
-}  # fmt: skip
+    "usual": usual,
+    "in_progress": in_progress,
+    "quiet": quiet,
+    "failed": failed,
+    "empty": empty,
+    "missing": missing,
+    "one_step": one_step,
+    "forty": forty,
+    "not_finite": not_finite,
+    "three_runs": lambda: several(3),
+    "eight_runs": lambda: several(8),
+    "long_names": long_names,
+    "hostile": hostile,
+    "no_runs": lambda: page(panels=[]),
+}

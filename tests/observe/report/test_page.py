@@ -1,0 +1,498 @@
+"""Tests of the page of a report: of its HTML, and of what readers see in a browser."""
+
+import ast
+import json
+import re
+import shlex
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from ignite_hooks.observe.report.chart_library import chart_library
+from ignite_hooks.observe.report.page import render
+from ignite_hooks.observe.report.page_text import duration_text
+from ignite_hooks.observe.report.page_text import number_text
+from ignite_hooks.observe.report.page_text import percent_text
+from ignite_hooks.observe.report.page_text import time_text
+from ignite_hooks.observe.report.page_text import value_text
+from tests.observe.report import example_pages
+from tests.observe.report.browser import PATH
+from tests.observe.report.browser import Browser
+from tests.observe.report.example_pages import CASES
+from tests.observe.report.example_pages import HOSTILE
+
+pytest.importorskip("jinja2")
+pytest.importorskip("vl_convert")
+SHOWN_HOSTILE = HOSTILE.replace("\ud800", "?")  # UTF-8 has no lone surrogate
+
+
+class Elements(HTMLParser):
+    """The elements of a page: (name, attributes, text) of each."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), []))
+
+    def handle_data(self, data):
+        if self.found:
+            self.found[-1][2].append(data)
+
+    def texts(self, tag):
+        return ["".join(text) for name, _, text in self.found if name == tag]
+
+
+# ---- Without a browser.
+
+
+def test_page_has_no_address_and_admits_its_own_scripts_only():
+    elements = Elements(render(CASES["usual"]())).found
+    addresses = [
+        value
+        for _, attributes, _ in elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "action", "data", "srcset")
+    ]
+    assert addresses == ["data:,"]
+    policies = [a["content"] for _, a, _ in elements if "http-equiv" in a]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; script-src 'unsafe-eval' 'sha256-")
+    scripts = [attributes for name, attributes, _ in elements if name == "script"]
+    assert scripts == [{"type": "application/json", "id": "data"}, {}, {}]
+    assert not any(name.startswith("on") for _, attributes, _ in elements for name in attributes)
+
+
+def test_hostile_names_stay_text():
+    data = CASES["hostile"]()
+    html = render(data)
+    html.encode()
+    elements = Elements(html)
+    assert [name for name, *_ in elements.found].count("script") == 3
+    assert f"{SHOWN_HOSTILE}: finished at step 2,000: max_epochs" in elements.texts("title")[0]
+    (embedded,) = [
+        "".join(text) for _, attributes, text in elements.found if attributes.get("id") == "data"
+    ]
+    assert json.loads(embedded)["panels"] == data["panels"]
+    code, command = elements.texts("pre")[1:3]
+    path = next(
+        e.value
+        for e in ast.walk(ast.parse(code))
+        if isinstance(e, ast.Constant) and e.value == HOSTILE
+    )
+    assert path == HOSTILE
+    assert shlex.split(command)[-1] == SHOWN_HOSTILE
+
+
+def test_tables_and_numbers_are_there_without_scripts():
+    html = render(CASES["in_progress"]())
+    text = re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<(script|style).*?</\1>|<wbr>", "", html))
+    text = " ".join(text.split())
+    for part in (
+        "The curves need JavaScript",
+        "62 % done, 1 h 05 min left step 1,240, epoch 12.4 8 min 16 s of training",
+        "val_accuracy 0.9586 highest, at step 1,200",
+        "data 39 % backward 21 %",
+        "set num_workers to 2 or more",
+        "tensors [16, 10] float32 on cpu since step 400 : memory ends after 2 h 35 min",
+        "resident memory 3.1 MiB per 1,000 steps",
+        "From /home/ada/experiments/runs/digits/step_00001200 . 14 lines of the record after",
+        "data approximate a stream without a state is iterated again",
+        "weight_decay 0.01",
+        "python train.py --lr 0.001 --name &#39;digits, the first&#39;",
+        "Made by ignite_hooks on 2026-11-30 01:20 UTC",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("case", "is_said"), [("quiet", True), ("in_progress", False), ("usual", False)]
+)
+def test_run_that_has_long_reported_nothing_may_be_killed(case, is_said):
+    said = "the run had reported nothing for 1 h 18 min. The process may have been killed."
+    assert (said in render(CASES[case]())) is is_said
+
+
+def test_checkpoint_to_load_is_the_best_that_is_there():
+    data = CASES["usual"]()
+    checkpoints = data["runs"][0]["checkpoints"]
+    assert "load_weights" in render(data)
+    assert "path = &#39;/home/ada/experiments/runs/digits/step_00001600&#39;" in render(data)
+    checkpoints[-2]["is_there"] = False
+    assert "path = &#39;/home/ada/experiments/runs/digits/step_00002000&#39;" in render(data)
+    checkpoints[-1]["is_there"] = False
+    assert "load_weights" not in render(data)
+
+
+def test_failure_comes_before_the_numbers():
+    html = render(CASES["failed"]())
+    places = [html.index(part) for part in ("<h1>", "<h2>torch.OutOfMemoryError", 'class="keys"')]
+    assert places == sorted(places)
+
+
+NUMBERS = {
+    0.0001234: "1.23e-4",
+    12345.4: "12,345",
+    0.98612: "0.9861",
+    0.03: "0.03",
+    0: "0",
+    -2.5: "-2.5",
+    999.96: "1,000",
+    1e-3: "0.001",
+    999_999: "999,999",
+    12_345_678: "1.23e7",
+    2e-300: "2e-300",
+    1e300: "1e300",
+    100: "100",
+    0.1 + 0.2: "0.3",
+    1234.5678: "1,235",
+}
+
+
+def test_numbers_durations_and_times_are_for_people():
+    assert {number: number_text(number) for number in NUMBERS} == NUMBERS
+    assert number_text(None) == "–"
+    durations = {
+        -1: "0.0 s",
+        4.24: "4.2 s",
+        59.4: "59 s",
+        187: "3 min 07 s",
+        3900: "1 h 05 min",
+        86_400: "1 d 0 h",
+        183_600: "2 d 3 h",
+    }
+    assert {seconds: duration_text(seconds) for seconds in durations} == durations
+    assert [percent_text(share) for share in (0, 0.004, 0.0996, 0.394, 1)] == [
+        "0 %",
+        "0.4 %",
+        "10 %",
+        "39 %",
+        "100 %",
+    ]
+    assert time_text("2026-11-30T03:20:59+02:00") == "2026-11-30 01:20 UTC"
+    assert time_text("2026-11-30T01:20:59Z") == "2026-11-30 01:20 UTC"
+    assert time_text("soon") == "soon"
+    settings = {None: "–", True: "True", 0.1 + 0.2: "0.3", 3e-4: "0.0003", 10**20: str(10**20)}
+    assert {value: value_text(value) for value in settings} == settings
+
+
+@pytest.mark.parametrize("module", ["jinja2", "vl_convert"])
+def test_missing_package_is_named(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ignite-hooks\[report\]'"):
+        render(CASES["usual"]())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_chart_library_is_built_once(cache):
+    code = chart_library()
+    (path,) = cache.rglob("vega-*.js")
+    assert path.read_text(encoding="utf-8").endswith(code)
+    inode = path.stat().st_ino
+    assert chart_library() == code
+    assert path.stat().st_ino == inode
+    damaged = path.read_text(encoding="utf-8").replace("function", "funktion", 1)
+    path.write_text(damaged, encoding="utf-8")
+    assert chart_library() == code
+    assert path.read_text(encoding="utf-8").endswith(code)
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_cache_that_cannot_be_written_is_no_error(cache):
+    cache.write_text("a file, where a folder should be")
+    assert "vegaEmbed" in chart_library()[-100:]
+
+
+# ---- In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if PATH is None:
+        pytest.skip("needs chromium, which is not on the PATH")
+    opened = Browser()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Returns a function that writes the page of a case, and returns its path."""
+    folder = tmp_path_factory.mktemp("pages")
+
+    def written(case):
+        path = folder / f"{case}.html"
+        if not path.exists():
+            path.write_text(render(CASES[case]()), encoding="utf-8")
+        return path
+
+    return written
+
+
+@pytest.fixture
+def opened(browser, pages):
+    """Returns a function that opens a case, and checks afterwards that the browser is content."""
+
+    def open_case(case, **options):
+        browser.open(pages(case), **options)
+        return browser
+
+    yield open_case
+    assert browser.messages == []
+    assert len({each.partition("#")[0] for each in browser.requests}) == 1  # the page itself
+
+
+def line_paths(number):
+    """Returns the selector of the lines of a chart."""
+    return f'[data-panel="{number}"] .chart svg .mark-line path'
+
+
+def each_of(selector, expression):
+    """Returns JavaScript for a list with a value for each element, which is called ``e``."""
+    return f"[...document.querySelectorAll({json.dumps(selector)})].map(e => {expression})"
+
+
+def plot_of(browser, number=0):
+    """Returns the left, the top and the width of a chart in the window."""
+    chart = f"""document.querySelector('[data-panel="{number}"] .chart')"""
+    browser.evaluate(f"{chart}.scrollIntoView({{block: 'center'}})")
+    browser.settle()
+    box = browser.evaluate(f"(b => [b.left, b.top, b.width])({chart}.getBoundingClientRect())")
+    return box[0] + 52, box[1] + 10, box[2] - 72
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "is_dark"), [(1280, False), (390, True)])
+@pytest.mark.parametrize("case", CASES)
+def test_every_page_is_drawn_and_fits(opened, case, width, is_dark):
+    browser = opened(case, width=width, height=20_000, is_dark=is_dark)
+    sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.evaluate(sideways) <= 0
+    data = CASES[case]()
+    for number, panel in enumerate(data["panels"]):
+        curves = [
+            c for run in data["runs"] for c in run["curves"] if c["metric"] in panel["metrics"]
+        ]
+        lines = browser.evaluate(each_of(line_paths(number), "e.getAttribute('d')"))
+        assert sum("L" in each for each in lines) >= sum(len(c["step"]) > 1 for c in curves)
+        assert browser.count(f'[data-panel="{number}"] .mark-symbol path, {line_paths(number)}') > 0
+
+
+@pytest.mark.browser
+def test_hostile_names_are_text_in_the_browser(opened):
+    browser = opened("hostile", height=20_000)
+    assert browser.evaluate("document.querySelector('h1').textContent") == SHOWN_HOSTILE
+    assert browser.count("script") == 3
+    assert browser.text('[data-panel="8"] h4').startswith("__proto__")
+    left, top, width = plot_of(browser, 8)
+    browser.mouse("mouseMoved", left + width, top + 50)
+    assert "__proto__\t0.95" in browser.text("#tooltip")
+
+
+@pytest.mark.browser
+def test_charts_follow_a_change_to_dark(opened):
+    browser = opened("usual")
+    colour = f"getComputedStyle(document.querySelector('{line_paths(0)}')).stroke"
+    light = browser.evaluate(colour)
+    browser.set_dark(True)
+    browser.settle()
+    assert light == "rgb(0, 114, 178)"
+    assert browser.evaluate(colour) == "rgb(78, 169, 230)"
+
+
+@pytest.mark.browser
+def test_charts_are_drawn_when_they_come_into_view(opened):
+    browser = opened("forty")
+    assert 0 < browser.count(".chart svg") < 15
+    browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+    browser.settle()
+    assert browser.count(".chart svg") == len(CASES["forty"]()["panels"]) + 1  # and the events
+
+
+@pytest.mark.browser
+def test_filter_shows_the_charts_of_a_name(opened):
+    browser = opened("forty", fragment="#show=recall/class_07")
+    shown = each_of(".cell:not([hidden]) h4", "e.textContent")
+    assert browser.evaluate(shown) == ["val/recall/class_07"]
+    assert browser.text(".cell:not([hidden]) h3") == "Metrics"
+    browser.fill("#filter", "GRAD")
+    assert browser.evaluate(shown) == ["grad_norm"]
+    assert browser.text(".cell:not([hidden]) h3") == "Optimization"
+    browser.fill("#filter", "nothing like it")
+    assert browser.text("#nothing") == "No metric has this name."
+    assert opened("usual").count("#filter") == 0
+
+
+@pytest.mark.browser
+def test_x_axis_smoothing_and_zoom_survive_a_reload(opened):
+    browser = opened("usual", fragment="")
+    axis = each_of('[data-panel="0"] svg .role-axis-label', "e.textContent")
+    title = """document.querySelector('[data-panel="0"] svg .role-axis-title').textContent"""
+    assert browser.evaluate(title) == "step"
+    for value, name in (("epoch", "epoch"), ("seconds", "training time, min")):
+        browser.click(f"input[value={value}]")
+        assert browser.evaluate(title) == name
+    browser.fill("#smoothing", "5")
+    assert browser.text("#smoothing-text") == "5 %"
+    left, top, width = plot_of(browser)
+    browser.mouse("mousePressed", left + width / 2, top + 50, button="left", clickCount=1)
+    browser.mouse("mouseMoved", left + width + 40, top + 50, button="left", buttons=1)
+    browser.mouse("mouseReleased", left + width + 40, top + 50, button="left", clickCount=1)
+    browser.reload()
+    assert browser.evaluate(title) == "training time, min"
+    assert browser.text("#smoothing-text") == "5 %"
+    assert browser.evaluate("location.hash").startswith("#x=seconds&smoothing=5&zoom=6.6")
+    (labels, _) = browser.evaluate(axis)
+    assert labels.startswith("8")
+    left, top, width = plot_of(browser)
+    for count in (1, 2):
+        browser.mouse("mousePressed", left + 9, top + 50, button="left", clickCount=count)
+        browser.mouse("mouseReleased", left + 9, top + 50, button="left", clickCount=count)
+    assert "zoom" not in browser.evaluate("location.hash")
+    assert browser.text("#reset") is None
+
+
+@pytest.mark.browser
+def test_smoothing_is_an_average_weighted_by_distance(opened):
+    browser = opened("usual", fragment="#smoothing=0")
+    lines = each_of(line_paths(0), "e.getAttribute('d')")
+    plain = browser.evaluate(lines)
+    assert len(plain) == 2  # training and validation
+    browser.fill("#smoothing", "4")
+    raw, smooth, validation = browser.evaluate(lines)
+    assert (raw, validation) == (plain[0], plain[1])
+    travelled = [
+        sum(abs(b - a) for a, b in pairwise(ys))
+        for ys in ([float(y) for y in re.findall(r",(-?[\d.]+)", d)] for d in (raw, smooth))
+    ]
+    assert travelled[1] < 0.3 * travelled[0]
+    assert browser.count(line_paths(2)) == 1  # the learning rate, which is smooth, stays as it is
+
+
+@pytest.mark.browser
+def test_values_are_shown_under_the_mouse_and_by_keys(opened):
+    browser = opened("usual")
+    left, top, width = plot_of(browser)
+    browser.mouse("mouseMoved", left + width / 2, top + 50)
+    text = browser.text("#tooltip")
+    step = int(
+        re.match(r"step ([\d,]+) · epoch (9|10|10\.\d+|9\.\d+) · 6 min", text)[1].replace(",", "")
+    )
+    assert abs(step - 1000) <= 8  # a pixel is eight steps wide
+    curve = CASES["usual"]()["runs"][0]["curves"][0]
+    assert f"training\t{number_text(curve['mean'][curve['step'].index(step)])}\t" in text
+    assert sum(browser.evaluate(each_of(".cursor", "e.checkVisibility()"))) > 3  # also elsewhere
+    browser.mouse("mouseMoved", 1, 1)
+    assert browser.text("#tooltip") is None
+    browser.evaluate("""document.querySelector('[data-panel="0"] .chart').focus()""")
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        browser.press(key)
+    assert browser.text("#tooltip").startswith(f"step {number_text(step + 2)} ·")
+    browser.press("+")
+    browser.settle()
+    assert "zoom=" in browser.evaluate("location.hash")
+    browser.press("Escape")
+    assert "zoom=" not in browser.evaluate("location.hash")
+
+
+@pytest.mark.browser
+def test_wheel_zooms_with_ctrl_only(opened):
+    browser = opened("usual")
+    left, top, width = plot_of(browser)
+    place = {"x": left + width / 2, "y": top + 50, "deltaX": 0, "deltaY": -100}
+    browser.mouse("mouseWheel", **place)
+    assert "zoom" not in browser.evaluate("location.hash")
+    left, top, width = plot_of(browser)
+    browser.mouse("mouseWheel", **(place | {"y": top + 50}), modifiers=2)
+    assert "zoom=200~1800" in browser.evaluate("decodeURIComponent(location.hash)")
+
+
+@pytest.mark.browser
+def test_values_that_are_not_finite_are_marked_below(opened):
+    browser = opened("not_finite", fragment="#smoothing=0")
+    path = browser.evaluate(f"document.querySelector('{line_paths(0)}').getAttribute('d')")
+    assert path.count("M") == 3  # a gap of 40 points, and one of a single point
+    marks = each_of('[data-panel="0"] .mark-symbol', "e.children.length")
+    assert 41 in browser.evaluate(marks)  # crosses
+
+
+@pytest.mark.browser
+def test_best_value_is_marked_where_it_is_known(opened):
+    browser = opened("usual")
+    labels = '[data-panel="{}"] svg .role-mark.mark-text text'
+    summaries = {each["metric"]: each for each in CASES["usual"]()["runs"][0]["summaries"]}
+    lowest = f"lowest {number_text(summaries['val_loss']['lowest']['value'])}"
+    assert {*browser.evaluate(each_of(labels.format(0), "e.textContent"))} == {lowest}
+    assert browser.count(labels.format(2)) == 0
+
+
+@pytest.mark.browser
+def test_logarithmic_scale_is_for_one_chart(opened):
+    browser = opened("usual")
+    labels = [
+        each_of(f'[data-panel="{number}"] .role-axis-label text', "e.textContent")
+        for number in (0, 1)
+    ]
+    other = browser.evaluate(labels[1])
+    browser.click('[data-panel="0"] .log')
+    assert "0.1" in browser.evaluate(labels[0])
+    assert browser.evaluate(labels[1]) == other
+    browser.click('[data-panel="2"] .log')  # the learning rate ends at 0
+    assert browser.count(line_paths(2)) == 1
+
+
+@pytest.mark.browser
+def test_runs_have_colours_and_can_be_hidden(opened):
+    browser = opened("three_runs", height=3000)
+    colours = each_of(line_paths(2), "getComputedStyle(e).stroke")
+    assert len({*browser.evaluate(colours)}) == 3
+    dashes = each_of(line_paths(0), "e.getAttribute('stroke-dasharray')")
+    assert browser.evaluate(dashes).count("5,3") == 3
+    before = browser.evaluate(colours)
+    browser.click('.shown[value="0"]')
+    assert browser.evaluate(colours) == before[1:]
+    browser.reload()
+    assert browser.evaluate(colours) == before[1:]
+
+
+@pytest.mark.browser
+def test_page_without_scripts_has_the_tables(browser, pages):
+    browser.without_scripts(True)
+    try:
+        browser.open(pages("in_progress"), wait=False)
+        assert browser.evaluate("document.querySelector('#curves').checkVisibility()") is False
+        assert browser.text("noscript").startswith("The curves need JavaScript.")
+        assert browser.text("table") is not None
+    finally:
+        browser.without_scripts(False)
+
+
+@pytest.mark.browser
+def test_numbers_of_the_charts_are_written_as_in_the_tables(opened):
+    browser = opened("usual", height=5000)
+    curves = CASES["usual"]()["runs"][0]["curves"]
+    last = {curve["metric"]: number_text(curve["mean"][-1]) for curve in curves}
+    shown = browser.evaluate(each_of(".last span", "e.textContent"))
+    names = [name for panel in example_pages.PANELS for name in panel["metrics"]]
+    assert shown == [last[name] for name in names]
+
+
+@pytest.mark.browser
+def test_run_in_progress_can_be_reloaded_every_minute(opened):
+    browser = opened("in_progress")
+    browser.click("#reload")
+    browser.reload()
+    assert browser.evaluate("document.querySelector('#reload').checked")
+    assert browser.text(".ago").endswith(" ago")
+    assert opened("usual").count("#reload, .facts .ago") == 0
