@@ -7,7 +7,7 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   document.documentElement.classList.add("has-script");
 
-  // ---- Texts. page_text.py has the same rules.
+  // ---- Texts. page_text.py writes numbers and durations by the same rules.
 
   function numberText(value) {
     if (value === null || value === undefined) return "–";
@@ -84,19 +84,23 @@
     return curve.inUnit;
   }
 
-  function wholeRange() {
-    let low = Infinity;
-    let high = -Infinity;
-    for (const run of shownRuns()) {
-      const ranges = data.runs[run].curves.filter((curve) => curve.step.length).map(xsOf);
-      for (const xs of [...ranges, data.runs[run].marks.map((mark) => xOf(mark.at))]) {
-        for (const x of xs) {
-          if (x < low) low = x;
-          if (x > high) high = x;
-        }
+  function rangeOf(run) {
+    let [low, high] = [Infinity, -Infinity];
+    const curves = data.runs[run].curves.map(xsOf);
+    for (const xs of [...curves, data.runs[run].marks.map((mark) => xOf(mark.at))]) {
+      for (const x of xs) {
+        if (x < low) low = x;
+        if (x > high) high = x;
       }
     }
-    if (low > high) return [0, 1];
+    return [low, high];
+  }
+
+  function wholeRange() {
+    const ranges = shownRuns().map(rangeOf);
+    let low = Math.min(...ranges.map((each) => each[0]));
+    const high = Math.max(...ranges.map((each) => each[1]));
+    if (!(low <= high)) return [0, 1];
     if (low > 0 && low < 0.1 * high) low = 0;
     return low < high ? [low, high] : [Math.min(0, low), Math.max(1, 2 * high)];
   }
@@ -282,9 +286,10 @@
   function rulesIn(low, high) {
     const rules = [];
     for (const run of shownRuns()) {
+      const end = rangeOf(run)[1];
       for (const { kind, at } of data.runs[run].marks) {
         const x = xOf(at);
-        const isEnd = kind === "stop" && x >= whole[1];
+        const isEnd = kind === "stop" && x >= end;
         if (!["resume", "stop", "error"].includes(kind) || isEnd || x < low || x > high) continue;
         const color = isOneRun ? MARK_COLORS[kind] : `var(--s${(run % 8) + 1})`;
         rules.push({ x, color, dash: kind === "error" ? [1, 0] : [2, 3] });
@@ -918,6 +923,7 @@
     arm();
   }
 
+  for (const each of all(".notice pre")) each.scrollTop = each.scrollHeight; // the error is last
   readAddress();
   showTimes();
   showAges();

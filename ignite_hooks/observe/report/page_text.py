@@ -1,13 +1,36 @@
-"""Converts numbers, durations and times to texts for people. ``page.js`` has the same rules."""
+"""Converts numbers, durations, times and names to texts for people.
 
+``page.js`` writes numbers and durations by the same rules.
+"""
+
+import re
 from datetime import datetime
 from datetime import timezone
+from typing import TYPE_CHECKING
 from typing import Any
 
-__all__ = ["duration_text", "number_text", "parsed_time", "percent_text", "time_text", "value_text"]
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+__all__ = [
+    "breakable",
+    "duration_text",
+    "file_name",
+    "growth_text",
+    "number_text",
+    "parsed_time",
+    "percent_text",
+    "time_text",
+    "unit_text",
+    "value_text",
+]
 
 MAX_NUMBER_LENGTH = 10
 """Numbers in settings that are written with more characters are rounded."""
+
+
+MEMORY_QUANTITIES = ("resident memory", "memory of worker processes", "device memory")
+"""The quantities of ``GrowthWatch`` that are in bytes."""
 
 
 def number_text(value: float | None) -> str:
@@ -49,21 +72,21 @@ def percent_text(share: float) -> str:
 
 def time_text(time: str) -> str:
     """Returns a time of day in ISO format as "2026-11-30 01:20 UTC"; another text as it is."""
-    moment = parsed_time(time)
-    return time if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+    parsed = parsed_time(time)
+    return time if parsed is None else f"{parsed:%Y-%m-%d %H:%M} UTC"
 
 
 def parsed_time(time: str | None) -> datetime | None:
     """Returns a time of day in ISO format, in UTC; None if the text is something else."""
     try:
         # Python 3.10 does not read the "Z".
-        moment = datetime.fromisoformat((time or "").replace("Z", "+00:00"))
+        parsed = datetime.fromisoformat((time or "").replace("Z", "+00:00"))
     except ValueError:
         return None
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=timezone.utc)
+    if parsed.tzinfo is None:
+        return parsed.replace(tzinfo=timezone.utc)
     try:
-        return moment.astimezone(timezone.utc)
+        return parsed.astimezone(timezone.utc)
     except OverflowError:
         return None
 
@@ -76,3 +99,28 @@ def value_text(value: Any) -> str:
         exact = repr(value)
         return exact if len(exact) <= MAX_NUMBER_LENGTH else f"{value:.6g}"
     return str(value)
+
+
+def unit_text(unit: str) -> str:
+    """Returns a unit as it stands after a number: "/s" instead of "1/s"."""
+    return unit[1:] if unit.startswith("1/") else unit
+
+
+def growth_text(rate: float, name: str) -> str:
+    """Returns the rate of a quantity of ``GrowthWatch``; that of a memory in MiB."""
+    if name in MEMORY_QUANTITIES:
+        return f"{number_text(rate / 2**20)} MiB"
+    return number_text(rate)
+
+
+def file_name(path: str) -> str:
+    """Returns the last part of a path of any system."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
+
+
+def breakable(text: str) -> "Markup":
+    """Returns a name as HTML that browsers may break after "/" and "_"."""
+    from markupsafe import Markup
+    from markupsafe import escape
+
+    return Markup(re.sub(r"([/_])", r"\1<wbr>", str(escape(text))))  # entities have neither
