@@ -37,25 +37,34 @@
   // ---- What readers have chosen. It is kept in the address, so that a reload does not lose it.
 
   const SMOOTHINGS = [0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1]; // shares of the run
-  const chosen = { x: "step", smoothing: 3, zoom: null, filter: "", hidden: new Set(), log: new Set(), reload: false };
+  const chosen = {
+    x: "step",
+    smoothing: 3,
+    zoom: null,
+    filter: "",
+    hidden: new Set(),
+    log: new Set(),
+    reload: false,
+  };
 
   function readAddress() {
     const found = new URLSearchParams(location.hash.slice(1));
     if (["step", "epoch", "seconds"].includes(found.get("x"))) chosen.x = found.get("x");
     const smoothing = Number(found.get("smoothing") ?? chosen.smoothing);
     if (smoothing in SMOOTHINGS) chosen.smoothing = smoothing;
-    const zoom = (found.get("zoom") ?? "").split("~").map(Number);
-    chosen.zoom = zoom.length === 2 && zoom[0] < zoom[1] ? zoom : null;
+    const zoom = (found.get("zoom") ?? "").split("~").map((each) => Number(each) / unitOfX());
+    chosen.zoom = zoom.length === 2 && zoom.every(Number.isFinite) && zoom[0] < zoom[1] ? zoom : null;
     chosen.filter = found.get("show") ?? "";
     const numbers = (name) => new Set((found.get(name) || null)?.split(".").map(Number));
-    chosen.hidden = numbers("hidden");
+    if (!isOneRun) chosen.hidden = numbers("hidden");
     chosen.log = numbers("log");
     chosen.reload = found.has("reload");
   }
 
   function writeAddress() {
     const kept = new URLSearchParams({ x: chosen.x, smoothing: chosen.smoothing });
-    if (chosen.zoom) kept.set("zoom", chosen.zoom.map((each) => Number(each.toPrecision(7))).join("~"));
+    if (chosen.zoom)
+      kept.set("zoom", chosen.zoom.map((each) => Number((each * unitOfX()).toPrecision(7))).join("~"));
     if (chosen.filter) kept.set("show", chosen.filter);
     if (chosen.hidden.size) kept.set("hidden", [...chosen.hidden].join("."));
     if (chosen.log.size) kept.set("log", [...chosen.log].join("."));
@@ -72,11 +81,21 @@
   const curvesOf = data.runs.map((run) => new Map(run.curves.map((curve) => [curve.metric, curve])));
   const isShown = (run) => !chosen.hidden.has(run);
   const shownRuns = () => data.runs.map((_, run) => run).filter(isShown);
-  const longestSeconds = Math.max(0, ...data.runs.flatMap((run) => run.curves.map((curve) => curve.seconds.at(-1) ?? 0)));
+  const longestSeconds = Math.max(
+    0,
+    ...data.runs.flatMap((run) => run.curves.map((curve) => curve.seconds.at(-1) ?? 0)),
+  );
   const [timeUnit, unitSeconds] =
-    longestSeconds > 2 * 86400 ? ["d", 86400] : longestSeconds > 7200 ? ["h", 3600] : longestSeconds > 120 ? ["min", 60] : ["s", 1];
+    longestSeconds > 2 * 86400
+      ? ["d", 86400]
+      : longestSeconds > 7200
+        ? ["h", 3600]
+        : longestSeconds > 120
+          ? ["min", 60]
+          : ["s", 1];
   const xTitle = () => ({ step: "step", epoch: "epoch", seconds: `training time, ${timeUnit}` })[chosen.x];
-  const xOf = (at) => (chosen.x === "seconds" ? at.seconds / unitSeconds : at[chosen.x]);
+  const unitOfX = () => (chosen.x === "seconds" ? unitSeconds : 1);
+  const xOf = (at) => at[chosen.x] / unitOfX();
 
   function xsOf(curve) {
     if (chosen.x !== "seconds") return curve[chosen.x];
@@ -96,16 +115,20 @@
     return [low, high];
   }
 
-  function wholeRange() {
-    const ranges = shownRuns().map(rangeOf);
-    let low = Math.min(...ranges.map((each) => each[0]));
-    const high = Math.max(...ranges.map((each) => each[1]));
-    if (!(low <= high)) return [0, 1];
+  let ends = []; // of each run
+  let whole = [0, 1];
+
+  function measureRuns() {
+    const ranges = data.runs.map((_, run) => rangeOf(run));
+    ends = ranges.map((each) => each[1]);
+    let low = Math.min(...shownRuns().map((run) => ranges[run][0]));
+    const high = Math.max(...shownRuns().map((run) => ranges[run][1]));
     if (low > 0 && low < 0.1 * high) low = 0;
-    return low < high ? [low, high] : [Math.min(0, low), Math.max(1, 2 * high)];
+    if (!(low <= high)) whole = [0, 1];
+    else whole = low < high ? [low, high] : [Math.min(0, low), Math.max(1, 2 * high)];
+    if (chosen.zoom && !(chosen.zoom[0] < whole[1] && chosen.zoom[1] > whole[0])) chosen.zoom = null;
   }
 
-  let whole = [0, 1];
   const range = () => chosen.zoom ?? whole;
 
   /** Returns the number of items of a sorted list that are less than a value. */
@@ -130,6 +153,7 @@
   const MIN_SMOOTHED = 60; // points of a validation curve
   const MIN_TRAVEL = 6; // how often a rough curve travels through its range, up and down
   const MAX_FULL_RUNS = 3; // of more runs, faint lines and bands would hide the curves
+  const TINY = 1e-300; // the scales of Vega overflow at less, and at 1 / TINY
   const MAX_DOTS = 30; // a curve of so few points has a dot at each of them
 
   /** Returns whether smoothing shows more of a curve. A learning rate, say, would only be late. */
@@ -190,7 +214,10 @@
 
   /** Returns the name of a series where its chart, and its run, are known. */
   function nameOf(series, among) {
-    const isPair = among.filter((each) => each.run === series.run && each.curve.is_validation === series.curve.is_validation).length === 1;
+    const isPair =
+      among.filter(
+        (each) => each.run === series.run && each.curve.is_validation === series.curve.is_validation,
+      ).length === 1;
     if (!isPair || among.every((each) => each.metric === series.metric)) return series.metric;
     return series.curve.is_validation ? "validation" : "training";
   }
@@ -213,10 +240,18 @@
   function contentOf(panel, isLog) {
     const [low, high] = range();
     const series = seriesOf(panel);
-    const content = { bands: [], raw: [], lines: [], dots: [], lost: [], best: [], rules: rulesIn(low, high) };
+    const content = {
+      bands: [],
+      raw: [],
+      lines: [],
+      dots: [],
+      lost: [],
+      best: [],
+      rules: rulesIn(low, high),
+    };
     const isFull = shownRuns().length <= MAX_FULL_RUNS;
     let [bottom, top] = [Infinity, -Infinity];
-    const drawable = (value) => value !== null && !(isLog && value <= 0);
+    const drawable = (value) => value !== null && Math.abs(value) < 1 / TINY && !(isLog && value < TINY);
     const include = (value) => {
       if (value < bottom) bottom = value;
       if (value > top) top = value;
@@ -234,7 +269,8 @@
         const isInside = x >= low && x <= high;
         const y = drawable(values[index]) ? values[index] : null;
         content.lines.push({ ...common, y });
-        if (isSmoothed && isFull) content.raw.push({ ...common, y: drawable(curve.mean[index]) ? curve.mean[index] : null });
+        if (isSmoothed && isFull)
+          content.raw.push({ ...common, y: drawable(curve.mean[index]) ? curve.mean[index] : null });
         if (isFull && curve.low && drawable(curve.low[index]) && drawable(curve.high[index])) {
           content.bands.push({ ...common, y: curve.low[index], y2: curve.high[index] });
           if (isInside) [curve.low[index], curve.high[index]].forEach(include);
@@ -254,14 +290,25 @@
       const share = (x - low) / (high - low);
       const align = share > 0.75 ? "right" : share < 0.25 ? "left" : "center";
       const text = `${best.kind} ${numberText(best.value)}`;
-      content.best.push({ x, y: best.value, color: best.series.color, text, align, isLow: best.kind === "lowest" });
+      content.best.push({
+        x,
+        y: best.value,
+        color: best.series.color,
+        text,
+        align,
+        isLow: best.kind === "lowest",
+      });
       include(best.value);
     }
     // The margins have room for the label of the best value, which stands outside of the curve.
     const isLabelled = (kind) => content.best.some((each) => each.isLow === (kind === "lowest"));
     const [below, above] = [isLabelled("lowest") ? 0.18 : 0.08, isLabelled("highest") ? 0.18 : 0.08];
     if (bottom > top) [bottom, top] = isLog ? [0.1, 1] : [0, 1];
-    else if (bottom === top) [bottom, top] = isLog ? [bottom / 2, 2 * top] : [bottom - (Math.abs(bottom) / 2 || 1), top + (Math.abs(top) / 2 || 1)];
+    else if (isLog && bottom === top) [bottom, top] = [bottom / 2, 2 * top];
+    else if (top - bottom < TINY) {
+      const margin = Math.abs(bottom) > TINY ? Math.abs(bottom) / 2 : 1;
+      [bottom, top] = [bottom - margin, top + margin];
+    }
     if (isLog) {
       const ratio = top / bottom;
       return { ...content, series, yRange: [bottom / ratio ** below, top * ratio ** above] };
@@ -286,10 +333,9 @@
   function rulesIn(low, high) {
     const rules = [];
     for (const run of shownRuns()) {
-      const end = rangeOf(run)[1];
       for (const { kind, at } of data.runs[run].marks) {
         const x = xOf(at);
-        const isEnd = kind === "stop" && x >= end;
+        const isEnd = kind === "stop" && x >= ends[run];
         if (!["resume", "stop", "error"].includes(kind) || isEnd || x < low || x > high) continue;
         const color = isOneRun ? MARK_COLORS[kind] : `var(--s${(run % 8) + 1})`;
         rules.push({ x, color, dash: kind === "error" ? [1, 0] : [2, 3] });
@@ -308,21 +354,45 @@
     view: { stroke: null },
     font: getComputedStyle(document.body).fontFamily,
     axis: {
-      labelColor: "var(--soft)", titleColor: "var(--soft)", gridColor: "var(--rule)", domainColor: "var(--rule)", tickColor: "var(--rule)",
-      labelFontSize: 11, titleFontSize: 11, titleFontWeight: "normal", labelPadding: 5, tickSize: 4, labelFlush: false,
+      labelColor: "var(--soft)",
+      titleColor: "var(--soft)",
+      gridColor: "var(--rule)",
+      domainColor: "var(--rule)",
+      tickColor: "var(--rule)",
+      labelFontSize: 11,
+      titleFontSize: 11,
+      titleFontWeight: "normal",
+      labelPadding: 5,
+      tickSize: 4,
+      labelFlush: false,
     },
   };
   const direct = (field) => ({ field, type: "nominal", scale: null, legend: null });
 
   function xEncoding() {
-    const axis = { title: xTitle(), ...(chosen.x === "step" ? { tickMinStep: 1 } : {}), titleAnchor: "end", titlePadding: 4, grid: false, tickCount: { expr: "max(2, width / 70)" }, labelExpr: "axisText(datum.value)", labelOverlap: true };
+    const axis = {
+      title: xTitle(),
+      ...(chosen.x === "step" ? { tickMinStep: 1 } : {}),
+      titleAnchor: "end",
+      titlePadding: 4,
+      grid: false,
+      tickCount: { expr: "max(2, width / 70)" },
+      labelExpr: "axisText(datum.value)",
+      labelOverlap: true,
+    };
     const scale = { domain: [{ expr: "xLow" }, { expr: "xHigh" }], nice: false, zero: false };
     return { field: "x", type: "quantitative", scale, axis };
   }
 
   function frame(size, height, layer) {
     return {
-      params: [{ name: "xLow", value: 0 }, { name: "xHigh", value: 1 }, { name: "yLow", value: 0.1 }, { name: "yHigh", value: 1 }, { name: "yTicks", value: [] }],
+      params: [
+        { name: "xLow", value: 0 },
+        { name: "xHigh", value: 1 },
+        { name: "yLow", value: 0.1 },
+        { name: "yHigh", value: 1 },
+        { name: "yTicks", value: [] },
+      ],
       width: 300,
       height,
       padding: { left: size.left, right: size.right, top: size.top, bottom: size.bottom },
@@ -334,22 +404,77 @@
   function curveSpec(isLog) {
     const x = xEncoding();
     const ticks = isLog ? { values: { expr: "yTicks" } } : { tickCount: 4 };
-    const axis = { title: null, domain: false, ticks: false, ...ticks, labelExpr: "axisText(datum.value)", labelOverlap: true };
-    const scale = { domain: [{ expr: "yLow" }, { expr: "yHigh" }], nice: false, ...(isLog ? { type: "log" } : { zero: false }) };
+    const axis = {
+      title: null,
+      domain: false,
+      ticks: false,
+      ...ticks,
+      labelExpr: "axisText(datum.value)",
+      labelOverlap: true,
+    };
+    const scale = {
+      domain: [{ expr: "yLow" }, { expr: "yHigh" }],
+      nice: false,
+      ...(isLog ? { type: "log" } : { zero: false }),
+    };
     const y = { field: "y", type: "quantitative", scale, axis };
     const color = direct("color");
     const line = { x, y, color, strokeDash: direct("dash"), detail: { field: "curve" }, order: null };
-    const label = { type: "text", fontSize: 11, fontWeight: 600, align: { expr: "datum.align" }, dx: { expr: "datum.align == 'left' ? -4 : datum.align == 'right' ? 4 : 0" }, dy: { expr: "datum.isLow ? 14 : -13" } };
+    const label = {
+      type: "text",
+      fontSize: 11,
+      fontWeight: 600,
+      align: { expr: "datum.align" },
+      dx: { expr: "datum.align == 'left' ? -4 : datum.align == 'right' ? 4 : 0" },
+      dy: { expr: "datum.isLow ? 14 : -13" },
+    };
     return frame(PLOT, PLOT.height, [
-      { data: "rules", mark: { type: "rule", strokeWidth: 1.2, opacity: 0.75 }, encoding: { x, color, strokeDash: direct("dash") } },
-      { data: "bands", mark: { type: "area", opacity: 0.16, clip: true, line: false }, encoding: { x, y, y2: { field: "y2" }, color, detail: { field: "curve" }, order: null } },
+      {
+        data: "rules",
+        mark: { type: "rule", strokeWidth: 1.2, opacity: 0.75 },
+        encoding: { x, color, strokeDash: direct("dash") },
+      },
+      {
+        data: "bands",
+        mark: { type: "area", opacity: 0.16, clip: true, line: false },
+        encoding: { x, y, y2: { field: "y2" }, color, detail: { field: "curve" }, order: null },
+      },
       { data: "raw", mark: { type: "line", strokeWidth: 1, opacity: 0.28, clip: true }, encoding: line },
-      { data: "lines", mark: { type: "line", strokeWidth: 1.8, strokeJoin: "round", clip: true }, encoding: line },
-      { data: "dots", mark: { type: "point", filled: true, size: 20, opacity: 1 }, encoding: { x, y, color } },
-      { data: "lost", mark: { type: "point", shape: "M-1,-1L1,1M-1,1L1,-1", size: 22, strokeWidth: 1.5, opacity: 1, yOffset: -6 }, encoding: { x, y: { value: "height" }, color } },
-      { data: "best", mark: { type: "point", size: 62, strokeWidth: 1.8, opacity: 1, fill: "var(--page)" }, encoding: { x, y, color } },
+      {
+        data: "lines",
+        mark: { type: "line", strokeWidth: 1.8, strokeJoin: "round", clip: true },
+        encoding: line,
+      },
+      {
+        data: "dots",
+        mark: { type: "point", filled: true, size: 20, opacity: 1 },
+        encoding: { x, y, color },
+      },
+      {
+        data: "lost",
+        mark: {
+          type: "point",
+          shape: "M-1,-1L1,1M-1,1L1,-1",
+          size: 22,
+          strokeWidth: 1.5,
+          opacity: 1,
+          yOffset: -6,
+        },
+        encoding: { x, y: { value: "height" }, color },
+      },
+      {
+        data: "best",
+        mark: { type: "point", size: 62, strokeWidth: 1.8, opacity: 1, fill: "var(--page)" },
+        encoding: { x, y, color },
+      },
       // The text is drawn twice, because it may stand on curves: first as a halo.
-      ...[{ stroke: "var(--page)", strokeWidth: 4, strokeJoin: "round" }, { color: "var(--text)" }].map((style) => ({ data: "best", mark: { ...label, ...style }, encoding: { x, y, text: { field: "text" } } })),
+      ...[{ stroke: "var(--page)", strokeWidth: 4, strokeJoin: "round" }, { color: "var(--text)" }].map(
+        (style) => ({
+          data: "best",
+          mark: { ...label, ...style },
+          encoding: { x, y, text: { field: "text" } },
+        }),
+      ),
     ]);
   }
 
@@ -357,7 +482,9 @@
     const axis = { title: null, domain: false, ticks: false, grid: true, labelLimit: size.left - 10 };
     const y = { field: "row", type: "nominal", scale: { domain: rows }, sort: null, axis };
     const mark = { type: "tick", orient: "vertical", thickness: 2, size: 13, opacity: 1 };
-    return frame(size, STRIP.row * rows.length, [{ data: "marks", mark, encoding: { x: xEncoding(), y, color: direct("color") } }]);
+    return frame(size, STRIP.row * rows.length, [
+      { data: "marks", mark, encoding: { x: xEncoding(), y, color: direct("color") } },
+    ]);
   }
 
   // ---- Charts.
@@ -367,7 +494,16 @@
 
   async function embed(element, key, spec) {
     const known = compiled.get(key);
-    const options = { mode: known ? "vega" : "vega-lite", renderer: "svg", actions: false, hover: false, tooltip: false, defaultStyle: false, config: known ? undefined : config, expressionFunctions };
+    const options = {
+      mode: known ? "vega" : "vega-lite",
+      renderer: "svg",
+      actions: false,
+      hover: false,
+      tooltip: false,
+      defaultStyle: false,
+      config: known ? undefined : config,
+      expressionFunctions,
+    };
     const result = await vegaEmbed(element, known ?? spec, options);
     if (!known) compiled.set(key, result.vgSpec);
     return result;
@@ -414,9 +550,11 @@
       const key = this.variant();
       if (this.key !== key) {
         this.key = key;
-        const before = this.embedded;
-        this.embedded = embed(this.canvas, key, this.spec());
-        before?.then((result) => result.finalize());
+        const spec = this.spec();
+        this.embedded = Promise.resolve(this.embedded).then((before) => {
+          before?.finalize();
+          return embed(this.canvas, key, spec);
+        });
       }
       const { view } = await this.embedded;
       if (this.key !== key) return; // another drawing has begun
@@ -447,14 +585,23 @@
       const [low, high] = range();
       const isInside = x !== null && x >= low && x <= high && this.content;
       this.cursor.style.display = isInside ? "block" : "none";
-      if (isInside) Object.assign(this.cursor.style, { left: `${this.leftOf(x)}px`, top: `${this.size.top}px`, height: `${this.plotHeight}px` });
+      if (isInside)
+        Object.assign(this.cursor.style, {
+          left: `${this.leftOf(x)}px`,
+          top: `${this.size.top}px`,
+          height: `${this.plotHeight}px`,
+        });
     }
 
     showBeads(points) {
       this.beads.forEach((each) => each.remove());
       this.beads = points.map(({ x, y, color }) => {
         const bead = this.add("bead");
-        Object.assign(bead.style, { left: `${this.leftOf(x)}px`, top: `${this.topOf(y)}px`, background: color });
+        Object.assign(bead.style, {
+          left: `${this.leftOf(x)}px`,
+          top: `${this.topOf(y)}px`,
+          background: color,
+        });
         return bead;
       });
     }
@@ -502,16 +649,16 @@
     /** Shows the last values beside the title. If there are several runs, the tables have them. */
     showLast() {
       const { series } = this.content;
-      const texts = isOneRun && series.length <= 2 ? series : [];
-      one(".last", this.figure).replaceChildren(
-        ...texts.map(({ curve, color }) => {
-          const span = document.createElement("span");
-          span.style.color = color;
-          span.title = "last value";
-          span.textContent = numberText(curve.mean.findLast((each) => each !== null));
-          return span;
-        }),
-      );
+      const isPair = new Set(series.map((each) => each.curve.is_validation)).size === series.length;
+      const texts = (isOneRun ? series : []).map(({ curve, color, metric }) => {
+        const span = document.createElement("span");
+        const value = numberText(curve.mean.findLast((each) => each !== null));
+        span.style.color = color;
+        span.title = `last value of ${metric}`;
+        span.textContent = isPair ? value : `${metric} ${value}`;
+        return span;
+      });
+      one(".last", this.figure).replaceChildren(...texts);
     }
 
     /** Returns the point of a curve that is nearest to a place, and the values of all there. */
@@ -524,10 +671,15 @@
         if (!xs.length) continue;
         const index = nearestIndex(xs, x);
         const isInside = xs[index] >= low && xs[index] <= high;
-        if (isInside && (nearest === null || Math.abs(xs[index] - x) < Math.abs(nearest.x - x))) nearest = { x: xs[index], curve, index };
+        if (isInside && (nearest === null || Math.abs(xs[index] - x) < Math.abs(nearest.x - x)))
+          nearest = { x: xs[index], curve, index };
       }
       if (nearest === null) return null;
-      const placeOf = (curve, index) => ({ step: curve.step[index], epoch: curve.epoch[index], seconds: curve.seconds[index] });
+      const placeOf = (curve, index) => ({
+        step: curve.step[index],
+        epoch: curve.epoch[index],
+        seconds: curve.seconds[index],
+      });
       const isFull = shownRuns().length <= MAX_FULL_RUNS; // else the smoothed curve alone is drawn
       const rows = [];
       const beads = [];
@@ -538,11 +690,21 @@
         const value = isFull ? each.curve.mean[index] : smoothed(each.curve)[index];
         const isRange = isFull && (each.curve.count?.[index] ?? 1) > 1 && each.curve.low?.[index] !== null;
         let name = nameOf(each, series);
-        if (!isOneRun) name = `${data.runs[each.run].label}${series.some((other) => other.metric !== each.metric) ? `, ${name}` : ""}`;
-        if (Math.abs(xs[index] - nearest.x) > 0.005 * (high - low)) name += `, at ${chosen.x === "seconds" ? "" : `${chosen.x} `}${numberText(xs[index])}${chosen.x === "seconds" ? ` ${timeUnit}` : ""}`;
+        if (!isOneRun)
+          name = `${data.runs[each.run].label}${series.some((other) => other.metric !== each.metric) ? `, ${name}` : ""}`;
+        if (Math.abs(xs[index] - nearest.x) > 0.005 * (high - low))
+          name += `, at ${chosen.x === "seconds" ? "" : `${chosen.x} `}${numberText(xs[index])}${chosen.x === "seconds" ? ` ${timeUnit}` : ""}`;
         const text = value === null ? "not finite" : numberText(value);
-        rows.push({ ...each, name, text, more: isRange ? `${numberText(each.curve.low[index])} to ${numberText(each.curve.high[index])}` : "" });
-        if (value !== null && !(this.isLog && value <= 0) && xs[index] >= low && xs[index] <= high) beads.push({ x: xs[index], y: value, color: each.color });
+        rows.push({
+          ...each,
+          name,
+          text,
+          more: isRange
+            ? `${numberText(each.curve.low[index])} to ${numberText(each.curve.high[index])}`
+            : "",
+        });
+        if (value !== null && !(this.isLog && value <= 0) && xs[index] >= low && xs[index] <= high)
+          beads.push({ x: xs[index], y: value, color: each.color });
       }
       return { x: nearest.x, where: placeText(placeOf(nearest.curve, nearest.index)), rows, beads };
     }
@@ -562,8 +724,22 @@
 
   /** Returns the name of a run beside its row. The number keeps runs of one name apart. */
   const rowName = (run) => `${run + 1}  ${data.runs[run].label}`;
-  const MARK_COLORS = { validation: "var(--s2)", checkpoint: "var(--s3)", skip: "var(--s4)", resume: "var(--s1)", stop: "var(--s7)", error: "var(--bad)" };
-  const MARK_NAMES = { validation: "validation", checkpoint: "checkpoint", skip: "skipped step", stop: "stop", resume: "resume", error: "error" };
+  const MARK_COLORS = {
+    validation: "var(--s2)",
+    checkpoint: "var(--s3)",
+    skip: "var(--s4)",
+    resume: "var(--s1)",
+    stop: "var(--s7)",
+    error: "var(--bad)",
+  };
+  const MARK_NAMES = {
+    validation: "validation",
+    checkpoint: "checkpoint",
+    skip: "skipped step",
+    stop: "stop",
+    resume: "resume",
+    error: "error",
+  };
 
   /** The events of a run, with a row for each kind; of several runs, with a row for each run. */
   class Strip extends Chart {
@@ -573,14 +749,19 @@
       this.dataSets = ["marks"];
       // Several runs have too many validations to tell anything in one row.
       const isDrawn = ({ kind }) => isOneRun || kind !== "validation";
-      const kinds = Object.keys(MARK_NAMES).filter((kind) => data.runs.some((run) => run.marks.some((mark) => mark.kind === kind && isDrawn(mark))));
+      const kinds = Object.keys(MARK_NAMES).filter((kind) =>
+        data.runs.some((run) => run.marks.some((mark) => mark.kind === kind && isDrawn(mark))),
+      );
       this.rowOf = (mark, run) => (isOneRun ? MARK_NAMES[mark.kind] : rowName(run));
       this.rows = isOneRun ? kinds.map((kind) => MARK_NAMES[kind]) : data.runs.map((_, run) => rowName(run));
       this.marks = data.runs.map((run) => run.marks.filter(isDrawn));
       this.plotHeight = STRIP.row * this.rows.length;
       this.element.style.height = `${this.plotHeight + STRIP.top + STRIP.bottom}px`;
       this.figure.hidden = !kinds.length;
-      if (!isOneRun) one(".legend", figure).append(...kinds.map((kind) => legendItem({ color: MARK_COLORS[kind], dash: [1, 0] }, MARK_NAMES[kind])));
+      if (!isOneRun)
+        one(".legend", figure).append(
+          ...kinds.map((kind) => legendItem({ color: MARK_COLORS[kind], dash: [1, 0] }, MARK_NAMES[kind])),
+        );
     }
 
     variant() {
@@ -598,7 +779,13 @@
     update() {
       const [low, high] = range();
       const marks = shownRuns().flatMap((run) =>
-        this.marks[run].map((mark) => ({ mark, run, x: xOf(mark.at), row: this.rowOf(mark, run), color: MARK_COLORS[mark.kind] })),
+        this.marks[run].map((mark) => ({
+          mark,
+          run,
+          x: xOf(mark.at),
+          row: this.rowOf(mark, run),
+          color: MARK_COLORS[mark.kind],
+        })),
       );
       this.content = { marks: marks.filter(({ x }) => x >= low && x <= high) };
     }
@@ -606,14 +793,28 @@
     look(x, clientY) {
       const { marks } = this.content;
       if (!marks.length) return null;
-      const row = clientY === undefined ? null : this.rows[Math.floor((clientY - this.element.getBoundingClientRect().top - STRIP.top) / STRIP.row)];
+      const row =
+        clientY === undefined
+          ? null
+          : this.rows[
+              Math.floor((clientY - this.element.getBoundingClientRect().top - STRIP.top) / STRIP.row)
+            ];
       const among = marks.some((each) => each.row === row) ? marks.filter((each) => each.row === row) : marks;
       const nearest = among.reduce((a, b) => (Math.abs(b.x - x) < Math.abs(a.x - x) ? b : a));
       const same = among.filter((each) => each.x === nearest.x).slice(0, 12);
       const rows = same.map(({ mark, run, color }) => ({
-        color, dash: [1, 0], text: "", more: "", name: `${isOneRun ? "" : `${data.runs[run].label}: `}${mark.text || MARK_NAMES[mark.kind]}${mark.count > 1 ? ` (${numberText(mark.count)} in a row)` : ""}`,
+        color,
+        dash: [1, 0],
+        text: "",
+        more: "",
+        name: `${isOneRun ? "" : `${data.runs[run].label}: `}${mark.text || MARK_NAMES[mark.kind]}${mark.count > 1 ? ` (${numberText(mark.count)} in a row)` : ""}`,
       }));
-      return { x: nearest.x, where: placeText(nearest.mark.at), rows, beads: same.map((each) => ({ x: each.x, y: each.row, color: each.color })) };
+      return {
+        x: nearest.x,
+        where: placeText(nearest.mark.at),
+        rows,
+        beads: same.map((each) => ({ x: each.x, y: each.row, color: each.color })),
+      };
     }
 
     next(x, direction) {
@@ -711,9 +912,16 @@
     let at = null; // of the cursor, in x; for keys
     const drawBrush = (from, to) => {
       const offset = element.getBoundingClientRect().left;
-      const clip = (clientX) => Math.min(chart.size.left + chart.plotWidth, Math.max(chart.size.left, clientX - offset));
+      const clip = (clientX) =>
+        Math.min(chart.size.left + chart.plotWidth, Math.max(chart.size.left, clientX - offset));
       const [left, right] = [clip(Math.min(from, to)), clip(Math.max(from, to))];
-      Object.assign(brush.style, { display: "block", left: `${left}px`, width: `${right - left}px`, top: `${chart.size.top}px`, height: `${chart.plotHeight}px` });
+      Object.assign(brush.style, {
+        display: "block",
+        left: `${left}px`,
+        width: `${right - left}px`,
+        top: `${chart.size.top}px`,
+        height: `${chart.plotHeight}px`,
+      });
     };
     element.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
@@ -742,7 +950,9 @@
       start = null;
       brush.style.display = "none";
     });
-    element.addEventListener("pointerleave", leave);
+    element.addEventListener("pointerleave", (event) => {
+      if (event.pointerType !== "touch") leave(); // a finger leaves when it is lifted
+    });
     element.addEventListener("blur", leave);
     element.addEventListener("dblclick", showAll);
     element.addEventListener(
@@ -757,7 +967,8 @@
     element.addEventListener("keydown", (event) => {
       if (!chart.content || event.ctrlKey || event.metaKey || event.altKey) return;
       const middle = (range()[0] + range()[1]) / 2;
-      if (event.key === "ArrowRight" || event.key === "ArrowLeft") at = point(chart, chart.next(at, event.key === "ArrowRight" ? 1 : -1));
+      if (event.key === "ArrowRight" || event.key === "ArrowLeft")
+        at = point(chart, chart.next(at, event.key === "ArrowRight" ? 1 : -1));
       else if (event.key === "+") zoomBy(0.5, at ?? middle);
       else if (event.key === "-") zoomBy(2, at ?? middle);
       else if (event.key === "Escape" && chosen.zoom) showAll();
@@ -772,7 +983,7 @@
   function changed() {
     leave();
     writeAddress();
-    whole = wholeRange();
+    measureRuns();
     showControls();
     for (const chart of charts) chart.invalidate();
   }
@@ -816,7 +1027,7 @@
 
   function setUpCurves() {
     if (!one("#curves")) return;
-    whole = wholeRange();
+    measureRuns();
     charts = all("[data-panel]").map((figure) => new CurveChart(figure));
     charts.push(new Strip(one("#events")));
     fillLegend();
@@ -868,15 +1079,26 @@
         changed();
       });
     }
+    addEventListener("pointerdown", (event) => {
+      if (!event.target.closest(".chart")) leave();
+    });
     addEventListener("beforeprint", () => {
-      for (const chart of charts) if (chart.isStale) chart.draw();
+      for (const chart of charts) if (chart.isStale && !chart.figure.hidden) chart.draw();
     });
   }
 
   // ---- Times, copies, reloads.
 
   function showTimes() {
-    const format = new Intl.DateTimeFormat("en", { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZoneName: "short" });
+    const format = new Intl.DateTimeFormat("en", {
+      year: "numeric",
+      month: "short",
+      day: "numeric",
+      hour: "2-digit",
+      minute: "2-digit",
+      hourCycle: "h23",
+      timeZoneName: "short",
+    });
     for (const each of all("time")) {
       const time = new Date(each.dateTime);
       if (!Number.isNaN(time.getTime())) each.textContent = format.format(time);
@@ -887,7 +1109,10 @@
     for (const each of all(".ago")) {
       const seconds = (Date.now() - new Date(each.dataset.time)) / 1000;
       if (!(seconds >= 0)) continue;
-      each.textContent = seconds < 60 ? ", just now" : `, ${seconds < 3600 ? `${Math.floor(seconds / 60)} min` : durationText(seconds)} ago`;
+      each.textContent =
+        seconds < 60
+          ? ", just now"
+          : `, ${seconds < 3600 ? `${Math.floor(seconds / 60)} min` : durationText(seconds)} ago`;
     }
   }
 
@@ -923,6 +1148,17 @@
     arm();
   }
 
+  function setUpPrinting() {
+    let opened = [];
+    addEventListener("beforeprint", () => {
+      opened = all("details:not([open])");
+      for (const each of opened) each.open = true;
+    });
+    addEventListener("afterprint", () => {
+      for (const each of opened) each.open = false;
+    });
+  }
+
   for (const each of all(".notice pre")) each.scrollTop = each.scrollHeight; // the error is last
   readAddress();
   showTimes();
@@ -931,7 +1167,5 @@
   setUpCopies();
   setUpReload();
   setUpCurves();
-  addEventListener("beforeprint", () => {
-    for (const each of all("details")) each.open = true;
-  });
+  setUpPrinting();
 })();

@@ -72,8 +72,7 @@ class Browser:
     def open(self, path, *, width=1280, height=900, is_dark=False, fragment="", wait=True):
         """Opens a file, and waits until it is loaded."""
         self.resize(width, height)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        self._call("Emulation.setEmulatedMedia", media="", features=[scheme])
+        self.set_dark(is_dark)
         self._events.clear()
         self._call("Page.navigate", url="about:blank")  # also if only the fragment changes
         self._wait_for("Page.loadEventFired")
@@ -97,6 +96,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
+        self._call("Emulation.setTouchEmulationEnabled", enabled=width < 600)
 
     def set_dark(self, is_dark):
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
@@ -140,6 +140,17 @@ class Browser:
     def mouse(self, kind, x, y, **parameters):
         self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **parameters)
         self.settle()
+
+    def tap(self, x, y):
+        point = {"x": x, "y": y}
+        for kind, points in (("touchStart", [point]), ("touchEnd", [])):
+            self._call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        self.settle()
+
+    def allow_clipboard(self):
+        session, self._session = self._session, None  # permissions are those of the browser
+        self._call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+        self._session = session
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):

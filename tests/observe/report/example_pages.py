@@ -414,6 +414,23 @@ def long_names():
     return page(made, panels=[*PANELS, panel(long, [long], unit="tokens per second and device")])
 
 
+def extreme_numbers():
+    made = run()
+    found = {
+        "huge": [1e308, -1e308, 1.7e308],
+        "tiny": [1e-320, 5e-324, 2e-310],
+        "constant": [5.0] * 20,
+        "zeros": [0.0] * 20,
+        "negative": [-1e-5 * n for n in range(20)],
+        "lost": [None] * 20,
+        "single": [3.0],
+    }
+    for name, values in found.items():
+        made["curves"].append(curve(name, range(100, 100 * len(values) + 1, 100), values))
+        made["summaries"].append(summary(made["curves"][-1], "lowest"))
+    return page(made, panels=[*PANELS, *(panel(name, [name]) for name in found)])
+
+
 def hostile():
     made = run(
         HOSTILE,
@@ -452,6 +469,7 @@ CASES = {
     "empty": empty,
     "missing": missing,
     "one_step": one_step,
+    "extreme_numbers": extreme_numbers,
     "forty": forty,
     "not_finite": not_finite,
     "three_runs": lambda: several(3),

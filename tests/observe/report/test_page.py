@@ -263,30 +263,41 @@ def each_of(selector, expression):
     return f"[...document.querySelectorAll({json.dumps(selector)})].map(e => {expression})"
 
 
-def plot_of(browser, number=0):
-    """Returns the left, the top and the width of a chart in the window."""
-    chart = f"""document.querySelector('[data-panel="{number}"] .chart')"""
-    browser.evaluate(f"{chart}.scrollIntoView({{block: 'center'}})")
+def drawable(curve):
+    """Returns how many values of a curve can be drawn; Vega cannot draw the largest floats."""
+    return sum(value is not None and abs(value) < 1e300 for value in curve["mean"])
+
+
+def plot_of(browser, chart='[data-panel="0"] .chart'):
+    """Returns the left, the top and the width of the plot of a chart, in the window."""
+    found = f"document.querySelector({json.dumps(chart)})"
+    browser.evaluate(f"{found}.scrollIntoView({{block: 'center'}})")
     browser.settle()
-    box = browser.evaluate(f"(b => [b.left, b.top, b.width])({chart}.getBoundingClientRect())")
+    box = browser.evaluate(f"(b => [b.left, b.top, b.width])({found}.getBoundingClientRect())")
     return box[0] + 52, box[1] + 10, box[2] - 72
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "is_dark"), [(1280, False), (390, True)])
 @pytest.mark.parametrize("case", CASES)
-def test_every_page_is_drawn_and_fits(opened, case, width, is_dark):
-    browser = opened(case, width=width, height=20_000, is_dark=is_dark)
+def test_every_page_is_drawn_and_fits(opened, case):
+    browser = opened(case, height=20_000)
     sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert browser.evaluate(sideways) <= 0
     data = CASES[case]()
-    for number, panel in enumerate(data["panels"]):
-        curves = [
-            c for run in data["runs"] for c in run["curves"] if c["metric"] in panel["metrics"]
-        ]
-        lines = browser.evaluate(each_of(line_paths(number), "e.getAttribute('d')"))
-        assert sum("L" in each for each in lines) >= sum(len(c["step"]) > 1 for c in curves)
-        assert browser.count(f'[data-panel="{number}"] .mark-symbol path, {line_paths(number)}') > 0
+    for width in (1280, 390):
+        browser.resize(width, 20_000)
+        browser.set_dark(width == 390)
+        browser.settle()
+        assert browser.evaluate(sideways) <= 0
+        for number, panel in enumerate(data["panels"]):
+            curves = [c for run in data["runs"] for c in run["curves"]]
+            shown = [drawable(c) for c in curves if c["metric"] in panel["metrics"]]
+            paths = browser.evaluate(each_of(line_paths(number), "e.getAttribute('d') ?? ''"))
+            assert sum("L" in path for path in paths) >= sum(count > 1 for count in shown)
+            chart = f'[data-panel="{number}"] .chart'
+            marks = browser.count(f"{chart} .mark-symbol path, {line_paths(number)}")
+            assert marks > 0 or not any(shown)
+            box, drawn = browser.evaluate(each_of(f"{chart}, {chart} svg", "e.clientWidth"))
+            assert drawn <= box
 
 
 @pytest.mark.browser
@@ -295,7 +306,7 @@ def test_hostile_names_are_text_in_the_browser(opened):
     assert browser.evaluate("document.querySelector('h1').textContent") == SHOWN_HOSTILE
     assert browser.count("script") == 3
     assert browser.text('[data-panel="8"] h4').startswith("__proto__")
-    left, top, width = plot_of(browser, 8)
+    left, top, width = plot_of(browser, '[data-panel="8"] .chart')
     browser.mouse("mouseMoved", left + width, top + 50)
     assert "__proto__\t0.95" in browser.text("#tooltip")
 
@@ -352,7 +363,7 @@ def test_x_axis_smoothing_and_zoom_survive_a_reload(opened):
     browser.reload()
     assert browser.evaluate(title) == "training time, min"
     assert browser.text("#smoothing-text") == "5 %"
-    assert browser.evaluate("location.hash").startswith("#x=seconds&smoothing=5&zoom=6.6")
+    assert browser.evaluate("location.hash").startswith("#x=seconds&smoothing=5&zoom=40")
     (labels, _) = browser.evaluate(axis)
     assert labels.startswith("8")
     left, top, width = plot_of(browser)
@@ -404,6 +415,47 @@ def test_values_are_shown_under_the_mouse_and_by_keys(opened):
     assert "zoom=" in browser.evaluate("location.hash")
     browser.press("Escape")
     assert "zoom=" not in browser.evaluate("location.hash")
+
+
+@pytest.mark.browser
+def test_tap_shows_values_until_a_tap_elsewhere(opened):
+    browser = opened("usual", width=390)
+    left, top, width = plot_of(browser)
+    browser.tap(left + width / 2, top + 50)
+    assert "training" in browser.text("#tooltip")
+    browser.tap(5, 5)
+    assert browser.text("#tooltip") is None
+
+
+@pytest.mark.browser
+def test_events_are_on_the_time_axis(opened):
+    browser = opened("failed")
+    marks = CASES["failed"]()["runs"][0]["marks"]
+    assert browser.count("#events .mark-rect.role-mark path") == len(marks)
+    rules = '[data-panel="0"] .mark-rule.role-mark line'
+    assert browser.count(rules) == 3  # the stop, the resume, and the error
+    left, top, width = plot_of(browser, "#events .chart")
+    browser.mouse("mouseMoved", left + width - 5, top + 5 * 22 + 6)  # in the last row
+    assert browser.text("#tooltip").startswith("step 1,873 ·")
+    assert "torch.OutOfMemoryError" in browser.text("#tooltip")
+
+
+@pytest.mark.browser
+def test_address_that_makes_no_sense_is_ignored(opened):
+    fragment = "#x=bogus&smoothing=99&zoom=9e9~9e99&hidden=0&log=a.7&show=%F0"
+    browser = opened("usual", fragment=fragment)
+    assert browser.count(line_paths(0)) == 3
+    assert browser.text("#smoothing-text") == "1 %"
+    assert browser.text("#reset") is None
+
+
+@pytest.mark.browser
+def test_command_can_be_copied(opened):
+    browser = opened("usual")
+    browser.allow_clipboard()
+    browser.click("section:last-of-type button.copy")
+    copied = browser.evaluate("navigator.clipboard.readText()")
+    assert copied == "python train.py --lr 0.001 --name 'digits, the first'"
 
 
 @pytest.mark.browser
