@@ -1079,9 +1079,7 @@
         changed();
       });
     }
-    addEventListener("pointerdown", (event) => {
-      if (!event.target.closest(".chart")) leave();
-    });
+    addEventListener("scroll", leave, { passive: true }); // the values stay on the screen otherwise
     addEventListener("beforeprint", () => {
       for (const chart of charts) if (chart.isStale && !chart.figure.hidden) chart.draw();
     });

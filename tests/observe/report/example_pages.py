@@ -168,6 +168,8 @@ def run(label="runs/digits", *, seed=0, steps=2000, rate=1e-3, state="finished",
             mark("stop", "stopped: SIGTERM", 1200),
             mark("resume", "resumed from step 1,200", 1200),
         ]
+    if state == "finished":
+        marks.append(mark("stop", "stopped: max_epochs", steps))
     made = {
         "label": label,
         "path": f"/home/ada/experiments/{label}/metrics.jsonl",
@@ -473,7 +475,7 @@ CASES = {
     "forty": forty,
     "not_finite": not_finite,
     "three_runs": lambda: several(3),
-    "eight_runs": lambda: several(8),
+    "nine_runs": lambda: several(9),
     "long_names": long_names,
     "hostile": hostile,
     "no_runs": lambda: page(panels=[]),

@@ -5,12 +5,15 @@ import json
 import re
 import shlex
 import sys
+from hashlib import sha256
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
 from ignite_hooks.observe.report.chart_library import chart_library
+from ignite_hooks.observe.report.key_numbers import compared_results
+from ignite_hooks.observe.report.key_numbers import key_numbers
 from ignite_hooks.observe.report.page import render
 from ignite_hooks.observe.report.page_text import duration_text
 from ignite_hooks.observe.report.page_text import number_text
@@ -114,8 +117,9 @@ def test_tables_and_numbers_are_there_without_scripts():
     ("case", "is_said"), [("quiet", True), ("in_progress", False), ("usual", False)]
 )
 def test_run_that_has_long_reported_nothing_may_be_killed(case, is_said):
-    said = "the run had reported nothing for 1 h 18 min. The process may have been killed."
-    assert (said in render(CASES[case]())) is is_said
+    html = render(CASES[case]())
+    assert ("the run had reported nothing for 1 h 18 min." in html) is is_said
+    assert ("may have been killed" in html) is is_said
 
 
 def test_checkpoint_to_load_is_the_best_that_is_there():
@@ -127,6 +131,48 @@ def test_checkpoint_to_load_is_the_best_that_is_there():
     assert "path = &#39;/home/ada/experiments/runs/digits/step_00002000&#39;" in render(data)
     checkpoints[-1]["is_there"] = False
     assert "load_weights" not in render(data)
+
+
+def test_key_numbers_are_those_of_validations_first():
+    data = CASES["usual"]()
+    run = data["runs"][0]
+    run["summaries"][0]["metric"] = run["curves"][0]["metric"] = "accuracy"
+    panels = [
+        example_pages.panel("accuracy", ["accuracy"]),
+        example_pages.panel("loss", ["val_loss"]),
+        *example_pages.PANELS[1:],
+    ]
+    found = key_numbers(run, panels)
+    names = ["val_loss", "val_accuracy", "accuracy", "samples_per_second", "max_ram_mib"]
+    assert [each.metric for each in found] == names
+    assert [each.note.split(",")[0] for each in found] == [
+        "lowest",
+        "highest",
+        "lowest",
+        "last",
+        "highest",
+    ]
+
+
+def test_runs_are_compared_by_their_best_values():
+    data = CASES["three_runs"]()
+    found = {each.metric: each for each in compared_results(data["runs"])}
+    assert [*found] == ["val_loss", "val_accuracy", "loss"]
+    assert found["val_loss"].winner == min(found["val_loss"].values)
+    assert found["val_accuracy"].winner == max(found["val_accuracy"].values)
+    del data["runs"][1]["summaries"][:]
+    assert compared_results(data["runs"])[0].values[1] is None
+    assert "What differs" in render(data)
+
+
+def test_library_cannot_end_its_script_element(cache):
+    chart_library()
+    (path,) = cache.rglob("vega-*.js")
+    code = "window.vegaEmbed = '</script><!--';"
+    path.write_text(f"{sha256(code.encode()).hexdigest()}\n{code}", encoding="utf-8")
+    scripts = Elements(render(CASES["usual"]())).texts("script")
+    assert len(scripts) == 3
+    assert scripts[1].strip().endswith("';")
 
 
 def test_failure_comes_before_the_numbers():
@@ -292,7 +338,9 @@ def test_every_page_is_drawn_and_fits(opened, case):
             curves = [c for run in data["runs"] for c in run["curves"]]
             shown = [drawable(c) for c in curves if c["metric"] in panel["metrics"]]
             paths = browser.evaluate(each_of(line_paths(number), "e.getAttribute('d') ?? ''"))
+            assert not any(wrong in "".join(paths) for wrong in ("NaN", "Infinity"))
             assert sum("L" in path for path in paths) >= sum(count > 1 for count in shown)
+            assert any(shown) or not any("L" in path for path in paths)
             chart = f'[data-panel="{number}"] .chart'
             marks = browser.count(f"{chart} .mark-symbol path, {line_paths(number)}")
             assert marks > 0 or not any(shown)
@@ -418,12 +466,16 @@ def test_values_are_shown_under_the_mouse_and_by_keys(opened):
 
 
 @pytest.mark.browser
-def test_tap_shows_values_until_a_tap_elsewhere(opened):
+def test_tap_shows_values_until_the_next_tap_or_scroll(opened):
     browser = opened("usual", width=390)
     left, top, width = plot_of(browser)
     browser.tap(left + width / 2, top + 50)
     assert "training" in browser.text("#tooltip")
     browser.tap(5, 5)
+    assert browser.text("#tooltip") is None
+    browser.tap(left + width / 2, top + 50)
+    browser.evaluate("scrollBy(0, 40)")
+    browser.settle()
     assert browser.text("#tooltip") is None
 
 
@@ -433,7 +485,7 @@ def test_events_are_on_the_time_axis(opened):
     marks = CASES["failed"]()["runs"][0]["marks"]
     assert browser.count("#events .mark-rect.role-mark path") == len(marks)
     rules = '[data-panel="0"] .mark-rule.role-mark line'
-    assert browser.count(rules) == 3  # the stop, the resume, and the error
+    assert browser.count(rules) == 3  # the stop before the resume, the resume, and the error
     left, top, width = plot_of(browser, "#events .chart")
     browser.mouse("mouseMoved", left + width - 5, top + 5 * 22 + 6)  # in the last row
     assert browser.text("#tooltip").startswith("step 1,873 ·")
@@ -462,12 +514,14 @@ def test_command_can_be_copied(opened):
 def test_wheel_zooms_with_ctrl_only(opened):
     browser = opened("usual")
     left, top, width = plot_of(browser)
+    browser.evaluate("addEventListener('wheel', e => window.isTaken = e.defaultPrevented)")
     place = {"x": left + width / 2, "y": top + 50, "deltaX": 0, "deltaY": -100}
     browser.mouse("mouseWheel", **place)
     assert "zoom" not in browser.evaluate("location.hash")
     left, top, width = plot_of(browser)
     browser.mouse("mouseWheel", **(place | {"y": top + 50}), modifiers=2)
     assert "zoom=200~1800" in browser.evaluate("decodeURIComponent(location.hash)")
+    assert browser.evaluate("isTaken")  # or the browser would zoom, too
 
 
 @pytest.mark.browser
