@@ -1,6 +1,7 @@
 """The record of a run: a file with its metrics and events, one line of JSON for each."""
 
 import traceback
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.optim.optimizer_step import callbacks_after_skip
 from ignite_hooks.processes.host_group import is_main_process
 
-__all__ = ["MetricsLog"]
+__all__ = ["MetricsLog", "callbacks_after_line"]
 
 logger = getLogger(__name__)
 
@@ -177,6 +178,7 @@ class _Recorder:
         engine = attachment.engine
         # None on the ranks above 0, which write nothing.
         self._file = RecordFile(Path(log.path)) if _is_rank_0(engine) else None
+        self._after_line = callbacks_after_line(log)
         self._clock = monotonic if log.clock is None else log.clock
         self._seconds = 0.0  # of training up to the present run
         self._entered: float | None = None  # when the present run began; None between two runs
@@ -396,6 +398,7 @@ class _Recorder:
             assert self._count is not None
             self._count += 1
             self._file.write_waiting()
+            self._call_after_line(engine)
             if report.reason in ("validation", "epoch"):
                 self._write_findings(engine)
 
@@ -478,6 +481,11 @@ class _Recorder:
         """Writes a line. On the ranks above 0, does nothing."""
         if self._file is not None:
             self._file.append(self._make_line(engine, event, **more))
+            self._call_after_line(engine)
+
+    def _call_after_line(self, engine: Engine) -> None:
+        for callback in self._after_line:
+            callback(engine)
 
     def _make_line(self, engine: Engine, event: str, **more: Any) -> bytes:
         self._begin(engine)
@@ -503,6 +511,14 @@ class _Recorder:
     def _present_seconds(self) -> float:
         since = 0.0 if self._entered is None else self._clock() - self._entered
         return self._seconds + since
+
+
+def callbacks_after_line(log: MetricsLog) -> list[Callable[[Engine], None]]:
+    """Returns the callbacks that are called with the engine after each line of the record.
+
+    Ranks above 0 write no lines, so the callbacks are not called there.
+    """
+    return _callbacks.setdefault(log, [])
 
 
 def _may_be_continued(engine: Engine, kept: Kept) -> bool:
@@ -570,3 +586,4 @@ def _recorder_of(log: MetricsLog) -> _Recorder | None:
 # The recorders are not attributes of the handlers, because a handler is a frozen dataclass. The
 # engine keeps a recorder alive. A recorder refers to its handler.
 _recorders: "WeakKeyDictionary[MetricsLog, ref[_Recorder]]" = WeakKeyDictionary()
+_callbacks: WeakKeyDictionary[MetricsLog, list[Callable[[Engine], None]]] = WeakKeyDictionary()
