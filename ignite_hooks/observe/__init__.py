@@ -1,6 +1,7 @@
 """Shows a run to the people who wait for it: losses, speed, remaining time, and a record.
 
-``read_metrics`` reads the record that ``MetricsLog`` writes, and ``plot_metrics`` draws it.
+``read_metrics`` reads the record that ``MetricsLog`` writes, ``plot_metrics`` draws it, and
+``make_report`` makes a page of it. ``python -m ignite_hooks.observe report`` makes the page, too.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
     from ignite_hooks.observe.record import MetricsRecord as MetricsRecord
     from ignite_hooks.observe.record import read_metrics as read_metrics
+    from ignite_hooks.observe.report.make import make_report as make_report
     from ignite_hooks.observe.throughput import Throughput as Throughput
 
 # Maps each public name to the module that defines it, relative to this package.
@@ -23,6 +25,7 @@ _MODULES = {
     "MetricsRecord": "record",
     "ProgressBar": "progress_bar",
     "Throughput": "throughput",
+    "make_report": "report.make",
     "plot_metrics": "plots",
     "read_metrics": "record",
 }
