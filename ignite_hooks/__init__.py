@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
     from ignite_hooks.observe.metrics_log import MetricsLog as MetricsLog
     from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
+    from ignite_hooks.observe.report.training_report import TrainingReport as TrainingReport
     from ignite_hooks.observe.send_metrics import SendMetrics as SendMetrics
     from ignite_hooks.observe.throughput import Throughput as Throughput
     from ignite_hooks.observe.time_ledger import TimeLedger as TimeLedger
@@ -68,6 +69,7 @@ _MODULES = {
     "TimeLedger": "observe.time_ledger",
     "TrainEvents": "events",
     "Trainer": "trainer.trainer",
+    "TrainingReport": "observe.report.training_report",
     "Validation": "evaluation.validation",
     "create_supervised_evaluator": "evaluation.evaluator",
     "create_supervised_trainer": "factory",

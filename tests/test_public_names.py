@@ -14,7 +14,7 @@ from ignite_hooks import handlers
 from ignite_hooks.core import fields
 from ignite_hooks.hooks.channels import CHANNELS
 
-OPTIONAL = ("sklearn", "tqdm", "matplotlib", "transformers", "pandas", "IPython")
+OPTIONAL = ("sklearn", "tqdm", "matplotlib", "transformers", "pandas", "IPython", "jinja2")
 
 
 def test_the_public_names_are_sorted_and_each_is_there_once():
@@ -48,6 +48,7 @@ def test_the_public_names_are_these():
         "TimeLedger",
         "TrainEvents",
         "Trainer",
+        "TrainingReport",
         "Validation",
         "create_supervised_evaluator",
         "create_supervised_trainer",

@@ -33,6 +33,7 @@ from ignite_hooks.memory.ram_metrics import StreamMaxRAM
 from ignite_hooks.observe.console import Console
 from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.metrics_log import MetricsLog
+from ignite_hooks.observe.report.training_report import TrainingReport
 from ignite_hooks.observe.send_metrics import SendMetrics
 from ignite_hooks.observe.throughput import Throughput
 from ignite_hooks.observe.time_ledger import TimeLedger
@@ -71,6 +72,7 @@ _classes: dict[str, type] = {
     "stream_max_ram": StreamMaxRAM,
     "throughput": Throughput,
     "time_ledger": TimeLedger,
+    "training_report": TrainingReport,
 }
 
 # The classes of this package whose instances cannot be written as data. The values are the ends of

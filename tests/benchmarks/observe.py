@@ -6,9 +6,9 @@ Each handler is attached to a trainer of its own, which has no other handler. Al
 short runs by turns, in a random order in each round. Only the iterations are timed, not the start
 and the end of a run. The difference to a trainer without handlers is taken within each round; the
 table shows its median and quartiles. A ``Console`` is compared with the two handlers that it would
-otherwise attach. On a busy machine the difference of the two fastest runs is closer to the truth,
-because these runs are free of most disturbances. The rows of empty handlers are the floor: as many
-handlers that do nothing, at the same events.
+otherwise attach, and a ``TrainingReport`` with its ``MetricsLog``. On a busy machine the difference
+of the two fastest runs is closer to the truth, because these runs are free of most disturbances.
+The rows of empty handlers are the floor: as many handlers that do nothing, at the same events.
 """
 
 import os
@@ -31,12 +31,14 @@ from ignite_hooks import SendMetrics
 from ignite_hooks import Throughput
 from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
+from ignite_hooks import TrainingReport
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
 ROUNDS = 101
 BATCHES = 400
 NEVER = 10**9
+LOG, REPORT = "`MetricsLog(every_steps=10)`", "`TrainingReport`, no page due"
 
 OF_LOSS = (TrainEvents.MODEL_BACKWARD_COMPLETED, TrainEvents.STEP_COMPLETED)
 OF_SPEED = (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED, TrainEvents.STEP_COMPLETED)
@@ -95,7 +97,7 @@ class Terminal:
 
 def handlers(folder):
     """Returns the handlers of each trainer, by the name of its row in the table."""
-    log, logged = folder / "a.jsonl", folder / "b.jsonl"
+    log, logged, shown = (folder / name for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
     return {
         "`MeanLoss`, nothing due": [MeanLoss(every_steps=NEVER)],
         "an addition, and an empty handler": [Empty(OF_LOSS, adding())],
@@ -107,7 +109,8 @@ def handlers(folder):
         "eight empty handlers": [Empty(OF_TIME)],
         "`TimeLedger(every_steps=50)`": [TimeLedger(every_steps=50)],
         "`MetricsLog`, nothing due": [MetricsLog(log, every_steps=NEVER)],
-        "`MetricsLog(every_steps=10)`": [MetricsLog(logged, every_steps=10)],
+        LOG: [MetricsLog(logged, every_steps=10)],
+        REPORT: [MetricsLog(shown, every_steps=10), TrainingReport(folder / "report.html")],
         "`SendMetrics`, nothing due": [SendMetrics(NoTracker(), every_steps=NEVER)],
         **{name: [*both(), Console()] for name in STREAMS},
     }
@@ -176,8 +179,9 @@ def main():
     print(f"an iteration without handlers takes {min(none.times):.0f} µs in the fastest run\n")
     print("| handler | more per iteration, fastest runs, µs | median, µs | quartiles |")
     print("|---|---|---|---|")
+    others = {**dict.fromkeys(streams, two), REPORT: runs[LOG]}
     for name, each in runs.items():
-        show(name, each, two if name in streams else none)
+        show(name, each, others.get(name, none))
 
 
 if __name__ == "__main__":

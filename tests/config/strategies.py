@@ -18,6 +18,7 @@ from ignite_hooks.config import run_settings
 from ignite_hooks.config.registry import registered_classes
 from ignite_hooks.core import fields
 from ignite_hooks.core.handler import Handler
+from ignite_hooks.observe.report import training_report
 
 OURS = {
     tag: cls
@@ -76,6 +77,7 @@ BY_TYPE = [
     (fields.SettingNames, st.sets(st.sampled_from(["lr", "betas", "scheduler"])).map(tuple)),
     (fields.SignalNames, st.lists(st.sampled_from(["SIGTERM", "SIGINT", "SIGUSR1"])).map(tuple)),
     (fields.SourcePath, paths | paths.map(Path)),
+    (training_report.PagePath, paths.map(lambda folder: f"{folder}/report.html")),
     (run_settings.Accumulation, counts),
     (run_settings.AgreeEvery, counts),
     (run_settings.MaxCount, counts),

@@ -153,7 +153,13 @@ def _leaves(data):
 
 @pytest.mark.parametrize("suffix", ["json", "yaml", "yml", "toml", "JSON"])
 def test_all_handlers_survive_a_file(tmp_path, suffix):
-    needed = {"max_norm": 1.0, "directory": "runs", "source": "runs", "number": 2.5, "path": "a"}
+    needed = {
+        "max_norm": 1.0,
+        "directory": "runs",
+        "source": "runs",
+        "number": 2.5,
+        "path": "a.html",
+    }
     made = {
         tag: cls(**{name: needed[name] for name in needed if name in cls.__annotations__})
         for tag, cls in OURS.items()

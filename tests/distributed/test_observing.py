@@ -87,6 +87,15 @@ def test_record_of_another_run_is_an_error_on_all_ranks(findings):
         assert "another run writes to" in found["error"]
 
 
+def test_rank_0_alone_makes_the_page(findings):
+    one, other = findings.of("training_report")
+    assert one["files"] == ["metrics.jsonl", "report.html"]
+    assert other["files"] == []
+    for found in (one, other):
+        assert found["exact"]
+        assert found["collectives"] == 0
+
+
 def test_mean_output_of_plain_engines_is_that_of_both_processes(findings):
     for found in findings.of("mean_output"):
         assert found["loss"] == 3.5

@@ -23,6 +23,7 @@ from ignite_hooks import SendMetrics
 from ignite_hooks import Throughput
 from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
+from ignite_hooks import TrainingReport
 from ignite_hooks import Validation
 from ignite_hooks.handlers import Handler
 from tests.distributed.programs.checks import accelerator
@@ -198,6 +199,28 @@ def busy_log():
     return {"error": None}
 
 
+def training_report():
+    """Each rank has a page of its own, which only this rank would make. The run is resumed."""
+    folder = Path(sys.argv[1]) / "pages"
+    page = folder / os.environ["RANK"] / "report.html"
+    options = {"checkpoint": SaveCheckpoint(folder / "checkpoints")}
+    with counting_collectives() as counts:
+        for limits in ({"max_steps": 3}, {"max_epochs": 1}):
+            trainer = trainer_of(handlers=[TrainingReport(page)], **options)
+            trainer.run(**limits)
+            options["resume_from"] = folder / "checkpoints"
+    bare = {"checkpoint": SaveCheckpoint(folder / "bare")}
+    with counting_collectives() as others:
+        for limits in ({"max_steps": 3}, {"max_epochs": 1}):
+            trainer_of(**bare).run(**limits)
+            bare["resume_from"] = folder / "bare"
+    return {
+        "files": sorted(each.name for each in page.parent.glob("*")),
+        "collectives": (counts - others).total(),
+        "exact": trainer.resume_report.is_exact,
+    }
+
+
 class Tracker(GeneralTracker):
     name = "points"
     requires_logging_directory = False
@@ -243,6 +266,7 @@ if __name__ == "__main__":
         progress_bar,
         console,
         metrics_log,
+        training_report,
         sent,
         busy_log,
     )

@@ -64,6 +64,13 @@ def test_path_may_be_a_new_folder_an_existing_one_or_a_link(record, tmp_path):
     assert page.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+def test_name_of_a_folder_may_have_bytes_that_are_no_text(record, tmp_path):
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_bytes(record.read_bytes())
+    assert "max_epochs" in make_report(folder).read_text()
+
+
 def test_record_that_cannot_be_read_is_a_warning_beside_another(record, tmp_path):
     with pytest.warns(UserWarning, match=r"missing"):
         make_report([tmp_path / "missing", record], tmp_path / "a.html")
