@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # type checkers do not run `__getattr__`
     from ignite_hooks.memory.ram_metrics import StreamMaxRAM as StreamMaxRAM
     from ignite_hooks.memory.ram_metrics import ram_usage_metrics as ram_usage_metrics
     from ignite_hooks.observe.console import Console as Console
+    from ignite_hooks.observe.growth.watch import GrowthWatch as GrowthWatch
     from ignite_hooks.observe.mean_loss import MeanLoss as MeanLoss
     from ignite_hooks.observe.metrics_log import MetricsLog as MetricsLog
     from ignite_hooks.observe.progress_bar import ProgressBar as ProgressBar
@@ -52,6 +53,7 @@ _MODULES = {
     "ExperienceMaxRAM": "memory.ram_metrics",
     "GarbageCollector": "memory.garbage_collection",
     "GradientClipping": "optim.gradient_clipping",
+    "GrowthWatch": "observe.growth.watch",
     "HookContext": "hooks.context",
     "Hooks": "hooks.hooks",
     "MaxDeviceMemory": "memory.max_device_memory",

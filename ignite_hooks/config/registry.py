@@ -31,6 +31,7 @@ from ignite_hooks.memory.ram_metrics import ExperienceMaxRAM
 from ignite_hooks.memory.ram_metrics import MinibatchMaxRAM
 from ignite_hooks.memory.ram_metrics import StreamMaxRAM
 from ignite_hooks.observe.console import Console
+from ignite_hooks.observe.growth.watch import GrowthWatch
 from ignite_hooks.observe.mean_loss import MeanLoss
 from ignite_hooks.observe.metrics_log import MetricsLog
 from ignite_hooks.observe.report.training_report import TrainingReport
@@ -61,6 +62,7 @@ _classes: dict[str, type] = {
     "experience_max_ram": ExperienceMaxRAM,
     "garbage_collector": GarbageCollector,
     "gradient_clipping": GradientClipping,
+    "growth_watch": GrowthWatch,
     "max_device_memory": MaxDeviceMemory,
     "max_ram": MaxRAM,
     "mean_loss": MeanLoss,

@@ -9,7 +9,13 @@ import torch
 
 from ignite_hooks.memory.mark import Mark
 
-__all__ = ["DeviceMark", "DevicePeaks", "allocator_module", "memory_in_use"]
+__all__ = [
+    "DeviceMark",
+    "DevicePeaks",
+    "allocator_module",
+    "available_device_bytes",
+    "memory_in_use",
+]
 
 DevicePeaks = tuple[int, int]
 """The highest memory that tensors used, and the highest memory that was reserved, in bytes."""
@@ -48,6 +54,20 @@ def memory_in_use() -> tuple[int, int] | None:
         return module.memory_reserved(), module.memory_allocated()
     except RuntimeError:
         return None
+
+
+def available_device_bytes() -> int | None:
+    """Returns the memory of the device that this process does not use, in bytes.
+
+    Memory that other processes use counts as available. The result is None if there is no device,
+    or if the device does not tell its size.
+    """
+    in_use, module = memory_in_use(), allocator_module()
+    if in_use is None or not hasattr(module, "get_device_properties"):
+        return None
+    properties = module.get_device_properties(module.current_device())
+    total: int | None = getattr(properties, "total_memory", None)
+    return None if total is None else total - in_use[1]
 
 
 class DeviceMark(Mark[DevicePeaks]):

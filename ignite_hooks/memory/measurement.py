@@ -208,6 +208,25 @@ class SharedMark(Generic[Reading]):
         """Ends one ``hold_open`` with the same ``every``; closes the mark if nothing needs it."""
         self._holders.remove(every)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the body out of all running measurements."""
+        self._update()
+        try:
+            yield
+        finally:
+            self._forget()
+
+    @_exclusive
+    def _update(self) -> None:
+        self._update_peaks()
+
+    @_exclusive
+    def _forget(self) -> None:
+        """Resets the mark, and keeps the peaks of the running measurements."""
+        if self.running and self._is_open:
+            self._mark.reset()
+
     def reset_in_child(self) -> None:
         """Makes the mark usable in a forked child.
 

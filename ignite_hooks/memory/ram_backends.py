@@ -4,6 +4,10 @@
 since the last reset of its mark. "sampler" measures the memory at intervals.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+from contextlib import contextmanager
+
 from ignite_hooks.memory.kernel import KernelChildrenMark
 from ignite_hooks.memory.kernel import KernelMark
 from ignite_hooks.memory.kernel import why_no_kernel_mark
@@ -13,7 +17,7 @@ from ignite_hooks.memory.sampled import SampledMark
 from ignite_hooks.memory.sampled import resident_bytes
 from ignite_hooks.memory.sampled import unshared_bytes_of_children
 
-__all__ = ["backend_in_use", "ram_measurements"]
+__all__ = ["backend_in_use", "ram_measurements", "unmeasured_ram"]
 
 # The high-water marks by backend: of this process, and of all its child processes together. All
 # measurements share these objects, because a reset of a mark affects all measurements: before a
@@ -51,3 +55,12 @@ def ram_measurements(backend: str, every: float, include_children: bool) -> list
     """Returns the measurements whose peaks add up to the peak of resident memory, in bytes."""
     shared_marks = [_PROCESS_MARKS, _CHILDREN_MARKS] if include_children else [_PROCESS_MARKS]
     return [Measurement(shared_mark[backend], every) for shared_mark in shared_marks]
+
+
+@contextmanager
+def unmeasured_ram() -> Iterator[None]:
+    """Leaves the memory that the body takes and frees out of all peaks of this process."""
+    with ExitStack() as stack:
+        for shared_mark in _PROCESS_MARKS.values():
+            stack.enter_context(shared_mark.paused())
+        yield

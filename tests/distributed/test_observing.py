@@ -127,3 +127,13 @@ def test_rank_0_alone_sends_metrics(findings):
     assert one["settings"] == [1, 0]
     assert other["points"] == [[], []]
     assert other["settings"] == [0, 0]
+
+
+def test_growth_is_that_of_the_named_rank(findings):
+    one, other = findings.of("growth")
+    assert (one["warnings"], one["collectives"]) == ([], 0)
+    (text,) = other["warnings"]
+    assert text.startswith("rank 1: ")
+    assert "growth() in observing.py" in text
+    assert "kept is a list of " in text
+    assert other["collectives"] == 0

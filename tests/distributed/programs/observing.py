@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import sys
+import warnings
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from ignite.engine import Events
 from torch.utils.data import DataLoader
 
 from ignite_hooks import Console
+from ignite_hooks import GrowthWatch
 from ignite_hooks import MeanLoss
 from ignite_hooks import MetricsLog
 from ignite_hooks import ProgressBar
@@ -256,6 +258,25 @@ def sent():
     }
 
 
+def growth():
+    """One process keeps its losses, the other does not."""
+    trainer, kept = trainer_of(), []
+    if torch.distributed.get_rank() == 1:
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: kept.append(engine.state.loss)
+        )
+    GrowthWatch(every_steps=4).attach(trainer)
+    with warnings.catch_warnings(record=True) as caught, counting_collectives() as counts:
+        warnings.simplefilter("always")
+        trainer.run(max_epochs=16)
+    with counting_collectives() as others:
+        trainer_of().run(max_epochs=16)
+    return {
+        "warnings": [str(each.message) for each in caught],
+        "collectives": (counts - others).total(),
+    }
+
+
 if __name__ == "__main__":
     run(
         mean_loss,
@@ -268,5 +289,6 @@ if __name__ == "__main__":
         metrics_log,
         training_report,
         sent,
+        growth,
         busy_log,
     )
