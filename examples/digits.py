@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from ignite.metrics import Accuracy
+from ignite.metrics import Loss
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -24,9 +25,10 @@ from torch.utils.data import TensorDataset
 
 from ignite_hooks import Console
 from ignite_hooks import GradientClipping
-from ignite_hooks import MetricsLog
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
+from ignite_hooks import TimeLedger
+from ignite_hooks import TrainingReport
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks.config import RunSettings
 from ignite_hooks.config import ValidationSchedule
@@ -94,8 +96,8 @@ def settings_of(args):
             keep_best=1,
             metric="val_accuracy",
         )
-        log = MetricsLog(args.output / "metrics.jsonl")
-        settings = replace(settings, checkpoint=checkpoint, handlers=(*settings.handlers, log))
+        handlers = (*settings.handlers, TimeLedger(), TrainingReport(args.output / "report.html"))
+        settings = replace(settings, checkpoint=checkpoint, handlers=handlers)
     if args.resume:
         source = ResumeCheckpoint(args.output / "checkpoints", on_missing="start")
         settings = replace(settings, resume_from=source)
@@ -106,9 +108,8 @@ def train(settings, batch_size, accelerator):
     train_part, held_out_part = digits()
     model = small_net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
-    evaluator = create_supervised_evaluator(
-        model, {"accuracy": Accuracy()}, accelerator=accelerator
-    )
+    metrics = {"accuracy": Accuracy(), "loss": Loss(F.cross_entropy)}
+    evaluator = create_supervised_evaluator(model, metrics, accelerator=accelerator)
     trainer = settings.build(
         model,
         optimizer,
@@ -174,7 +175,7 @@ def parse_args():
     parser.add_argument(
         "--output",
         type=lambda text: Path(text).expanduser(),
-        help="folder for the weights, summary.json, metrics.jsonl and checkpoints",
+        help="folder for weights, checkpoints, summary.json, metrics.jsonl and report.html",
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in --output"
