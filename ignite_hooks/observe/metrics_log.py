@@ -249,8 +249,7 @@ class _Recorder:
         else:
             has_ended = not (is_running(engine) or is_interrupted(engine))
             if has_ended and self._is_started:
-                self._write_findings(engine)
-                self._write(engine, "stop", reason=getattr(engine, "stop_reason", None))
+                self._write_end(engine, "stop", reason=getattr(engine, "stop_reason", None))
         finally:
             self._seconds, self._entered = self._present_seconds(), None
             if self._file is not None:
@@ -446,16 +445,20 @@ class _Recorder:
 
     def _write_error(self, engine: Engine, error: BaseException) -> None:
         lines = traceback.format_exception(error)
+        self._write_end(
+            engine,
+            "error",
+            type=type(error).__qualname__,
+            message=plain_text(error, MAX_ERROR_LENGTH),
+            traceback=plain_text("".join(lines), MAX_ERROR_LENGTH),
+        )
+
+    def _write_end(self, engine: Engine, event: str, **more: Any) -> None:
+        """Writes the findings, and how the run has ended."""
         try:
             self._write_findings(engine)
-        finally:  # a second Ctrl-C must not leave out the line of the error
-            self._write(
-                engine,
-                "error",
-                type=type(error).__qualname__,
-                message=plain_text(error, MAX_ERROR_LENGTH),
-                traceback=plain_text("".join(lines), MAX_ERROR_LENGTH),
-            )
+        finally:  # Ctrl-C in a slow findings() must not leave out how the run has ended
+            self._write(engine, event, **more)
 
     def _write_skip(self, engine: Engine) -> None:
         self._write(engine, "skip")

@@ -997,6 +997,17 @@ def test_findings_are_recorded_before_each_end_of_a_run(path):
     ]
 
 
+def test_end_is_recorded_also_if_ctrl_c_breaks_off_findings(path):
+    def find(engine):
+        if engine.state.iteration == 5:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer_with(path, Finds(find=find)).run(max_steps=5)
+    assert events_of(path)[-1] == ("stop", 5)
+
+
 def test_findings_keep_their_name_when_another_handler_is_removed(path):
     trainer = trainer_with(path)
     first = Finds(find=lambda engine: {"a": 1}).attach(trainer)
