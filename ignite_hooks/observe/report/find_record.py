@@ -5,9 +5,12 @@ from pathlib import Path
 from ignite_hooks.checkpoint.regular_file import open_regular
 from ignite_hooks.observe.record_lines import MAGIC
 
-__all__ = ["find_record", "reason_of"]
+__all__ = ["ANOTHER_PATH", "cannot_be_read", "find_record"]
 
 USUAL_NAME = "metrics.jsonl"
+
+ANOTHER_PATH = "give the path that MetricsLog writes to"
+"""The remedy if a path leads to no record."""
 
 
 def find_record(path: Path) -> tuple[Path, str | None]:
@@ -18,8 +21,8 @@ def find_record(path: Path) -> tuple[Path, str | None]:
     Args:
         path: a record, or the folder of one.
     """
-    path = path.expanduser()
     try:
+        path = path.expanduser()
         if not path.is_dir():
             with open_regular(path):
                 return path, None
@@ -28,20 +31,23 @@ def find_record(path: Path) -> tuple[Path, str | None]:
             return usual, None
         records = sorted(each for each in path.glob("*.jsonl") if _is_record(each))
     except FileNotFoundError:
-        return path, f"There is no record at {path}: give the path that MetricsLog writes to."
-    except (OSError, ValueError) as error:
-        return path, f"{path} cannot be read ({reason_of(error)}): make it readable for this user."
+        return path, f"There is no record at {path}: {ANOTHER_PATH}."
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: "~name" of no user
+        return path, cannot_be_read(path, error)
     if len(records) == 1:
         return records[0], None
     if records:
         names = ", ".join(each.name for each in records[:5]) + (", …" if len(records) > 5 else "")
         return path, f"The folder {path} has several records ({names}): give the path of one."
-    return path, f"The folder {path} has no record: give the path that MetricsLog writes to."
+    return path, f"The folder {path} has no record: {ANOTHER_PATH}."
 
 
-def reason_of(error: Exception) -> str:
-    """Returns the reason for an error in a few words, for example "Permission denied"."""
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+def cannot_be_read(path: Path, error: Exception) -> str:
+    """Returns a sentence which says that a record cannot be read, why, and what to do."""
+    reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    is_forbidden = isinstance(error, PermissionError)
+    remedy = "make it readable for this user" if is_forbidden else ANOTHER_PATH
+    return f"{path} cannot be read ({reason}): {remedy}."
 
 
 def _is_record(path: Path) -> bool:

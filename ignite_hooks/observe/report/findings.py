@@ -23,7 +23,7 @@ class Findings:
         self._shares: dict[str, float] = {}  # of the time, by part
 
     def begin(self) -> None:
-        """Forgets what was found, because the handlers begin from scratch."""
+        """Forgets what was found. The record has all findings again after a header."""
         self._found, self._shares = {}, {}
 
     def set_share(self, part: str, value: Any) -> None:

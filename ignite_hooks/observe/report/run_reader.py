@@ -17,7 +17,8 @@ from ignite_hooks.observe.record_lines import VERSION
 from ignite_hooks.observe.record_lines import number_in
 from ignite_hooks.observe.record_lines import stream_lines
 from ignite_hooks.observe.record_lines import writer_of_newer_format
-from ignite_hooks.observe.report.find_record import reason_of
+from ignite_hooks.observe.report.find_record import ANOTHER_PATH
+from ignite_hooks.observe.report.find_record import cannot_be_read
 from ignite_hooks.observe.report.findings import Findings
 from ignite_hooks.observe.report.metric_kinds import MetricKinds
 from ignite_hooks.observe.report.page_data import Extreme
@@ -131,11 +132,11 @@ class RunReader:
             with open_regular(self._path) as file:
                 self._read(file)
         except OSError as error:
-            reason = f"{self._path} cannot be read ({reason_of(error)})"
+            problem = cannot_be_read(self._path, error)
             if self._has_lines:
-                self._notes.append(f"{reason}: the end of the run is missing here.")
+                self._notes.append(f"The end of the run is missing here. {problem}")
             else:
-                self.problem = f"{reason}: make it readable for this user."
+                self.problem = problem
         for curve in self.curves.values():
             curve.close()
 
@@ -159,7 +160,7 @@ class RunReader:
                 return
             self._add_line(content)
         if not is_record:
-            self.problem = f"{self._path} is no record: give the path that MetricsLog writes to."
+            self.problem = f"{self._path} is no record: {ANOTHER_PATH}."
         elif not self._has_lines:
             self.problem = "The record has no lines yet: wait until the run has begun."
 
@@ -190,7 +191,7 @@ class RunReader:
             self.prefixes |= {each: None for each in prefixes[:20] if isinstance(each, str)}
         self._progress.begin(self._header["limits"], at)
         self._epochs.length = self._progress.limits.get("epoch_length")
-        self._findings.begin()  # TimeLedger and GrowthWatch begin from scratch
+        self._findings.begin()  # all findings are written again after a header
         if content["event"] == "resume":
             resume = resume_of(content, self._epochs.position(at))
             self._resumes = [*self._resumes, (at, resume)][-self._limits.resumes :]
