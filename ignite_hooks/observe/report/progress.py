@@ -1,7 +1,6 @@
 """The progress of a run: its state, its share of the limits, and the time left."""
 
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 from ignite_hooks.observe.report.page_data import Status
@@ -18,9 +17,8 @@ MAX_TEXT = 300
 RECENT_REPORTS = 1000
 """The number of last reports that give the present speed, with the pauses between them."""
 
-_LIMITS = ("max_epochs", "max_iters", "max_steps")
-# A run that one of these has ended is done. A plain Ignite engine gives no reason.
-_FINISHED = {*_LIMITS, "EarlyStopping", None}
+_FINISHED = {"max_epochs", "max_iters", "max_steps", "EarlyStopping"}
+"""The reasons of a stop after which a run is done."""
 
 
 class Progress:
@@ -61,8 +59,8 @@ class Progress:
         """Returns the status on a page."""
         if not self._has_begun:
             return {"state": "empty", "text": "not begun", "done": None, "seconds_left": None}
-        shares = [done / limit for done, limit in self._reached(epochs) if limit]
-        done = min(1.0, max(shares)) if shares else None
+        counts, limits = self._counts(self.last, epochs), self._limits_ahead(epochs)
+        done = max((counts[name] / limit for name, limit in limits.items()), default=None)
         step = f"step {self.last.step:,}"
         if self.error is not None:
             text = short_line(f"failed at {step}: {end_text(self.error)}")
@@ -82,7 +80,8 @@ class Progress:
             }
         # A reason may name the rank that has asked for the stop.
         reason = reason.partition(" on rank ")[0] if isinstance(reason, str) else None
-        is_finished = reason in _FINISHED
+        # A plain Ignite engine gives no reason.
+        is_finished = done in (None, 1.0) if reason is None else reason in _FINISHED
         text = f"{'finished' if is_finished else 'stopped'} at {step}"
         return {
             "state": "finished" if is_finished else "stopped",
@@ -91,36 +90,35 @@ class Progress:
             "seconds_left": None,
         }
 
-    def _reached(self, epochs: Epochs) -> Iterator[tuple[float, int]]:
-        """Yields the present value and the limit of each counter that has a limit."""
-        last, limits = self.last, self.limits
-        if "max_steps" in limits:
-            yield last.step, limits["max_steps"]
-        if "max_iters" in limits:
-            yield last.iteration, limits["max_iters"]
-        if "max_epochs" in limits:
-            yield epochs.complete(last.iteration), limits["max_epochs"]
+    def _counts(self, at: LinePosition, epochs: Epochs) -> dict[str, float]:
+        """Returns what each limit counts, up to a position."""
+        return {
+            "max_epochs": epochs.complete(at.iteration),
+            "max_iters": at.iteration,
+            "max_steps": at.step,
+        }
+
+    def _limits_ahead(self, epochs: Epochs) -> dict[str, int]:
+        """Returns the limits that the run has not passed.
+
+        A run passes a limit only if a handler has changed the limit since the run began.
+        """
+        counts = self._counts(self.last, epochs)
+        limits = {name: self.limits.get(name) or 0 for name in counts}
+        return {name: limit for name, limit in limits.items() if limit and counts[name] <= limit}
 
     def _seconds_left(self, epochs: Epochs) -> float | None:
         """Returns the training time until the first limit, at the recent speed."""
         if not self._recent:
             return None
-        first, last = self._recent[0], self.last
-        seconds, iterations = last.seconds - first.seconds, last.iteration - first.iteration
-        if seconds <= 0 or iterations <= 0:
-            return None
-        limits, left = self.limits, []
-        if "max_steps" in limits and last.step > first.step:
-            per_step = seconds / (last.step - first.step)
-            left.append((limits["max_steps"] - last.step) * per_step)
-        if "max_iters" in limits:
-            left.append((limits["max_iters"] - last.iteration) * seconds / iterations)
-        if "max_epochs" in limits:
-            gone = epochs.complete(last.iteration) - epochs.complete(first.iteration)
-            if gone > 0:
-                to_come = limits["max_epochs"] - epochs.complete(last.iteration)
-                left.append(to_come * seconds / gone)
-        return round(max(0.0, min(left)), 1) if left else None
+        before, counts = self._counts(self._recent[0], epochs), self._counts(self.last, epochs)
+        seconds = self.last.seconds - self._recent[0].seconds
+        left = [
+            (limit - counts[name]) * seconds / (counts[name] - before[name])
+            for name, limit in self._limits_ahead(epochs).items()
+            if counts[name] > before[name]
+        ]
+        return round(min(left), 1) if left and seconds > 0 else None
 
 
 def end_text(line: dict[str, Any]) -> str:

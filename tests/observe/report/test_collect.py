@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
 from accelerate import Accelerator
 from ignite.engine import Engine
+from ignite.engine import Events
 from ignite.handlers import EarlyStopping
 
 from ignite_hooks import EpochMaxRAM
@@ -237,6 +239,12 @@ def test_ends_of_runs_are_told_apart(path, tmp_path):
     early = status_after("early", stop_early, max_epochs=4)
     assert (early["state"], early["done"]) == ("finished", 1.0)
     assert early["text"].endswith(": EarlyStopping")
+    plain = Engine(lambda engine, batch: None)
+    MetricsLog(tmp_path / "plain").attach(plain)
+    plain.add_event_handler(Events.ITERATION_COMPLETED(once=3), plain.terminate)
+    plain.run(range(4), max_epochs=3)  # a plain engine gives no reason
+    stopped = run_of(tmp_path / "plain")["status"]
+    assert (stopped["text"], stopped["done"]) == ("stopped at step 3", 0.25)
     stopped = status_after("stopped", terminate, max_epochs=4)
     assert stopped == {
         "state": "stopped",
@@ -338,7 +346,10 @@ def several(path):
             "has format 2, written by ignite-hooks 9.1, and this version reads formats up to 1: "
             "upgrade with pip install -U ignite-hooks",
         ),
-        (lambda path: (path.parent.mkdir(), os.mkfifo(path)), "not a regular file"),
+        (
+            lambda path: (path.parent.mkdir(), os.mkfifo(path)),
+            "cannot be read (not a regular file): give the path that MetricsLog writes to.",
+        ),
         (lambda path: (path.parent.mkdir(), path.symlink_to(path)), "not a regular file"),
     ],
     ids=["missing", "folder", "several", "text", "long", "empty", "part", "newer", "fifo", "loop"],
@@ -350,6 +361,11 @@ def test_problem_with_a_record_is_on_its_page(path, make, problem):
     assert run["status"]["state"] == "empty"
     assert run["curves"] == run["summaries"] == run["marks"] == []
     assert run["at"] is None
+
+
+def test_path_of_an_unknown_user_is_a_problem():
+    run = run_of(Path("~no_such_user/run"))
+    assert run["problem"].startswith("~no_such_user/run cannot be read (")
 
 
 def test_record_in_a_folder_is_found(path):
@@ -580,7 +596,9 @@ def test_state_is_that_of_the_reason(path, reason, state):
         ({"max_iters": 20}, 0.5, 5.0),
         ({"max_epochs": 2}, 0.0, None),
         ({"max_epochs": 2, "epoch_length": 10, "max_steps": 10**6}, 0.5, 5.0),
-        ({"max_steps": 0}, None, 0.0),
+        ({"max_steps": 0}, None, None),
+        ({"max_steps": 5}, None, None),  # a handler has raised the limit
+        ({"max_steps": 5, "max_iters": 20}, 0.5, 5.0),
         ({"max_steps": "40", "max_epochs": True}, None, None),
     ],
 )
