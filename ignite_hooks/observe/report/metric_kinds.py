@@ -28,6 +28,7 @@ _SPEEDS: dict[str, str | None] = {
     "data_wait": None,
     "remaining_seconds": "s",
     "optimizer_step_seconds": "s",
+    "gc_collected": None,
     "gc_seconds": "s",
     "gc_pause_seconds": "s",
 }
