@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PanelCurve", "labels_of", "panels_of"]
+__all__ = ["DEFAULT_PREFIX", "PanelCurve", "labels_of", "panels_of"]
 
 DEFAULT_PREFIX = "val_"
 DEFAULT_STEM = "metrics"

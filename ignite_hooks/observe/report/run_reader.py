@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ignite_hooks.checkpoint.plain_data import plain_text
 from ignite_hooks.checkpoint.regular_file import open_regular
+from ignite_hooks.observe.panels import DEFAULT_PREFIX
 from ignite_hooks.observe.panels import PanelCurve
 from ignite_hooks.observe.record_lines import HEADERS
 from ignite_hooks.observe.record_lines import MAGIC
@@ -210,13 +211,19 @@ class RunReader:
         for name, value in metrics.items():
             (target_of(name) or self._new_target(name, value))(value, at)
         if event == "validation":
-            numbers = {name: number_in(each) for name, each in metrics.items()}
-            texts = [
-                f"{name} {number_text(number)}"
-                for name, number in numbers.items()
-                if number is not None and self.kinds.time_part(name) is None
-            ]
-            self._marks.add("validation", short_line(", ".join(texts[:4]) or "no numbers"), at)
+            self._marks.add("validation", self._validation_text(metrics), at)
+
+    def _validation_text(self, metrics: dict[str, Any]) -> str:
+        """Returns the first results of a validation, whose line may have other metrics, too."""
+        prefixes = (DEFAULT_PREFIX, *self.prefixes)
+        measured = {name: each for name, each in metrics.items() if name.startswith(prefixes)}
+        numbers = {name: number_in(each) for name, each in (measured or metrics).items()}
+        texts = [
+            f"{name} {number_text(number)}"
+            for name, number in numbers.items()
+            if number is not None and self.kinds.time_part(name) is None
+        ]
+        return short_line(", ".join(texts[:4]) or "no numbers")
 
     def _new_target(self, name: str, value: Any) -> _Target:
         """Returns the function that takes the values of a metric from now on."""

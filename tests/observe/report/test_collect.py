@@ -376,6 +376,21 @@ def test_record_in_a_folder_is_found(path):
     assert run_of(path.parent)["path"] == str(path)
 
 
+@pytest.mark.parametrize(
+    ("prefixes", "text"),
+    [
+        (["valid/"], "valid/loss 2.000"),
+        ([""], "a 1.000, b 1.000, c 1.000, d 1.000"),
+        ([], "a 1.000, b 1.000, c 1.000, d 1.000"),
+    ],
+)
+def test_mark_of_a_validation_has_its_results(path, prefixes, text):
+    metrics = {**dict.fromkeys("abcd", 1.0), "valid/loss": 2.0}
+    line = line_of(1, "validation", **metrics)
+    (mark,) = run_of(written(path, {**START, "validation_prefixes": prefixes}, line))["marks"]
+    assert mark["text"] == text
+
+
 def test_run_without_metrics_says_so(path):
     run = run_of(written(path, START))
     assert run["problem"] is None
@@ -657,12 +672,15 @@ def test_sections_follow_the_handlers(path):
         {"type": "EpochMaxRAM", "name": "my_peak"},
     ]
     names = ["t_data", "t_handlers/A", "t_own", "g/ram_mib", "g/objects", "my_peak", "size_mib"]
+    names += ["gc_collected", "gc_seconds"]
     data = page_of(
         written(path, {**START, "handlers": handlers}, line_of(1, **dict.fromkeys(names, 0.5)))
     )
     assert [(each["title"], each["section"], each["unit"]) for each in data["panels"]] == [
         ("t_own", "metrics", None),
         ("size_mib", "metrics", "MiB"),
+        ("gc_collected", "speed", None),
+        ("gc_seconds", "speed", "s"),
         ("my_peak", "memory", "MiB"),
         ("g/ram_mib", "growth", "MiB"),
         ("g/objects", "growth", None),
