@@ -175,7 +175,8 @@ class RunDisplay:
             text = value_text(str(error)).strip()
             reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
             is_long = len(reason) > _LONGEST_REASON
-            return "failed", f"{reason[: _LONGEST_REASON - 1]}…" if is_long else reason
+            verb = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            return verb, f"{reason[: _LONGEST_REASON - 1]}…" if is_long else reason
         if is_interrupted(engine):
             return "interrupted", ""
         if is_trainer(engine):

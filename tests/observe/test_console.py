@@ -283,7 +283,7 @@ def stopping(way):
         ("terminate", r"run stopped at step 3 \(terminate\) after .*"),
         ("interrupt", r"run interrupted at step 3 after .*"),
         (OSError("disk\nfull"), r"run failed at step 3 \(OSError: disk full\) after .*"),
-        (KeyboardInterrupt(), r"run failed at step 3 \(KeyboardInterrupt\) after .*"),
+        (KeyboardInterrupt(), r"run stopped at step 3 \(KeyboardInterrupt\) after .*"),
         (ValueError("x" * 999), r"run failed at step 3 \(ValueError: x{87}…\) after .*"),
     ],
 )
@@ -1001,7 +1001,7 @@ def command(tmp_path, steps):
 
 @pytest.mark.parametrize(
     ("number", "shown"),
-    [(signal.SIGINT, r"failed .*KeyboardInt"), (signal.SIGTERM, "stopped .*SIGT")],
+    [(signal.SIGINT, r"stopped .*KeyboardInt"), (signal.SIGTERM, "stopped .*SIGT")],
 )
 def test_signal_leaves_the_terminal_as_it_was(tmp_path, number, shown):
     with process_in_terminal(command(tmp_path, 10**9)) as (process, opened, read):

@@ -53,7 +53,7 @@ class Progress:
     def end(self, line: dict[str, Any]) -> None:
         """Notes the line of a stop or an error."""
         self._has_begun = True
-        self.error, self._stop = (line, None) if line["event"] == "error" else (None, line)
+        self.error, self._stop = (line, None) if is_failure(line) else (None, line)
 
     def status(self, epochs: Epochs) -> Status:
         """Returns the status on a page."""
@@ -66,7 +66,8 @@ class Progress:
             text = short_line(f"failed at {step}: {end_text(self.error)}")
             return {"state": "failed", "text": text, "done": done, "seconds_left": None}
         if self._stop is not None:
-            return self._status_of_stop(self._stop.get("reason"), step, done)
+            reason = end_text(self._stop) if "type" in self._stop else self._stop.get("reason")
+            return self._status_of_stop(reason, step, done)
         left = self._seconds_left(epochs)
         return {"state": "running", "text": f"running, {step}", "done": done, "seconds_left": left}
 
@@ -119,6 +120,11 @@ class Progress:
             if counts[name] > before[name]
         ]
         return round(min(left), 1) if left and seconds > 0 else None
+
+
+def is_failure(line: dict[str, Any]) -> bool:
+    """Returns whether the line of an error or a stop tells of a failure. Ctrl-C is a stop."""
+    return line.get("event") == "error" and line.get("type") != KeyboardInterrupt.__name__
 
 
 def end_text(line: dict[str, Any]) -> str:

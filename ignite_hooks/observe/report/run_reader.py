@@ -32,6 +32,7 @@ from ignite_hooks.observe.report.positions import LinePosition
 from ignite_hooks.observe.report.positions import next_position
 from ignite_hooks.observe.report.progress import Progress
 from ignite_hooks.observe.report.progress import end_text
+from ignite_hooks.observe.report.progress import is_failure
 from ignite_hooks.observe.report.progress import short_line
 from ignite_hooks.observe.report.resumes import resume_of
 from ignite_hooks.observe.report.saved_checkpoints import SavedCheckpoints
@@ -182,7 +183,7 @@ class RunReader:
             self._marks.add("skip", "The loss scaler has skipped a step", at)
         elif event in ("stop", "error"):
             progress.end(content)
-            self._marks.add("stop" if event == "stop" else "error", end_text(content), at)
+            self._marks.add("error" if is_failure(content) else "stop", end_text(content), at)
 
     def _add_header(self, content: dict[str, Any], at: LinePosition) -> None:
         self._header = plain_header(content)

@@ -253,6 +253,18 @@ def test_ends_of_runs_are_told_apart(path, tmp_path):
         "seconds_left": None,
     }
 
+    def press_ctrl_c(trainer):
+        raise KeyboardInterrupt
+
+    trainer = trainer_with(tmp_path / "ctrl_c")
+    trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=3), press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(max_epochs=4)
+    run = run_of(tmp_path / "ctrl_c")
+    assert (run["status"]["state"], run["failure"]) == ("stopped", None)
+    assert run["status"]["text"] == "stopped at step 3: KeyboardInterrupt"
+    assert [each["kind"] for each in run["marks"]] == ["stop"]
+
 
 def test_skipped_steps_are_marks(path):
     accelerator = Accelerator(cpu=True)
