@@ -12,13 +12,16 @@ from ignite.engine import Engine
 
 from ignite_hooks.checkpoint.save import SaveCheckpoint
 from ignite_hooks.core.handler import attached_handlers
+from ignite_hooks.core.metric_writer import MetricWriter
 from ignite_hooks.memory.device import DeviceMark
 from ignite_hooks.memory.kernel import proc_field
 from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.peak_metric import PeakMetric
 from ignite_hooks.observe.console_state import ConsoleState
+from ignite_hooks.observe.growth.watch import GrowthWatch
 from ignite_hooks.observe.plain_values import plain_values
 from ignite_hooks.observe.table import Cell
+from ignite_hooks.observe.time_ledger import TimeLedger
 from ignite_hooks.observe.value_text import NUMBER_WIDTH
 from ignite_hooks.observe.value_text import one_line
 from ignite_hooks.observe.value_text import size_text
@@ -58,11 +61,24 @@ def names_of_results(
 ) -> list[str]:
     """Returns the names of the values that are results of the run, such as those of a validation.
 
-    These are all but the losses, the values of Throughput, and the peaks of memory.
+    These are all but the losses, and what describes the program instead of the model: its speed,
+    its memory, its time and its growth.
     """
-    memory = {name for each in attached_handlers(engine, PeakMetric) for name in each.names()}
-    others = _OF_THROUGHPUT | memory | {*loss_names}
-    return [name for name in values if name not in others and not _RATE.fullmatch(str(name))]
+    ledgers = attached_handlers(engine, TimeLedger)
+    writers: list[MetricWriter] = [
+        *attached_handlers(engine, PeakMetric),
+        *attached_handlers(engine, GrowthWatch),
+        *ledgers,
+    ]
+    others = _OF_THROUGHPUT | {name for each in writers for name in each.names()} | {*loss_names}
+    handlers = tuple(f"{each.prefix}handlers/" for each in ledgers)
+    return [
+        name
+        for name in values
+        if name not in others
+        and not _RATE.fullmatch(str(name))
+        and not str(name).startswith(handlers)
+    ]
 
 
 def cells_of(

@@ -22,10 +22,12 @@ from torch.utils.data import Dataset
 from ignite_hooks import Console
 from ignite_hooks import EpochMaxRAM
 from ignite_hooks import ExperienceMaxRAM
+from ignite_hooks import GrowthWatch
 from ignite_hooks import MeanLoss
 from ignite_hooks import ResumeCheckpoint
 from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Throughput
+from ignite_hooks import TimeLedger
 from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks.core.handler import Handler
@@ -534,6 +536,18 @@ def test_peak_of_the_run_has_no_row_of_its_own(capsys):
     trainer.run()
     assert len(table(capsys.readouterr().out)) == 1
     assert trainer.state.metrics["experience_max_ram_mib"] > 0
+
+
+@pytest.mark.parametrize("prefix", ["", "of_program/"])
+def test_times_and_growth_are_no_results(capsys, prefix):
+    def titles(*handlers):
+        make_trainer(batches_of(2), handlers=[Console(), *handlers]).run(max_epochs=2)
+        rows = table(capsys.readouterr().out)
+        return [[*row] for row in rows]
+
+    ledger = TimeLedger(every_steps=1, prefix=prefix)
+    watch = GrowthWatch(every_steps=1, prefix=f"{prefix}growth/")
+    assert titles(ledger, watch) == titles()
 
 
 @pytest.mark.parametrize(
