@@ -156,10 +156,11 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
-    def screenshot(self, path):
-        """Writes a picture of the whole page."""
+    def screenshot(self, path, *, height=None, scale=1):
+        """Writes a picture of the page, of the whole page without a height."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        height = height or size["height"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": height, "scale": scale}
         answer = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(answer["data"]))
 
