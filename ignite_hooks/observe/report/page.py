@@ -35,6 +35,12 @@ MIN_FILTERED_PANELS = 13
 QUIET_SECONDS = 600
 """If a run in progress has written nothing for so long, the page says that it may be killed."""
 
+_SCRIPTS = (
+    *("data", "texts", "choices", "x_axis", "curves", "specifications"),
+    *("chart", "curve_chart", "event_strip", "tooltip", "gestures", "controls", "start"),
+)
+"""The files with the JavaScript of the page, in the order in which they are joined."""
+
 _SECTIONS = {
     "metrics": "Metrics",
     "optimization": "Optimization",
@@ -89,7 +95,7 @@ def render(data: PageData) -> str:
         "unit": unit_text,
         "value": value_text,
     }
-    scripts = [_inline(chart_library()), _inline(_resource("page.js"))]
+    scripts = [_inline(chart_library()), _inline(_joined_scripts())]
     page = environment.from_string(_resource("page.html")).render(
         data=data,
         chart_data=_chart_data(data),
@@ -108,8 +114,14 @@ def render(data: PageData) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
+def _joined_scripts() -> str:
+    """Returns one script in strict mode; the braces keep its names out of those of the window."""
+    parts = "\n".join(_resource(f"{name}.js") for name in _SCRIPTS)
+    return f'"use strict";\n{{\n{parts}}}\n'
+
+
 def _resource(name: str) -> str:
-    text = (files(__package__) / name).read_text(encoding="utf-8")
+    text = (files(__package__) / "web" / name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")  # HTML parsers do the same, and the policy has hashes
 
 
@@ -121,7 +133,7 @@ def _inline(script: str) -> str:
 def _policy(scripts: Iterable[str]) -> str:
     hashes = (base64.b64encode(sha256(each.encode()).digest()).decode() for each in scripts)
     admitted = " ".join(f"'sha256-{each}'" for each in hashes)
-    # Vega compiles the expressions of page.js, which needs 'unsafe-eval'.
+    # Vega compiles the expressions of the charts, which needs 'unsafe-eval'.
     return (
         f"default-src 'none'; script-src 'unsafe-eval' {admitted}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"

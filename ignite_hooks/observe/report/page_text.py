@@ -1,6 +1,6 @@
 """Converts numbers, durations, times and names to texts for people.
 
-``page.js`` writes numbers and durations by the same rules.
+``web/texts.js`` writes numbers and durations by the same rules.
 """
 
 import re
