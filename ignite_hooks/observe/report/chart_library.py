@@ -17,11 +17,18 @@ SNIPPET = "window.vegaEmbed = vegaEmbed;"
 """Of the names in the bundle, this one alone is defined in all versions of vl-convert."""
 
 
+MIN_LENGTH = 100_000
+"""The smallest number of characters of a bundle that contains Vega."""
+
+
 def chart_library() -> str:
     """Returns the JavaScript, about 0.9 MB. It defines the global function ``vegaEmbed``.
 
     A cache that cannot be written is no error: the next page then builds the JavaScript again. So
     does a file in the cache that is damaged, which its first line tells: the hash of the rest.
+
+    Raises:
+        RuntimeError: this version of vl-convert-python has no such bundle.
     """
     name = f"vega-{version('vl-convert-python')}-{_digest(SNIPPET)[:8]}.js"
     path = None
@@ -31,12 +38,25 @@ def chart_library() -> str:
         digest, _, code = found.partition("\n")
         if digest == _digest(code):
             return code
-    from vl_convert import javascript_bundle
-
-    code = javascript_bundle(SNIPPET)
+    code = _bundle()
     if path is not None:
         with suppress(OSError):
             _write(path, f"{_digest(code)}\n{code}")
+    return code
+
+
+def _bundle() -> str:
+    try:
+        from vl_convert import javascript_bundle
+
+        code: str = javascript_bundle(SNIPPET)
+    except (ImportError, TypeError):
+        code = ""
+    if len(code) < MIN_LENGTH:  # a name that a bundle does not have is no error of vl-convert
+        raise RuntimeError(
+            "a report needs a vl-convert-python that bundles Vega-Embed, not version "
+            f"{version('vl-convert-python')}: pip install 'vl-convert-python>=1.7,<2'"
+        )
     return code
 
 
@@ -46,7 +66,9 @@ def _cache_folder() -> Path:
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        chosen = os.environ.get("XDG_CACHE_HOME", "")
+        # The specification of the variable says to ignore a relative path.
+        base = chosen if os.path.isabs(chosen) else Path.home() / ".cache"
     return Path(base) / "ignite-hooks"
 
 
