@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ignite_hooks.observe.report.page_data import Panel
 from ignite_hooks.observe.report.page_data import Run
 from ignite_hooks.observe.report.page_data import Summary
+from ignite_hooks.observe.report.page_text import count_text
 from ignite_hooks.observe.report.page_text import number_text
 
 __all__ = ["KeyNumber", "Result", "compared_results", "key_numbers"]
@@ -50,6 +51,8 @@ def key_numbers(run: Run, panels: Sequence[Panel]) -> list[KeyNumber]:
     """Returns the best values of the first metrics, the last speed, and the highest memory.
 
     Metrics of validations come first. Of a loss and its validation, only the validation is shown.
+    A metric of which it is not known which value is best, and which no validation has measured, is
+    shown only if all metrics are of this kind.
     """
     summaries = {each["metric"]: each for each in run["summaries"]}
     validated = _validated(run)
@@ -69,7 +72,9 @@ def key_numbers(run: Run, panels: Sequence[Panel]) -> list[KeyNumber]:
         elif section in ("speed", "memory"):
             others.setdefault(section, number)
     metrics.sort(key=lambda each: each[:2])
-    return [number for *_, number in metrics[:MAX_METRICS]] + [*others.values()]
+    # The others have no best value, and are not of a validation.
+    chosen = [each for each in metrics if not all(each[:2])] or metrics
+    return [number for *_, number in chosen[:MAX_METRICS]] + [*others.values()]
 
 
 def _key_number(summary: Summary, section: str, unit: str | None) -> KeyNumber | None:
@@ -78,7 +83,7 @@ def _key_number(summary: Summary, section: str, unit: str | None) -> KeyNumber |
         return KeyNumber(metric, summary["highest"]["value"], unit, "highest")
     extreme = None if best is None else summary[best]
     if extreme is not None:
-        step = number_text(extreme["at"]["step"])
+        step = count_text(extreme["at"]["step"])
         note = f"{best}, at step {step}; last {number_text(last)}"
         return KeyNumber(metric, extreme["value"], unit, note)
     return None if last is None else KeyNumber(metric, last, unit, "last")

@@ -17,6 +17,7 @@ from ignite_hooks.observe.report.page_data import PageData
 from ignite_hooks.observe.report.page_data import Panel
 from ignite_hooks.observe.report.page_data import Run
 from ignite_hooks.observe.report.page_text import breakable
+from ignite_hooks.observe.report.page_text import count_text
 from ignite_hooks.observe.report.page_text import duration_text
 from ignite_hooks.observe.report.page_text import file_name
 from ignite_hooks.observe.report.page_text import growth_text
@@ -73,6 +74,7 @@ def render(data: PageData) -> str:
 
     Raises:
         ModuleNotFoundError: jinja2 or vl-convert-python is not installed.
+        RuntimeError: this version of vl-convert-python does not bundle Vega-Embed.
     """
     check_report_packages()
     from jinja2 import Environment
@@ -84,6 +86,7 @@ def render(data: PageData) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
         "breakable": breakable,
+        "count": count_text,
         "duration": duration_text,
         "file_name": file_name,
         "growth": growth_text,

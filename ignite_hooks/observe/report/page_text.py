@@ -6,6 +6,9 @@
 import re
 from datetime import datetime
 from datetime import timezone
+from decimal import ROUND_HALF_UP
+from decimal import Context
+from decimal import Decimal
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "breakable",
+    "count_text",
     "duration_text",
     "file_name",
     "growth_text",
@@ -28,6 +32,8 @@ __all__ = [
 MAX_NUMBER_LENGTH = 10
 """Numbers in settings that are written with more characters are rounded."""
 
+# JavaScript rounds half up, other than the formats of Python.
+_THREE_DIGITS, _FOUR_DIGITS = (Context(digits, ROUND_HALF_UP) for digits in (3, 4))
 
 MEMORY_QUANTITIES = ("resident memory", "memory of worker processes", "device memory")
 """The quantities of ``GrowthWatch`` that are in bytes."""
@@ -41,12 +47,17 @@ def number_text(value: float | None) -> str:
     """
     if value is None:
         return "–"
-    size = abs(value)
+    exact, size = Decimal(value), abs(value)
     if size >= 1e6 or 0 < size < 1e-3:
-        digits, exponent = f"{value:.2e}".split("e")
+        digits, exponent = f"{_THREE_DIGITS.plus(exact):.2e}".split("e")
         return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
-    rounded = float(f"{value:.0f}" if size >= 1000 else f"{value:.4g}")
-    return f"{rounded:,}".removesuffix(".0")
+    rounded = exact.quantize(1, ROUND_HALF_UP) if size >= 1000 else _FOUR_DIGITS.plus(exact)
+    return f"{float(rounded):,}".removesuffix(".0")
+
+
+def count_text(count: int | None) -> str:
+    """Returns an integer with all its digits, for example a step; a dash for None."""
+    return "–" if count is None else f"{count:,}"
 
 
 def duration_text(seconds: float) -> str:
@@ -67,6 +78,8 @@ def duration_text(seconds: float) -> str:
 def percent_text(share: float) -> str:
     """Returns a share of 1 in percent, with one decimal below 10 %."""
     percent = 100 * share
+    if 0 < percent < 0.05:
+        return "< 0.1 %"
     return f"{percent:.1f} %" if 0 < percent < 9.95 else f"{percent:.0f} %"
 
 

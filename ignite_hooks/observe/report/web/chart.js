@@ -1,7 +1,7 @@
 // A chart: its drawing by Vega, and the marks of what a reader points at.
 
 let charts = []; // all of the page
-const expressionFunctions = { axisText: numberText };
+const expressionFunctions = { axisText, countText };
 const compiled = new Map(); // Vega specifications, because compiling takes longer than drawing
 
 async function embed(element, key, spec) {

@@ -4,6 +4,7 @@ const MIN_SMOOTHED = 60; // points of a validation curve
 const MIN_TRAVEL = 6; // how often a rough curve travels through its range, up and down
 const MAX_FULL_RUNS = 3; // of more runs, faint lines and bands would hide the curves
 const TINY = 1e-300; // the scales of Vega overflow at less, and at 1 / TINY
+const MIN_RANGE = 1e-5; // of an axis, as a share of its values, which have six digits
 const MAX_DOTS = 30; // a curve of so few points has a dot at each of them
 
 /** Returns whether smoothing shows more of a curve. A learning rate, say, would only be late. */
@@ -153,9 +154,10 @@ function contentOf(panel, isLog) {
   // The margins have room for the label of the best value, which stands outside of the curve.
   const isLabelled = (kind) => content.best.some((each) => each.isLow === (kind === "lowest"));
   const [below, above] = [isLabelled("lowest") ? 0.18 : 0.08, isLabelled("highest") ? 0.18 : 0.08];
+  const isFlat = top - bottom < Math.max(TINY, MIN_RANGE * Math.abs(top));
   if (bottom > top) [bottom, top] = isLog ? [0.1, 1] : [0, 1];
-  else if (isLog && bottom === top) [bottom, top] = [bottom / 2, 2 * top];
-  else if (top - bottom < TINY) {
+  else if (isLog && isFlat) [bottom, top] = [bottom / 2, 2 * top];
+  else if (isFlat) {
     const margin = Math.abs(bottom) > TINY ? Math.abs(bottom) / 2 : 1;
     [bottom, top] = [bottom - margin, top + margin];
   }
@@ -177,7 +179,8 @@ function logTicks(low, high) {
   }
   const inside = found.filter((each) => each >= low && each <= high);
   if (inside.length > 1) return inside;
-  return [0.2, 0.5, 0.8].map((share) => Number((low * (high / low) ** share).toPrecision(2)));
+  const digits = Math.ceil(Math.log10(low / (high - low))) + 2;
+  return [0.2, 0.5, 0.8].map((share) => Number((low * (high / low) ** share).toPrecision(digits)));
 }
 
 function rulesIn(low, high) {

@@ -24,14 +24,14 @@ const config = {
 const direct = (field) => ({ field, type: "nominal", scale: null, legend: null });
 
 function xEncoding() {
+  const isStep = chosen.x === "step";
   const axis = {
     title: xTitle(),
-    ...(chosen.x === "step" ? { tickMinStep: 1 } : {}),
     titleAnchor: "end",
     titlePadding: 4,
     grid: false,
-    tickCount: { expr: "max(2, width / 70)" },
-    labelExpr: "axisText(datum.value)",
+    tickCount: { expr: isStep ? "min(max(2, width / 70), xHigh - xLow)" : "max(2, width / 70)" },
+    labelExpr: isStep ? "countText(datum.value)" : "axisText(datum.value, xHigh - xLow)",
     labelOverlap: true,
   };
   const scale = { domain: [{ expr: "xLow" }, { expr: "xHigh" }], nice: false, zero: false };
@@ -63,7 +63,7 @@ function curveSpec(isLog) {
     domain: false,
     ticks: false,
     ...ticks,
-    labelExpr: "axisText(datum.value)",
+    labelExpr: "axisText(datum.value, yHigh - yLow)",
     labelOverlap: true,
   };
   const scale = {

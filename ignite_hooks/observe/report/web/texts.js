@@ -22,5 +22,16 @@ function durationText(seconds) {
   return `${Math.floor(minutes / 1440)} d ${Math.floor(minutes / 60) % 24} h`;
 }
 
+const countText = (count) => count.toLocaleString("en-US");
+
+/** Returns the label of a tick, with the digits that it needs to differ from its neighbours. */
+function axisText(value, range) {
+  const digits = Math.ceil(Math.log10(Math.abs(value) / range)) + 2; // ticks are range / 10 apart
+  if (!(digits > 3)) return numberText(value);
+  const size = Math.abs(value);
+  if (size < 1e-3 || size >= 1e6) return Number(value.toPrecision(digits)).toExponential().replace("+", "");
+  return value.toLocaleString("en-US", { maximumSignificantDigits: digits });
+}
+
 const placeText = (at) =>
-  `step ${numberText(at.step)} · epoch ${numberText(Math.round(at.epoch * 100) / 100)} · ${durationText(at.seconds)}`;
+  `step ${countText(at.step)} · epoch ${numberText(Math.round(at.epoch * 100) / 100)} · ${durationText(at.seconds)}`;
