@@ -433,6 +433,25 @@ def extreme_numbers():
     return page(made, panels=[*PANELS, *(panel(name, [name]) for name in found)])
 
 
+def narrow():
+    """Returns a page of a run with many steps, and with values that hardly change."""
+    steps = range(3_000_000, 3_002_000, 20)
+    found = {
+        "steady": [2.434 + 1e-4 * math.sin(s / 100) for s in steps],
+        "tokens": [3e9 + s for s in steps],
+        "small": [3e-5 + 1e-9 * math.sin(s / 100) for s in steps],
+        "rounded": [2.43435 + 1e-7 * (s % 3) for s in steps],
+    }
+    curves = [curve(name, steps, values) for name, values in found.items()]
+    made = run() | {
+        "curves": curves,
+        "summaries": [summary(each, "lowest") for each in curves],
+        "marks": [],
+        "at": position(steps[-1]),
+    }
+    return page(made, panels=[panel(name, [name]) for name in found])
+
+
 def hostile():
     made = run(
         HOSTILE,
@@ -472,6 +491,7 @@ CASES = {
     "missing": missing,
     "one_step": one_step,
     "extreme_numbers": extreme_numbers,
+    "narrow": narrow,
     "forty": forty,
     "not_finite": not_finite,
     "three_runs": lambda: several(3),

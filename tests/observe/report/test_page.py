@@ -8,6 +8,7 @@ import sys
 from hashlib import sha256
 from html.parser import HTMLParser
 from itertools import pairwise
+from types import ModuleType
 
 import pytest
 
@@ -154,6 +155,15 @@ def test_key_numbers_are_those_of_validations_first():
     ]
 
 
+def test_key_numbers_are_no_arbitrary_metrics():
+    data = CASES["usual"]()
+    run = data["runs"][0]
+    grad_norm = [example_pages.panel("grad_norm", ["grad_norm"])]
+    assert [each.metric for each in key_numbers(run, grad_norm)] == ["grad_norm"]
+    found = key_numbers(run, [*grad_norm, example_pages.panel("loss", ["loss"])])
+    assert [each.metric for each in found] == ["loss"]
+
+
 def test_runs_are_compared_by_their_best_values():
     data = CASES["three_runs"]()
     found = {each.metric: each for each in compared_results(data["runs"])}
@@ -197,6 +207,9 @@ NUMBERS = {
     100: "100",
     0.1 + 0.2: "0.3",
     1234.5678: "1,235",
+    1000.5: "1,001",  # as JavaScript rounds it
+    100.25: "100.3",
+    1_005_000: "1.01e6",
 }
 
 
@@ -213,8 +226,9 @@ def test_numbers_durations_and_times_are_for_people():
         183_600: "2 d 3 h",
     }
     assert {seconds: duration_text(seconds) for seconds in durations} == durations
-    assert [percent_text(share) for share in (0, 0.004, 0.0996, 0.394, 1)] == [
+    assert [percent_text(share) for share in (0, 0.0004, 0.004, 0.0996, 0.394, 1)] == [
         "0 %",
+        "< 0.1 %",
         "0.4 %",
         "10 %",
         "39 %",
@@ -253,6 +267,25 @@ def test_chart_library_is_built_once(cache):
     assert chart_library() == code
     assert path.read_text(encoding="utf-8").endswith(code)
     assert [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("bundle", ["window.vegaEmbed=vegaEmbed;", None])
+def test_library_without_vega_is_an_error(cache, monkeypatch, bundle):
+    module = ModuleType("vl_convert")
+    if bundle is not None:
+        module.javascript_bundle = lambda snippet: bundle
+    monkeypatch.setitem(sys.modules, "vl_convert", module)
+    with pytest.raises(RuntimeError, match=r"pip install 'vl-convert-python>=1\.7,<2'"):
+        chart_library()
+    assert not cache.exists()
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="XDG is for other systems")
+def test_relative_path_to_the_cache_is_ignored(cache, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    chart_library()
+    assert [*cache.glob(".cache/ignite-hooks/vega-*.js")]
 
 
 def test_cache_that_cannot_be_written_is_no_error(cache):
@@ -304,6 +337,13 @@ def line_paths(number):
     return f'[data-panel="{number}"] .chart svg .mark-line path'
 
 
+def axis_labels(number):
+    """Returns JavaScript for the labels of both axes of a chart."""
+    return each_of(
+        f'[data-panel="{number}"] svg .role-axis-label', "[...e.children].map(t => t.textContent)"
+    )
+
+
 def each_of(selector, expression):
     """Returns JavaScript for a list with a value for each element, which is called ``e``."""
     return f"[...document.querySelectorAll({json.dumps(selector)})].map(e => {expression})"
@@ -344,6 +384,8 @@ def test_every_page_is_drawn_and_fits(opened, case):
             chart = f'[data-panel="{number}"] .chart'
             marks = browser.count(f"{chart} .mark-symbol path, {line_paths(number)}")
             assert marks > 0 or not any(shown)
+            for axis in browser.evaluate(axis_labels(number)):
+                assert len({*axis}) == len(axis), (panel["title"], axis)
             box, drawn = browser.evaluate(each_of(f"{chart}, {chart} svg", "e.clientWidth"))
             assert drawn <= box
 
@@ -466,6 +508,32 @@ def test_values_are_shown_under_the_mouse_and_by_keys(opened):
 
 
 @pytest.mark.browser
+def test_steps_have_all_their_digits(opened):
+    browser = opened("narrow")
+    assert "step 3,001,980, epoch" in browser.text(".facts")
+    (xs, _) = browser.evaluate(axis_labels(0))
+    assert xs[:2] == ["3,000,000", "3,000,500"]
+    left, top, width = plot_of(browser)
+    browser.mouse("mouseMoved", left + width, top + 50)
+    assert browser.text("#tooltip").startswith("step 3,001,980 ·")
+
+
+@pytest.mark.browser
+def test_ticks_of_steps_are_whole(opened):
+    browser = opened("usual", fragment="#zoom=100~101")
+    (xs, _) = browser.evaluate(axis_labels(0))
+    assert xs == ["100", "101"]
+
+
+@pytest.mark.browser
+def test_values_that_differ_by_rounding_make_a_flat_line(opened):
+    browser = opened("narrow", fragment="#smoothing=0")
+    path = browser.evaluate(each_of(line_paths(3), "e.getAttribute('d')"))[0]
+    ys = [float(y) for y in re.findall(r",(-?[\d.]+)", path)]
+    assert max(ys) - min(ys) < 0.1
+
+
+@pytest.mark.browser
 def test_tap_shows_values_until_the_next_tap_or_scroll(opened):
     browser = opened("usual", width=390)
     left, top, width = plot_of(browser)
@@ -556,6 +624,13 @@ def test_logarithmic_scale_is_for_one_chart(opened):
     assert browser.evaluate(labels[1]) == other
     browser.click('[data-panel="2"] .log')  # the learning rate ends at 0
     assert browser.count(line_paths(2)) == 1
+
+
+@pytest.mark.browser
+def test_narrow_logarithmic_axis_has_labels(opened):
+    browser = opened("narrow", fragment="#log=0")
+    (_, ys) = browser.evaluate(axis_labels(0))
+    assert len({*ys}) == 3
 
 
 @pytest.mark.browser
