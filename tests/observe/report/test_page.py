@@ -526,6 +526,16 @@ def test_ticks_of_steps_are_whole(opened):
 
 
 @pytest.mark.browser
+def test_zoom_between_two_points_shows_their_line(opened):
+    browser = opened("usual", fragment="#zoom=120~180")
+    curves = {each["metric"]: each for each in CASES["usual"]()["runs"][0]["curves"]}
+    before, after = curves["val_accuracy"]["mean"][:2]  # at the steps 100 and 200
+    (_, ys) = browser.evaluate(axis_labels(1))
+    assert len(ys) > 2
+    assert all(before < float(y) < after for y in ys)
+
+
+@pytest.mark.browser
 def test_values_that_differ_by_rounding_make_a_flat_line(opened):
     browser = opened("narrow", fragment="#smoothing=0")
     path = browser.evaluate(each_of(line_paths(3), "e.getAttribute('d')"))[0]
@@ -641,6 +651,10 @@ def test_runs_have_colours_and_can_be_hidden(opened):
     dashes = each_of(line_paths(0), "e.getAttribute('stroke-dasharray')")
     assert browser.evaluate(dashes).count("5,3") == 3
     before = browser.evaluate(colours)
+    left, top, width = plot_of(browser)
+    browser.mouse("mouseMoved", left + width, top + 50)
+    # The runs have reached this step at different times.
+    assert browser.text("#tooltip").startswith("step 2,000\n")
     browser.click('.shown[value="0"]')
     assert browser.evaluate(colours) == before[1:]
     browser.reload()

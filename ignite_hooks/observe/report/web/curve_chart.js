@@ -99,7 +99,10 @@ class CurveChart extends Chart {
       if (value !== null && !(this.isLog && value <= 0) && xs[index] >= low && xs[index] <= high)
         beads.push({ x: xs[index], y: value, color: each.color });
     }
-    return { x: nearest.x, where: placeText(placeOf(nearest.curve, nearest.index)), rows, beads };
+    const place = placeOf(nearest.curve, nearest.index);
+    // Other runs were at this step, say, after another time.
+    const where = shownRuns().length === 1 ? placeText(place) : placeTexts(place)[chosen.x];
+    return { x: nearest.x, where, rows, beads };
   }
 
   /** Returns the x of the next point of any curve in a direction. */

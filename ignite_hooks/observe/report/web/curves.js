@@ -131,6 +131,15 @@ function contentOf(panel, isLog) {
       if ((hasDots || isAlone) && isInside) content.dots.push({ ...common, y });
       if (isInside) [y, isFull && drawable(curve.mean[index]) ? curve.mean[index] : y].forEach(include);
     }
+    // The line enters and leaves the chart between two points.
+    for (const [index, x] of [
+      [first, low],
+      [last - 1, high],
+    ]) {
+      const [before, after] = values.slice(index, index + 2);
+      if (!(xs[index] < x && x < xs[index + 1]) || !drawable(before) || !drawable(after)) continue;
+      include(before + ((x - xs[index]) / (xs[index + 1] - xs[index])) * (after - before));
+    }
     for (const index of curve.lost) {
       if (xs[index] >= low && xs[index] <= high) content.lost.push({ x: xs[index], color });
     }

@@ -33,5 +33,11 @@ function axisText(value, range) {
   return value.toLocaleString("en-US", { maximumSignificantDigits: digits });
 }
 
-const placeText = (at) =>
-  `step ${countText(at.step)} · epoch ${numberText(Math.round(at.epoch * 100) / 100)} · ${durationText(at.seconds)}`;
+/** Returns a position as a text for each of the horizontal axes. */
+const placeTexts = (at) => ({
+  step: `step ${countText(at.step)}`,
+  epoch: `epoch ${numberText(Math.round(at.epoch * 100) / 100)}`,
+  seconds: durationText(at.seconds),
+});
+
+const placeText = (at) => Object.values(placeTexts(at)).join(" · ");
