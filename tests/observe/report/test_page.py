@@ -103,7 +103,9 @@ def test_tables_and_numbers_are_there_without_scripts():
         "val_accuracy 0.9586 highest, at step 1,200",
         "data 39 % backward 21 %",
         "set num_workers to 2 or more",
-        "tensors [16, 10] float32 on cpu since step 400 : memory ends after 2 h 35 min",
+        "tensors [16, 10] float32 on cpu since step 400 : the limit of memory is reached after",
+        "2 h 35 min, counted from step 1,800",
+        "train.losses[1273].grad_fn ; train.losses is a list of 1,274 items",
         "resident memory 3.1 MiB per 1,000 steps",
         "From /home/ada/experiments/runs/digits/step_00001200 . 14 lines of the record after",
         "data approximate a stream without a state is iterated again",
@@ -183,6 +185,14 @@ def test_library_cannot_end_its_script_element(cache):
     scripts = Elements(render(CASES["usual"]())).texts("script")
     assert len(scripts) == 3
     assert scripts[1].strip().endswith("';")
+
+
+@pytest.mark.parametrize("value", [None, "Infinity", ["odd"]])
+def test_growth_of_another_form_is_no_error(value):
+    data = CASES["usual"]()
+    finding = example_pages.GROWTH[0]
+    data["runs"][0]["growth"] = [{}, *(finding | {name: value} for name in finding)]
+    assert render(data).count('<div class="finding">') == 1 + len(finding)
 
 
 def test_failure_comes_before_the_numbers():
