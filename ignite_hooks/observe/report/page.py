@@ -113,6 +113,7 @@ def render(data: PageData) -> str:
         chosen_checkpoint=_chosen_checkpoint,
         setting_groups=_setting_groups,
     )
+    page = page.lstrip()  # the macros at the top of the template leave empty lines
     # A lone surrogate, which JSON may contain, cannot be encoded.
     return page.encode("utf-8", "replace").decode("utf-8")
 
