@@ -2,7 +2,7 @@
 
     python -m tests.observe.report.readme_picture
 
-Needs Chromium, and Pillow, which comes with matplotlib.
+Needs Chromium.
 """
 
 import subprocess
@@ -11,15 +11,12 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from PIL import Image
-
 from tests.observe.report.browser import Browser
 
 ROOT = Path(__file__).parents[3]
 PICTURES = ROOT / "docs" / "images"
 WIDTH, HEIGHT = 1280, 1290  # the top of the page, in CSS pixels
 SCALE = 1.25
-COLORS = 128
 
 
 def main():
@@ -32,9 +29,7 @@ def main():
         page.write_text(page.read_text().replace(folder, "/home/ada"))
         for is_dark, name in ((False, "report.png"), (True, "report_dark.png")):
             browser.open(page, width=WIDTH, height=HEIGHT, is_dark=is_dark)
-            picture = PICTURES / name
-            browser.screenshot(picture, height=HEIGHT, scale=SCALE)
-            Image.open(picture).convert("RGB").quantize(COLORS).save(picture, optimize=True)
+            browser.screenshot(PICTURES / name, height=HEIGHT, scale=SCALE)
 
 
 if __name__ == "__main__":
