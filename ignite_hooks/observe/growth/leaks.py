@@ -28,8 +28,10 @@ from ignite_hooks.observe.growth.quantities import is_noise
 from ignite_hooks.observe.growth.quantities import left_until_limit
 from ignite_hooks.observe.growth.quantities import precedence
 from ignite_hooks.observe.growth.quantities import shown_name
+from ignite_hooks.observe.growth.samples import KnownObjects
 from ignite_hooks.observe.growth.samples import samples_of
 from ignite_hooks.observe.growth.trend import MAX_CHANCE
+from ignite_hooks.observe.growth.trend import MAX_LOOKS
 from ignite_hooks.observe.growth.trend import growth_rate
 
 __all__ = ["Epoch", "Leaks"]
@@ -73,6 +75,7 @@ class Leaks:
         self.findings: list[dict[str, Any]] = []
         self.first_epoch = 0
         self._lengths: dict[int, int] = {}  # of the long containers at the last look
+        self._known = KnownObjects()
         self._named: set[str] = set()  # the quantities of which a warning was given
         self._findings_by_holder: dict[int, dict[str, Any]] = {}  # by the ``id`` of the holder
         # Quantities that are no leak, with the number of the look at which to examine them again.
@@ -117,6 +120,18 @@ class Leaks:
         for cause in self._causes(engine, new, growing, evidence) if new else []:
             self._report(cause, growing, evidence)
         self._search_untracked(growing, has_blocks, evidence)
+        self._record_objects(evidence)
+
+    def _record_objects(self, evidence: NDArray[np.int64]) -> None:
+        """Records the objects at the first look that is evidence, and at every twentieth look.
+
+        The warm-up ends before the first epoch does, so its end is recorded, too.
+        """
+        is_first = len(evidence) == 1 and evidence[0] == len(self.looks.times) - 1
+        if is_first or self._number == _WARM_UP:
+            self._known.record(from_scratch=True)
+        elif self._number % (MAX_LOOKS // 2) == 0:
+            self._known.record(from_scratch=False)
 
     @property
     def _number(self) -> int:
@@ -206,8 +221,7 @@ class Leaks:
             evidence: the indices of the looks that are evidence.
         """
         has_memory = not growing.keys().isdisjoint(MEMORY)
-        starts = {name: float(np.nanmin(self.looks.of(name)[evidence])) for name in growing}
-        with samples_of(new, starts, with_untracked_dicts=self.is_probing) as samples:
+        with samples_of(new, growing, self._known, with_untracked_dicts=self.is_probing) as samples:
             chains = find_chains(samples, program_roots(engine))
         first, last = self.looks.times["collections"][evidence[[0, -1]]].tolist()
         is_collected = last - first >= _MIN_COLLECTIONS

@@ -19,6 +19,8 @@ The rate is the median of the slopes between all pairs of floors, which outliers
    American Statistical Association 63 (1968).
 """
 
+from statistics import median
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,7 +69,8 @@ def growth_rate(
     is_later = steps[later] > steps[earlier]
     earlier, later = earlier[is_later], later[is_later]
     slopes = (floors[later] - floors[earlier]) / (steps[later] - steps[earlier])
-    return float(np.median(slopes)) or None
+    # `numpy.median` would import numpy.ma on first use, and a look would count its objects.
+    return median(slopes.tolist()) or None
 
 
 def chance_of_records(records: int, count: int) -> float:
