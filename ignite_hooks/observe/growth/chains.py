@@ -10,6 +10,7 @@ frees, or an extension module holds the object. The search reads references by t
 import functools
 import gc
 import inspect
+import io
 import sys
 import threading
 import types
@@ -44,6 +45,9 @@ _FINE_CHUNK = 500  # objects whose references are read at once, to find one that
 # all samples have the same holder, because some may be older objects of the same class.
 _MIN_SHARED = 0.6
 _MAX_TEXT = 40  # characters of a key
+# Steps between these are left out of the text of a chain, such as those along a linked list.
+_FIRST_STEPS = 20
+_LAST_STEPS = 6
 
 
 class Root(NamedTuple):
@@ -73,8 +77,8 @@ class Chain(NamedTuple):
             "train.history"; None if they have no object in common.
         holder_id: the ``id`` of the holder, or None.
         holder_text: what the holder is, for example "a list of 120".
-        is_bounded: whether the chain goes through a cache with a limit: a ``functools.lru_cache``,
-            or torch's cache of shared memory.
+        is_bounded: whether the holder has a limit: it is a ``functools.lru_cache``, a deque, or
+            torch's cache of shared memory.
         is_own: whether the holder is part of an object of this package.
         is_library: whether the root is a variable of a library.
     """
@@ -290,7 +294,11 @@ def _chain_of(paths: list[list[Any]]) -> Chain:
     holder_index = len(objects) - 1 if len(paths) == 1 else last_common
     text, texts = root.name, [root.name]
     for index, child in enumerate(objects[1:], start=1):
-        text += _step(objects[index - 1], child, root if index == 1 else None, objects[:index])
+        owner, parent = objects[index - 2] if index > 1 else None, objects[index - 1]
+        if index <= _FIRST_STEPS or index > len(objects) - _LAST_STEPS:
+            text += _step(parent, child, root if index == 1 else None, owner)
+        elif not text.endswith("…"):
+            text += "…"
         texts.append(text)
     if _is_dict_of(objects[holder_index], objects[holder_index - 1]):
         holder_index -= 1
@@ -301,7 +309,7 @@ def _chain_of(paths: list[list[Any]]) -> Chain:
         texts[holder_index] if has_holder else None,
         id(holder) if has_holder else None,
         describe_object(holder),
-        any(map(_is_bounded_cache, objects)),
+        _is_bounded(objects[: holder_index + 1] if has_holder else objects),
         has_holder and _is_own(objects[: holder_index + 1], root),
         root.is_library,
     )
@@ -339,12 +347,18 @@ def _length_of(thing: Any) -> int | None:
     return length
 
 
-def _step(parent: Any, child: Any, root: Root | None, before: list[Any]) -> str:
-    """Returns the part of an expression that leads from ``parent`` to ``child``."""
+def _step(parent: Any, child: Any, root: Root | None, owner: Any) -> str:
+    """Returns the part of an expression that leads from ``parent`` to ``child``.
+
+    Args:
+        parent: an object of a chain.
+        child: the next object.
+        root: the root, if ``parent`` is its start.
+        owner: the object before ``parent``, or None.
+    """
     if root is not None and root.is_namespace:
         name = next((key for key, value in parent.items() if value is child), "?")
         return name if root.name.endswith(": ") else f".{name}"
-    owner = before[-2] if len(before) > 1 else None
     if is_subclass(type(parent), dict):
         key = next((key for key, value in dict.items(parent) if value is child), child)
         if owner is not None and type(key) is str and _is_dict_of(parent, owner):
@@ -407,12 +421,29 @@ def _key_text(key: Any) -> str:
     return f"<{type_name(type(key))}>"
 
 
-def _is_bounded_cache(thing: Any) -> bool:
+def _is_bounded(objects: list[Any]) -> bool:
+    """Returns whether the last of the first objects of a chain has a limit of its length."""
+    holder = objects[-1]
     # torch caches the memory that loader workers share, and drops dead entries now and then.
-    if type(thing) is SharedCache:
+    if type(holder) is SharedCache:
         return True
+    if is_subclass(type(holder), deque):
+        return deque.maxlen.__get__(holder) is not None
+    limit = _cache_limit(holder)
+    # The entries of a cache are in a dict, which its function may have returned instead.
+    if limit is None and type(holder) is dict and len(objects) > 1:
+        limit = _cache_limit(objects[-2])
+        return limit is not None and len(holder) <= limit
+    return limit is not None
+
+
+def _cache_limit(thing: Any) -> int | None:
     is_cache = type(thing) is functools._lru_cache_wrapper
-    return is_cache and thing.cache_info().maxsize is not None
+    limit: int | None = thing.cache_info().maxsize if is_cache else None
+    return limit
+
+
+_FILE_TYPES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.FileIO)
 
 
 def describe_object(thing: Any) -> str:
@@ -426,4 +457,9 @@ def describe_object(thing: Any) -> str:
         return f"a {name} of {size:,}"
     if type(thing) is types.FunctionType:
         return f"the function {thing.__qualname__}"
+    if is_subclass(type(thing), threading.Thread):
+        return f"the thread {_key_text((_dict_of(thing) or {}).get('_name'))}"
+    if type(thing) in _FILE_TYPES:
+        with suppress(AttributeError, ValueError):  # without a name; detached
+            return f"an open file, {_key_text(thing.name)}"
     return f"an object of type {name}"

@@ -48,7 +48,8 @@ class GrowthWatch(MetricWriter):
       counts only when its epoch has ended. But if a limit would be reached before the epoch ends,
       or if the data have no length and the run has no number of epochs, all looks count.
     - Peaks, and garbage that waits for a collection: no chain of references leads to garbage.
-    - Entries of a ``functools.lru_cache`` with a limit, and what the objects of this package hold.
+    - Entries of a ``functools.lru_cache`` or a deque with a limit, and what the objects of this
+      package hold.
 
     The test of growth needs ten looks after the first two. The growth of untracked values (numbers,
     texts, and dicts of them) takes five looks more.

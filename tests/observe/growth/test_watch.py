@@ -11,6 +11,7 @@ import threading
 import traceback
 import warnings
 import weakref
+from collections import deque
 from mmap import MAP_ANONYMOUS
 from mmap import MAP_PRIVATE
 from mmap import mmap
@@ -163,7 +164,7 @@ def start_threads(trainer):
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def start(engine):
-        threading.Thread(target=stop.wait, daemon=True).start()
+        threading.Thread(target=stop.wait, name="prefetch", daemon=True).start()
 
     trainer.add_event_handler(Events.COMPLETED, stop.set)
 
@@ -230,6 +231,54 @@ def test_leak_is_named_with_its_holder(leak):
     assert share >= 0.9
     assert f"{finding['class']} grow by " in texts[0]
     assert finding["holder"] in texts[0]
+    assert leak is not start_threads or "(the thread 'prefetch'); " in texts[0]
+    assert leak is not open_files or "(an open file, '/dev/null'); " in texts[0]
+
+
+def test_new_objects_are_told_from_older_ones_of_a_common_type(all_objects):
+    """A process has tens of thousands of functions, and collections change their order."""
+    trainer = make_trainer(loader_of())
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def register(engine):
+        gc.collect()
+        engine.model[0].register_forward_hook(lambda module, inputs, output: None)
+
+    result, _ = run_watched(trainer, epochs=16)
+    (finding,) = result["growing"]
+    assert finding["class"] == "objects of type function"
+    assert finding["holder"] == "trainer.model._modules['0']._forward_hooks"
+
+
+def test_long_chain_is_shortened():
+    class Node:
+        def __init__(self, before):
+            self.before = before
+
+    KEPT.append(None)
+    trainer = make_trainer(batches_of(20))
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def add(engine):
+        KEPT[0] = Node(KEPT[0])
+
+    result, (text,) = run_watched(trainer, epochs=16, every=20)
+    assert "test_watch.KEPT[0].before.before" in text
+    assert "….before" in text
+    assert len(text) < 800
+    assert len(result["growing"]) == 1
+
+
+def test_leak_in_a_value_of_a_cache_with_a_limit_is_named():
+    remembered = functools.lru_cache(maxsize=4)(lambda: {"losses": []})
+    trainer = make_trainer(loader_of())
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: remembered()["losses"].append(engine.state.loss),
+    )
+    result, _ = run_watched(trainer)
+    (finding,) = result["growing"]
+    assert finding["holder"].endswith("['losses']")
 
 
 def test_files_without_a_python_object_are_named_once():
@@ -404,9 +453,13 @@ def test_loader_workers_give_no_warning():
 def test_cache_with_a_limit_gives_no_warning():
     trainer = make_trainer(loader_of())
     remembered = functools.lru_cache(maxsize=10**6)(lambda number: [number])
-    trainer.add_event_handler(
-        Events.ITERATION_COMPLETED, lambda engine: remembered(engine.state.iteration)
-    )
+    replayed = deque(maxlen=10**6)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def keep(engine):
+        remembered(engine.state.iteration)
+        replayed.append(engine.state.batch)
+
     result, texts = run_watched(trainer)
     assert (result["growing"], texts) == ([], [])
 
@@ -604,10 +657,11 @@ from ignite_hooks import GrowthWatch, MaxRAM
 objects = [[] for _ in range(1_000_000)]  # a look lists them all, in 8 MiB
 engine = Engine(lambda engine, batch: None)
 with MaxRAM() as ram:
-    engine.run(range(4))
-    before = ram.result()
     GrowthWatch(every_steps=1).attach(engine)
-    engine.run(range(4), max_epochs=2)
+    engine.run(range(4), max_epochs=2)  # the watch records the ids of the objects
+    ram.reset()
+    before = ram.result()
+    engine.run(range(4), max_epochs=4)
     print(ram.result() - before)
 """
 
