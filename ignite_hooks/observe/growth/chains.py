@@ -11,6 +11,7 @@ import functools
 import gc
 import inspect
 import io
+import re
 import sys
 import threading
 import types
@@ -424,8 +425,9 @@ def _key_text(key: Any) -> str:
 def _is_bounded(objects: list[Any]) -> bool:
     """Returns whether the last of the first objects of a chain has a limit of its length."""
     holder = objects[-1]
-    # torch caches the memory that loader workers share, and drops dead entries now and then.
-    if type(holder) is SharedCache:
+    # torch caches the memory that loader workers share, and drops dead entries now and then. The
+    # module re keeps a number of patterns.
+    if type(holder) is SharedCache or holder is getattr(re, "_cache", None):
         return True
     if is_subclass(type(holder), deque):
         return deque.maxlen.__get__(holder) is not None

@@ -74,6 +74,13 @@ def make_finding(
     }
 
 
+_OF_THIS_PROCESS = (MEMORY["ram_bytes"], MEMORY["device_bytes"])
+_NO_OBJECT = (
+    "No kind of object grows with it: look for arrays or tensors that are made longer, for losses "
+    "that are added up with their graphs, and at extensions in C"
+)
+
+
 def warning_of(finding: Mapping[str, Any]) -> str:
     """Returns the text of a warning. With several processes, the text begins with the rank."""
     kind, since, chain = finding["class"], finding["since_step"], finding["chain"]
@@ -87,7 +94,7 @@ def warning_of(finding: Mapping[str, Any]) -> str:
         end = "ends" if is_memory else "reach their limit"
         text += f"; {finding['limit']} {end} in {_duration(finding['seconds_left'])}"
     if chain is None:
-        return text
+        return f"{text}. {_NO_OBJECT}" if kind in _OF_THIS_PROCESS else text
     if kind == MEMORY["worker_ram_bytes"]:
         return f"{text}. Their data set is {chain}"
     holder = "" if finding["holder"] is None else f"; {finding['holder']} is {finding['holder_is']}"

@@ -4,6 +4,7 @@ import functools
 import gc
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -297,6 +298,21 @@ def test_files_without_a_python_object_are_named_once():
     assert len(texts) == 1
 
 
+def test_memory_that_no_object_explains_is_named():
+    # Above 32 MiB, so that malloc gets it from the kernel, and not from what other tests gave back.
+    trainer, kept = make_trainer(loader_of()), [torch.ones(10 * 2**20)]
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def lengthen(engine):
+        kept[0] = torch.cat([kept[0], torch.ones(2**19)])  # 2 MiB more
+
+    result, (text,) = run_watched(trainer, epochs=40)
+    (finding,) = result["growing"]
+    assert (finding["class"], finding["chain"]) == ("resident memory", None)
+    assert text.startswith("resident memory grows by ")
+    assert text.endswith(" and at extensions in C")
+
+
 def test_dict_of_numbers_is_named(all_objects):
     trainer, values = make_trainer(loader_of()), {}
 
@@ -459,6 +475,7 @@ def test_cache_with_a_limit_gives_no_warning():
     def keep(engine):
         remembered(engine.state.iteration)
         replayed.append(engine.state.batch)
+        re.compile(f"{engine.state.iteration} of [a-z]")  # Python keeps the last 512
 
     result, texts = run_watched(trainer)
     assert (result["growing"], texts) == ([], [])
