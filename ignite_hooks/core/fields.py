@@ -236,7 +236,7 @@ Seconds = Annotated[
         "a finite number of seconds > 0",
         # The upper bound excludes inf, and integers too large for a float.
         lambda value: is_number(value) and 0 < value <= float_info.max,
-        "1.0 is the usual choice",
+        "write 60.0 for one minute",
         may_be_none=False,
     ),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),

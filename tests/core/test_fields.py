@@ -90,7 +90,7 @@ NOT_SECONDS = [*NOT_POSITIVE, None, math.inf, 10**400]
 @pytest.mark.parametrize("value", NOT_SECONDS, ids=stable_id)
 def test_seconds_must_be_a_finite_time(value):
     assert_refused(
-        Example, "seconds", value, "a finite number of seconds > 0", "1.0 is the usual choice"
+        Example, "seconds", value, "a finite number of seconds > 0", "write 60.0 for one minute"
     )
 
 
