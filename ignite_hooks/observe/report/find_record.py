@@ -31,23 +31,23 @@ def find_record(path: Path) -> tuple[Path, str | None]:
             return usual, None
         records = sorted(each for each in path.glob("*.jsonl") if _is_record(each))
     except FileNotFoundError:
-        return path, f"There is no record at {path}: {ANOTHER_PATH}."
+        return path, f"There is no such file: {ANOTHER_PATH}."
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: "~name" of no user
-        return path, cannot_be_read(path, error)
+        return path, cannot_be_read(error)
     if len(records) == 1:
         return records[0], None
     if records:
         names = ", ".join(each.name for each in records[:5]) + (", …" if len(records) > 5 else "")
-        return path, f"The folder {path} has several records ({names}): give the path of one."
-    return path, f"The folder {path} has no record: {ANOTHER_PATH}."
+        return path, f"The folder has several records ({names}): give the path of one."
+    return path, f"The folder has no record: {ANOTHER_PATH}."
 
 
-def cannot_be_read(path: Path, error: Exception) -> str:
+def cannot_be_read(error: Exception) -> str:
     """Returns a sentence which says that a record cannot be read, why, and what to do."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
     is_forbidden = isinstance(error, PermissionError)
     remedy = "make it readable for this user" if is_forbidden else ANOTHER_PATH
-    return f"{path} cannot be read ({reason}): {remedy}."
+    return f"The record cannot be read ({reason}): {remedy}."
 
 
 def _is_record(path: Path) -> bool:

@@ -134,7 +134,7 @@ class RunReader:
             with open_regular(self._path) as file:
                 self._read(file)
         except OSError as error:
-            problem = cannot_be_read(self._path, error)
+            problem = cannot_be_read(error)
             if self._has_lines:
                 self._notes.append(f"The end of the run is missing here. {problem}")
             else:
@@ -162,7 +162,7 @@ class RunReader:
                 return
             self._add_line(content)
         if not is_record:
-            self.problem = f"{self._path} is no record: {ANOTHER_PATH}."
+            self.problem = f"The file is no record: {ANOTHER_PATH}."
         elif not self._has_lines:
             self.problem = "The record has no lines yet: wait until the run has begun."
 

@@ -346,7 +346,7 @@ def several(path):
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda path: None, "There is no record at"),
+        (lambda path: None, "There is no such file"),
         (lambda path: path.mkdir(parents=True), "has no record: give the path"),
         (several, "has several records (a.jsonl, b.jsonl): give the path of one"),
         (lambda path: written(path, b"step,loss\n1,2\n"), "is no record: give the path"),
