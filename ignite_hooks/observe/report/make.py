@@ -81,9 +81,13 @@ def write_page(
     from ignite_hooks.observe.report.collect import collect
     from ignite_hooks.observe.report.page import render
 
-    page = _page_for([Path(each) for each in records], path)
-    check_page(page)  # first, because a large record takes a while to read
-    data = collect([absolute_path(each) for each in records])
+    sources = [absolute_path(each) for each in records]
+    page = _page_for(sources, path)
+    # Before the records are read, because this takes a while for a large one. But not if there is
+    # none, because the check creates the folder of the page.
+    if any(map(os.path.exists, sources)):
+        check_page(page)
+    data = collect(sources)
     runs = data["runs"]
     problems = [f"{run['path']}: {run['problem']}" for run in runs if run["problem"] is not None]
     if len(problems) == len(runs):
@@ -141,7 +145,12 @@ def remove_temporary_files(page: Path, process: int) -> None:
 
 
 def _page_for(records: Sequence[Path], path: str | Path | None) -> Path:
-    """Returns the absolute path of the page. The arguments are those of ``make_report``."""
+    """Returns the absolute path of the page.
+
+    Args:
+        records: the absolute paths of the records.
+        path: the page; None to put it beside the only record.
+    """
     if not records:
         raise ValueError("`records` must name at least one record, got none: write runs/a, say")
     if path is None:

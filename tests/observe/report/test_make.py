@@ -41,9 +41,10 @@ def command(*arguments, before="", folder=None):
     )
 
 
-def test_page_is_beside_the_record(run_folder):
+def test_page_is_beside_the_record(run_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(run_folder.parent))
     page = run_folder / "report.html"
-    for given in (run_folder, run_folder / "metrics.jsonl", str(run_folder)):
+    for given in (run_folder, run_folder / "metrics.jsonl", str(run_folder), "~/a"):
         assert make_report(given) == page
         assert "max_epochs" in page.read_text()
         page.unlink()
@@ -85,6 +86,10 @@ def test_page_is_kept_if_no_record_can_be_read(tmp_path):
     with pytest.raises(ValueError, match="misspelt"):
         make_report(tmp_path / "misspelt")
     assert page.read_text() == "an earlier page"
+    for path in (None, tmp_path / "new" / "a.html"):
+        with pytest.raises(ValueError, match="There is no such file"):
+            make_report(tmp_path / "misspelt" / "metrics.jsonl", path)
+    assert os.listdir(tmp_path) == ["report.html"]  # and no folder is made
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,8 @@ def test_page_is_kept_if_no_record_can_be_read(tmp_path):
 def test_wrong_arguments_are_errors(tmp_path, monkeypatch, records, page, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.html").mkdir()
-    (tmp_path / "file").touch()
+    for name in ("a", "file"):
+        (tmp_path / name).touch()
     with pytest.raises(ValueError, match=message):
         make_report(records, page)
 
@@ -117,7 +123,8 @@ def test_command_says_where_the_page_is(run_folder):
     ("arguments", "status", "message"),
     [
         (["a", "missing", "-o", "b.html"], 0, "warning: .*missing"),
-        (["missing"], 1, "error: .*missing"),
+        (["missing"], 1, "error: .*/missing: There is no such file: give the path"),
+        (["missing/metrics.jsonl"], 1, "error: .*missing/metrics.jsonl: There is no such file"),
         (["a", "missing"], 2, "error: -o must be given for several records"),
         (["a", "-o", "a/metrics.jsonl"], 2, 'error: `path` must .* ends in ".html"'),
         ([], 2, "the following arguments are required: RECORD"),
