@@ -93,7 +93,6 @@ class PageProcess:
         # The kernel ends a process at once, except if it waits for a disk that does not answer.
         if self.wait(_KILL_SECONDS):
             self.close()
-            remove_temporary_files(self._page, self._process.pid)
 
     def close(self) -> str | None:
         """Returns why the ended command has failed; None after success."""
@@ -104,6 +103,7 @@ class PageProcess:
         if status == 0:
             return None
         if status < 0:
+            remove_temporary_files(self._page, self._process.pid)
             return f"it was ended by {_signal_name(-status)}"
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return last.removeprefix("error: ") or f"its exit status was {status}"
@@ -119,6 +119,11 @@ class PageProcess:
 def _environment() -> dict[str, str]:
     """Returns the variables with which the command imports the modules that this process has."""
     folders = [os.path.abspath(each) for each in sys.path if isinstance(each, str)]
+    # In a notebook in the source folder, this package comes from the working directory, which may
+    # be another one now.
+    source = str(Path(__file__).parents[3])
+    if source not in folders:
+        folders.insert(0, source)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}
 
 

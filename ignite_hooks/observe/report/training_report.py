@@ -251,8 +251,8 @@ class _Pages:
         self._due = self._began + self._every_seconds
         try:
             self._process = PageProcess(self._record, self._page, has_low_priority=has_low_priority)
-        except OSError as error:
-            self._warn_of_failure(str(error))
+        except Exception as error:  # whatever it is, it is no reason to stop the training
+            self._warn_of_failure(f"{type(error).__name__}: {error}")
 
     def _has_ended(self, seconds: float = 0.0) -> bool:
         """Waits for the present process, and returns whether no process runs any more.

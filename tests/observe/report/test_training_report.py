@@ -14,6 +14,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 from torch.utils.data import DataLoader
 
+import ignite_hooks
 from ignite_hooks import MeanLoss
 from ignite_hooks import MetricsLog
 from ignite_hooks import ResumeCheckpoint
@@ -292,9 +293,10 @@ def test_page_that_cannot_be_made_is_one_warning(page, tmp_path):
     assert page.exists()
 
 
-def test_process_that_cannot_be_started_is_one_warning(page, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/no/python")
-    with pytest.warns(UserWarning, match="could not be made.*/no/python") as caught:
+@pytest.mark.parametrize("python", ["/no/python", None])  # None: Python does not know its path
+def test_process_that_cannot_be_started_is_one_warning(page, monkeypatch, python):
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.warns(UserWarning, match=r"could not be made.*(/no/python|NoneType)") as caught:
         trainer_with(page).run()
     assert len(caught) == 1
 
@@ -309,6 +311,7 @@ def test_killed_processes_are_one_warning_in_each_run(page, held):
         for each in page_processes():
             each.kill()
             wait_until_ended(each)
+            (page.parent / f".report.html.{each.pid}.part.tmp").touch()
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def end(engine):
@@ -319,7 +322,18 @@ def test_killed_processes_are_one_warning_in_each_run(page, held):
         with pytest.warns(UserWarning, match="could not be made.*SIGKILL") as caught:
             trainer.run(max_epochs=1)
         assert len(caught) == 1
+        assert [each for each in files_in(page.parent) if each.endswith(".tmp")] == []
         assert page.exists()
+
+
+def test_package_of_the_working_directory_is_found_from_another(page, tmp_path, monkeypatch):
+    source = str(Path(ignite_hooks.__file__).parents[1])
+    monkeypatch.setattr(sys, "path", ["", *(each for each in sys.path if each not in ("", source))])
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("ignite_hooks").mkdir()
+    tmp_path.joinpath("ignite_hooks", "__init__.py").touch()  # another version of the package
+    trainer_with(page).run()
+    assert page.exists()
 
 
 def test_record_of_a_resumed_run_stays_one_record(page, tmp_path):
