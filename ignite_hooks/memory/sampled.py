@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from collections.abc import Collection
 from logging import getLogger
 from threading import TIMEOUT_MAX
 from threading import Event
@@ -50,9 +51,14 @@ def resident_bytes() -> int:
     return rss
 
 
-def unshared_bytes_of_children() -> int:
-    """Returns the unshared memory of all children, direct and indirect, in bytes."""
-    return sum(map(_uss, psutil.Process().children(recursive=True)))
+def unshared_bytes_of_children(but: Collection[int] = ()) -> int:
+    """Returns the unshared memory of all children, direct and indirect, in bytes.
+
+    Args:
+        but: the numbers of the processes that are left out.
+    """
+    children = psutil.Process().children(recursive=True)
+    return sum(_uss(each) for each in children if each.pid not in but)
 
 
 def _uss(child: psutil.Process) -> int:

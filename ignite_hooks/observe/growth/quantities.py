@@ -21,6 +21,7 @@ from ignite_hooks.memory.mark import MIB
 from ignite_hooks.memory.memory_limit import available_bytes
 from ignite_hooks.memory.sampled import unshared_bytes_of_children
 from ignite_hooks.observe.growth.chains import Chain
+from ignite_hooks.observe.report.page_process import page_processes
 
 __all__ = [
     "COUNTS",
@@ -80,15 +81,18 @@ def read_process() -> dict[str, float]:
 
     The memory of this process is without mapped files and shared memory, because the kernel drops
     the pages of a file when memory is short. The memory of a worker is what the worker does not
-    share with this process. "blocks" is the number of memory blocks that Python has allocated. This
-    number rises also with numbers and texts, which the garbage collector does not track.
+    share with this process. A process that makes a page for ``TrainingReport`` is no worker.
+    "blocks" is the number of memory blocks that Python has allocated. This number rises also with
+    numbers and texts, which the garbage collector does not track.
     """
     process = psutil.Process()
     memory = process.memory_info()
+    pages = {*page_processes}
+    children = [each.pid for each in process.children(recursive=True) if each.pid not in pages]
     values = {
         "ram_bytes": float(memory.rss - getattr(memory, "shared", 0)),
-        "worker_processes": float(len(process.children(recursive=True))),
-        "worker_ram_bytes": float(unshared_bytes_of_children()),
+        "worker_processes": float(len(children)),
+        "worker_ram_bytes": float(unshared_bytes_of_children(but=pages)),
         "open_files": float(_count_open_files(process)),
         "threads": float(process.num_threads()),
         "blocks": float(sys.getallocatedblocks()),

@@ -12,7 +12,10 @@ from tempfile import TemporaryFile
 
 from ignite_hooks.observe.report.make import remove_temporary_files
 
-__all__ = ["PageProcess", "page_command"]
+__all__ = ["PageProcess", "page_command", "page_processes"]
+
+page_processes: set[int] = set()
+"""The numbers of the running processes that make pages: they are no loader workers."""
 
 # What the process tells Linux about itself. If memory runs out, the kernel ends this process before
 # the process that trains. Where sessions share the processors ("autogroup"), the priority of a
@@ -66,6 +69,7 @@ class PageProcess:
         except BaseException:
             self._errors.close()
             raise
+        page_processes.add(self._process.pid)
         _tell_kernel(self._process.pid, *_OUT_OF_MEMORY)
         if has_low_priority:
             _tell_kernel(self._process.pid, *_SESSION_PRIORITY)
@@ -84,6 +88,7 @@ class PageProcess:
             self._process.wait(max(0.0, seconds))
         except TimeoutExpired:
             return False
+        page_processes.discard(self._process.pid)
         self.cpu_seconds += _cpu_seconds_of_children() - before
         return True
 
@@ -112,6 +117,7 @@ class PageProcess:
         """Lets the command continue if nobody waits for its end, for example after Ctrl-C."""
         if hasattr(self, "_process"):  # the start has not failed
             self._errors.close()
+            page_processes.discard(self._process.pid)
             if self._process.poll() is None:
                 self._process.returncode = 0  # or else Python warns that the command still runs
 

@@ -15,6 +15,7 @@ from ignite.engine import Events
 from torch.utils.data import DataLoader
 
 import ignite_hooks
+from ignite_hooks import GrowthWatch
 from ignite_hooks import MeanLoss
 from ignite_hooks import MetricsLog
 from ignite_hooks import ResumeCheckpoint
@@ -172,6 +173,26 @@ def test_only_one_process_of_low_priority_makes_a_page(page, held):
     assert [len(each) for each in processes] == [0, *[1] * (BATCHES - 1)]
     assert len({each for found in processes for each in found}) == 1
     assert files_in(page.parent) == ["metrics.jsonl", "report.html"]
+
+
+def test_process_is_no_worker_to_a_growth_watch(page, held):
+    clock, watch = Clock(), GrowthWatch(every_steps=1)
+    trainer = trainer_with(page, clock=clock)
+    seen = []
+
+    @trainer.on(TrainEvents.STEP_COMPLETED)
+    def look(engine):
+        clock.now += 61
+        seen.append((len(page_processes()), engine.state.metrics.get("growth/worker_processes")))
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def end(engine):
+        held.unlink()
+
+    with watch.attach(trainer):
+        trainer.run()
+    assert seen[-1] == (1, 0)
+    assert trainer.state.metrics["growth/worker_ram_mib"] == 0
 
 
 def test_pause_is_twenty_times_the_work_of_a_page(page):
