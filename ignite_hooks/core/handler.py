@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import ExitStack
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from typing import TypeAlias
@@ -34,6 +35,7 @@ __all__ = [
     "Scheduled",
     "attached_handlers",
     "check_not_attached",
+    "check_own_path",
     "record_attachment",
 ]
 
@@ -302,6 +304,23 @@ def check_not_attached(handler: Handler, reason: str) -> None:
         raise ValueError(
             f"a {name} must be attached to one engine only, because {reason}, and it is attached "
             f"already: make another {name}"
+        )
+
+
+def check_own_path(handler: Handler, path: str | Path, engine: Engine) -> None:
+    """Raises a ValueError if another attached handler of the same class has the same ``path``.
+
+    Args:
+        handler: a handler with a field ``path``.
+        path: the value of this field.
+        engine: the engine to which the handler is to be attached.
+    """
+    name = type(handler).__name__
+    others: list[Any] = attached_handlers(engine, type(handler))
+    if Path(path).resolve() in [Path(each.path).resolve() for each in others]:
+        raise ValueError(
+            f"`path` must be different for each {name} of an engine, got {path} twice: remove() "
+            "the other attachment, or give another path"
         )
 
 

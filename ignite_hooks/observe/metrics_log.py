@@ -35,6 +35,7 @@ from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.handler import check_not_attached
+from ignite_hooks.core.handler import check_own_path
 from ignite_hooks.core.handler import record_attachment
 from ignite_hooks.core.rules import check_function
 from ignite_hooks.core.rules import shown_type
@@ -133,12 +134,7 @@ class MetricsLog(Handler):
                 "steps, after validations, and at the end of epochs"
             )
         check_not_attached(self, "its file is the record of one run")
-        others = [Path(each.path).resolve() for each in attached_handlers(engine, MetricsLog)]
-        if Path(self.path).resolve() in others:
-            raise ValueError(
-                f"`path` must be different for each MetricsLog of an engine, got {self.path} twice"
-                ": remove() the other attachment, or give another path"
-            )
+        check_own_path(self, self.path, engine)
         if _is_rank_0(engine):
             RecordFile(Path(self.path)).check()
 

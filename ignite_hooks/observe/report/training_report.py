@@ -24,6 +24,7 @@ from ignite_hooks.core.handler import Attachment
 from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.handler import check_not_attached
+from ignite_hooks.core.handler import check_own_path
 from ignite_hooks.core.handler import record_attachment
 from ignite_hooks.core.rules import check_function
 from ignite_hooks.core.time_accounts import account_of
@@ -129,12 +130,7 @@ class TrainingReport(Handler):
                 "`every_seconds` seconds, and at the end of a run"
             )
         check_not_attached(self, "its page shows the run of that engine")
-        others = [Path(each.path).resolve() for each in attached_handlers(engine, TrainingReport)]
-        if Path(self.path).resolve() in others:
-            raise ValueError(
-                f"`path` must be different for each TrainingReport of an engine, got {self.path} "
-                "twice: remove() the other attachment, or give another path"
-            )
+        check_own_path(self, self.path, engine)
         if _is_rank_0(engine):
             check_page(Path(self.path))
 

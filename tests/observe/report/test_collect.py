@@ -377,7 +377,7 @@ def test_problem_with_a_record_is_on_its_page(path, make, problem):
 
 def test_path_of_an_unknown_user_is_a_problem():
     run = run_of(Path("~no_such_user/run"))
-    assert run["problem"].startswith("~no_such_user/run cannot be read (")
+    assert run["problem"].startswith("The record cannot be read (")
 
 
 def test_record_in_a_folder_is_found(path):
