@@ -24,6 +24,7 @@ from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Prefix
 from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.handler import Attachment
+from ignite_hooks.core.handler import Handler
 from ignite_hooks.core.handler import attached_handlers
 from ignite_hooks.core.metric_writer import MetricWriter
 from ignite_hooks.core.rules import check_function
@@ -366,6 +367,11 @@ def _remedy(part: str, engine: Engine) -> str | None:
     if part == account_of("TrainingReport"):
         return None  # the wait for the last page, once in each run
     if part.startswith("handlers/"):
+        handlers = attached_handlers(engine, Handler)
+        if any(
+            hasattr(h, "every_steps") and account_of(type(h).__name__) == part for h in handlers
+        ):
+            return "Give this handler a larger `every_steps`."
         return "Call this handler less often, with an event such as STEP_COMPLETED(every=10)."
     return None
 

@@ -624,6 +624,24 @@ def test_data_without_workers_get_other_advice():
     assert "The data are a SlowIterable, which gives each batch when" in ledger.advice(engine)
 
 
+def test_advice_on_a_handler_names_its_interval():
+    purse = Purse()
+
+    class TakesLong(Handler):
+        every_steps = 1
+
+        def attach_to(self, attachment):
+            attachment.on_steps(self.every_steps, lambda engine: purse.spend("handlers", 9.0))
+
+    trainer = make_trainer(batches_of(2), handlers=[TakesLong()])
+    ledger = TimeLedger(clock=purse)
+    ledger.attach(trainer)
+    trainer.run()
+    assert ledger.advice(trainer).endswith(
+        "% of the time. Give this handler a larger `every_steps`."
+    )
+
+
 @pytest.mark.parametrize(
     ("handlers", "part", "advice"),
     [
