@@ -143,9 +143,11 @@ class RunWatch:
             "tensors": census.by_tensor.total(),
             "growing": len(self._leaks.findings),
         }
+        # A division makes a new object, and reports have the values that are new objects: Python
+        # has one object for each small integer, so a count that stays the same would be left out.
         state.metrics.update(
             {
-                f"{self._prefix}{name}": values[key] / unit if unit != 1 else int(values[key])
+                f"{self._prefix}{name}": values[key] / unit
                 for name, (key, unit) in METRICS.items()
                 if key in values
             }
