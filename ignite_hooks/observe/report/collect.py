@@ -36,17 +36,18 @@ def collect(paths: Sequence[Path]) -> PageData:
     limits, budget = RunLimits.for_runs(len(paths)), PointBudget()
     found = [find_record(path) for path in paths]
     readers = [_reader_of(path, problem, limits, budget) for path, problem in found]
-    panels = panels_of(
+    found_panels = panels_of(
         (metric for reader in readers for metric in reader.curves),
         (prefix for reader in readers for prefix in reader.prefixes),
     )
-    curves = {curve.metric: curve for each in panels.values() for curve in each}
+    panels = _sorted_panels(found_panels, readers)
+    curves = {curve.metric: curve for each in panels for curve in found_panels[each["title"]]}
     labels = labels_of([path for path, _ in found])
     runs = [reader.as_data(label, curves) for reader, label in zip(readers, labels, strict=True)]
     data: PageData = {
         "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "runs": runs,
-        "panels": _sorted_panels(panels, readers),
+        "panels": panels,
         "differences": differences_of(runs),
     }
     return cast(PageData, _encodable(data))

@@ -261,13 +261,14 @@ class RunReader:
 
         Args:
             label: the label of the run.
-            curves: what is known about the curves of the panels, by metric.
+            curves: what is known about the curves of the panels, by metric, in their order.
         """
         header, progress, epochs = self._header, self._progress, self._epochs
         settings = settings_of_header(header)
         shown_settings = dict([*settings.items()][: self._limits.settings])
         for curve in self.curves.values():
             curve.thin()
+        metrics = [metric for metric in curves if metric in self.curves]
         status = progress.status(epochs)
         if self.problem is not None:
             status = {"state": "empty", "text": self.problem, "done": None, "seconds_left": None}
@@ -279,10 +280,10 @@ class RunReader:
             "status": status,
             "started": self._started,
             "at": epochs.position(progress.last) if self._has_lines else None,
-            "summaries": [self._summary(metric) for metric in self.curves],
+            "summaries": [self._summary(metric) for metric in metrics],
             "curves": [
-                curve.as_data(metric, epochs, is_validation=curves[metric].is_validation)
-                for metric, curve in self.curves.items()
+                self.curves[each].as_data(each, epochs, is_validation=curves[each].is_validation)
+                for each in metrics
             ],
             "marks": self._marks.as_data(epochs),
             "times": self._findings.times(),

@@ -697,6 +697,8 @@ def test_sections_follow_the_handlers(path):
         ("g/ram_mib", "growth", "MiB"),
         ("g/objects", "growth", None),
     ]
+    shown = [each["metrics"][0] for each in data["panels"]]
+    assert [each["metric"] for each in data["runs"][0]["summaries"]] == shown
     parts = data["runs"][0]["times"]["parts"]
     assert parts == [{"name": "data", "share": 0.5}, {"name": "handlers/A", "share": 0.5}]
 
