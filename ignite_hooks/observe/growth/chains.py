@@ -234,7 +234,7 @@ class _Search:
             fresh |= zip(map(id, tracked), tracked, strict=True)
         for each in fresh.keys() & self._seen:
             del fresh[each]
-        self._seen |= fresh.keys()
+        self._seen.update(fresh)  # `|=` with a view of keys would copy the set at each level
         place = len(self._searches) - 1, len(levels)
         self.places |= dict.fromkeys(fresh.keys() & self._targets.keys(), place)
         levels.append([each for each in fresh.values() if id(type(each)) not in _NOT_SEARCHED])
@@ -244,7 +244,8 @@ class _Search:
         """Returns, for each target that is found, its root and the objects from there to it."""
         paths = {each: [self._targets[each]] for each in self.places}
         for number, levels in enumerate(self._searches):
-            for depth in range(len(levels) - 1, 0, -1):
+            deepest = max((at for n, at in self.places.values() if n == number), default=0)
+            for depth in range(deepest, 0, -1):
                 open_paths = [
                     path
                     for each, path in paths.items()
