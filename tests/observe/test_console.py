@@ -91,7 +91,7 @@ def test_file_has_the_start_the_rows_and_the_end(capsys, tmp_path):
         "run begins, up to step 4 (max_epochs=2)",
     ]
     loss = [number_text(each) for each in losses_of_epochs(2)]
-    numbers = r"\s+\d+ MiB"
+    numbers = r"\s+[\d.]+ [MG]iB"
     assert re.fullmatch(rf"   2      1   {loss[0]}  0\.5000\*{numbers}", lines[7])
     assert re.fullmatch(rf" +4 +2 +{loss[1]} +0\.7500\* .*{numbers}", lines[-3])
     assert re.fullmatch(r"run finished at step 4 \(max_epochs\) after \d\.\d s", lines[-2])
