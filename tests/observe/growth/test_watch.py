@@ -322,7 +322,7 @@ def test_dict_of_numbers_is_named(all_objects):
         for number in range(32):
             values[engine.state.iteration + number / 32] = engine.state.output.item()
 
-    result, _ = run_watched(trainer, epochs=20)
+    result, _ = run_watched(trainer, epochs=40)
     (finding,) = result["growing"]
     assert finding["class"] == f"entries of {finding['holder']}"
     assert finding["holder"].endswith("values")

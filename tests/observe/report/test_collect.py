@@ -426,7 +426,8 @@ def test_hostile_names_and_values_stay_data(path):
     values |= {"\ud800": 1.0, "long" * 100: 1.0, "flag": True, "none": None, "list": [1.0, 2.0]}
     values |= {"text": "a", "big": 10**400, "dict": {"a": 1}, "late": "none yet"}
     run = run_of(written(path, START, {**line_of(1), "metrics": values}, line_of(2, late=2)))
-    assert [each["metric"] for each in run["curves"]] == [*HOSTILE, "\\ud800", "big", "late"]
+    names = [each["metric"] for each in run["curves"]]
+    assert sorted(names) == sorted([*HOSTILE, "\\ud800", "big", "late"])
     assert curve_of(run, "late")["step"] == [2]
     assert curve_of(run, "big")["mean"] == [None]
     assert run["notes"] == [
