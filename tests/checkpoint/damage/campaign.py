@@ -357,7 +357,7 @@ class Job:
         elif self._was_running:
             self.safe_step = self._committed
         if has_ended(group) and group.values("weights") != [self.final]:
-            raise Problem("it ended in other bits")
+            raise Problem(f"it ended in other bits, by {group.values('ended')}: {messages}")
 
     def _verify(self):
         with open(os.devnull, "w") as nowhere:
@@ -376,7 +376,8 @@ def has_ended(group):
     A run that was finished before trains nothing, and gives no reason.
     """
     ended = group.values("ended")
-    return bool(ended) and ended[0] not in ("SIGTERM", "SIGINT")
+    # The reason names the rank, such as "SIGTERM on rank 0", if only that one had the signal yet.
+    return bool(ended) and str(ended[0]).partition(" on rank ")[0] not in ("SIGTERM", "SIGINT")
 
 
 def uninterrupted_weights(scenario):
