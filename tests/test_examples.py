@@ -38,7 +38,8 @@ def started(*arguments, folder=ROOT):
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        # COLUMNS: the width that the README shows, whatever the terminal of the tests has.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
