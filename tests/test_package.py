@@ -1,0 +1,119 @@
+"""What users install: the wheel, the sdist and their metadata."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import PathDistribution
+from importlib.metadata import distribution
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from tests.test_examples import blocks
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, **options):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def tracked_files(*paths):
+    if not (ROOT / ".git").exists():
+        pytest.skip("only a clone of the repository knows its files")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *paths]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+
+
+def built(tmp_path):
+    """Builds the sdist, and from it the wheel. Returns their paths."""
+    pytest.importorskip("build", reason="build comes with the extra package")
+    run("-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", ROOT)
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    return sdist, wheel
+
+
+def link_dependencies(requirements, folder):
+    """Links the installed packages that requirements name, and their own dependencies."""
+    waiting, seen = [Requirement(each) for each in requirements], set()
+    while waiting:
+        requirement = waiting.pop()
+        needs = requirement.name, frozenset(requirement.extras)
+        if needs in seen:
+            continue
+        seen.add(needs)
+        package = distribution(requirement.name)
+        for name in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
+            if not (folder / name).exists():
+                (folder / name).symlink_to(package.locate_file(name))
+        for each in map(Requirement, package.requires or ()):
+            extras = requirement.extras or {""}
+            if not each.marker or any(each.marker.evaluate({"extra": name}) for name in extras):
+                waiting.append(each)
+
+
+@pytest.mark.exhaustive
+def test_sdist_and_wheel_contain_every_file_of_the_repository(tmp_path):
+    files = tracked_files()
+    sdist, wheel = built(tmp_path)
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert names == {*files, "PKG-INFO"}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == {name for name in files if name.startswith("ignite_hooks/")}
+    assert {Path(name).suffix for name in names} == {".py", ".typed", ".html", ".css", ".js"}
+
+
+# The end of the script: it imports every module, and prints where the package is.
+IMPORTS = """
+from importlib import import_module
+from pkgutil import walk_packages
+for module in walk_packages(ih.__path__, "ignite_hooks."):
+    if not module.name.endswith("__main__"):
+        import_module(module.name)
+print(ih.__file__)
+"""
+
+
+@pytest.mark.exhaustive
+def test_the_wheel_and_its_dependencies_run_the_readme_example(tmp_path):
+    _, wheel = built(tmp_path)
+    packages = tmp_path / "packages"
+    run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", packages, wheel)
+    (information,) = packages.glob("*.dist-info")
+    wanted = [Requirement(each) for each in PathDistribution(information).requires]
+    link_dependencies(
+        [str(each) for each in wanted if not each.marker or each.marker.evaluate({"extra": ""})],
+        packages,
+    )
+    script = tmp_path / "example.py"
+    script.write_text(blocks("python")[0] + IMPORTS)
+    # With -S Python ignores the packages of this environment.
+    bare = {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
+    *printed, file = run("-S", script, cwd=tmp_path, env=bare).splitlines()
+    assert Path(file).is_relative_to(packages)
+    shown = blocks("text")[0].splitlines()
+    assert [re.sub(r"\d+%", "%", line) for line in printed] == [
+        re.sub(r"\d+%", "%", line) for line in shown
+    ]
+
+
+def test_the_citation_names_the_version_and_the_license():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    package = metadata("ignite-hooks")
+    assert citation["version"] == package["Version"]
+    assert citation["license"] == package["License-Expression"]
+    assert citation["abstract"] == package["Summary"]
