@@ -106,6 +106,7 @@ Details and special cases:
 
 from difflib import get_close_matches
 from enum import EnumMeta
+from typing import TYPE_CHECKING
 from typing import Any
 
 from ignite.engine import Engine
@@ -118,16 +119,18 @@ __all__ = ["TrainEvents"]
 class _EventsType(EnumMeta):
     """The metaclass of ``TrainEvents``. The error for an unknown event suggests a known event."""
 
-    def __getattr__(cls, name: str) -> Any:
-        if name in cls.__members__:  # Python 3.10 and 3.11 call this method for members, too
-            return cls.__members__[name]
-        message = f"{cls.__name__} has no event {name}"
-        if name.startswith("_"):
-            raise AttributeError(message)
-        if name in Events.__members__:
-            raise AttributeError(f"{message}, Ignite has it: write Events.{name}")
-        close = get_close_matches(name, cls.__members__, n=1) or [*cls.__members__]
-        raise AttributeError(f"{message}: did you mean {' or '.join(close)}?")
+    if not TYPE_CHECKING:  # with this method, type checkers would admit any name
+
+        def __getattr__(cls, name: str) -> Any:
+            if name in cls.__members__:  # Python 3.10 and 3.11 call this method for members, too
+                return cls.__members__[name]
+            message = f"{cls.__name__} has no event {name}"
+            if name.startswith("_"):
+                raise AttributeError(message)
+            if name in Events.__members__:
+                raise AttributeError(f"{message}, Ignite has it: write Events.{name}")
+            close = get_close_matches(name, cls.__members__, n=1) or [*cls.__members__]
+            raise AttributeError(f"{message}: did you mean {' or '.join(close)}?")
 
 
 class TrainEvents(EventEnum, metaclass=_EventsType):

@@ -35,6 +35,8 @@ from ignite_hooks.data.feed import Feeds
 from ignite_hooks.data.prepare import can_prepare
 from ignite_hooks.hooks.context import HookContext
 from ignite_hooks.optim.averaged_gradients import AveragedGradients
+from ignite_hooks.optim.lr_scheduler import SchedulerArgument
+from ignite_hooks.optim.lr_scheduler import SchedulerAt
 from ignite_hooks.optim.optimizer_step import OptimizerStep
 from ignite_hooks.optim.prepared_optimizer import check_optimizer
 from ignite_hooks.processes.watched_run import OnPeerFailure
@@ -54,8 +56,8 @@ def create_supervised_trainer(
     data: Iterable[Any] | None = None,
     *,
     accelerator: Accelerator | None = None,
-    lr_scheduler: Any = None,
-    scheduler_at: "ignite_hooks.optim.lr_scheduler.SchedulerAt" = "step",
+    lr_scheduler: SchedulerArgument = None,
+    scheduler_at: SchedulerAt = "step",
     scheduler_metric: str | None = None,
     batch_processor: Callable[[torch.nn.Module, Any], tuple[Any, torch.Tensor]] | None = None,
     grad_clip: "ignite_hooks.optim.GradientClipping | None" = None,

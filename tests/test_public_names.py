@@ -290,14 +290,3 @@ def test_handlers_need_no_accelerate_until_they_meet_it():
         "assert 'accelerate' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-@pytest.mark.exhaustive
-def test_type_checkers_know_every_name(tmp_path):
-    pytest.importorskip("mypy", reason="mypy comes with the extra dev")
-    program = tmp_path / "program.py"
-    names = [f"{name},\n" for name in ignite_hooks.__all__]
-    program.write_text("from ignite_hooks import *\nnames = (\n" + "".join(names) + ")\n")
-    command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "Success" in done.stdout, done.stdout

@@ -30,6 +30,7 @@ from ignite_hooks.evaluation.validation import ValidationSchedule
 from ignite_hooks.factory import create_supervised_trainer
 from ignite_hooks.optim import lr_scheduler as schedulers
 from ignite_hooks.optim.gradient_clipping import GradientClipping
+from ignite_hooks.optim.lr_scheduler import SchedulerArgument
 from ignite_hooks.processes.watched_run import OnPeerFailure
 from ignite_hooks.trainer.trainer import Trainer
 
@@ -227,7 +228,7 @@ class RunSettings:
         data: Iterable[Any] | None = None,
         *,
         accelerator: Accelerator | None = None,
-        lr_scheduler: Any = None,
+        lr_scheduler: SchedulerArgument = None,
         evaluator: Any = None,
         validation_data: Any = None,
         handlers: Iterable[Any] = (),

@@ -38,6 +38,7 @@ from inspect import getgeneratorstate
 from operator import itemgetter
 from types import ModuleType
 from typing import Any
+from typing import TypeVar
 
 from ignite.engine import Engine
 from ignite.engine import Events
@@ -51,6 +52,7 @@ from ignite.metrics import Metric
 from ignite_hooks.core.training_engine import AnyEngine
 from ignite_hooks.core.training_engine import Turn
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 WrapCall = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
 
 __all__ = [
@@ -240,6 +242,12 @@ def forget_run(engine: Engine) -> None:
 
 class EventCheckingEngine(Engine):
     """An Ignite engine whose error for an unknown event suggests the event that was meant."""
+
+    # Ignite's own method returns a plain Callable, so type checkers would lose the function's type.
+    def on(self, event_name: Any, *args: Any, **kwargs: Any) -> Callable[[FunctionT], FunctionT]:
+        """Returns a decorator that adds a handler, as Ignite does."""
+        decorator: Callable[[FunctionT], FunctionT] = super().on(event_name, *args, **kwargs)
+        return decorator
 
     def _assert_allowed_event(self, event_name: Any) -> None:
         """Raises a ValueError for an unknown event. Ignite calls this method with each event."""

@@ -25,7 +25,6 @@ from ignite_hooks.core.time_accounts import account_of
 from ignite_hooks.core.time_accounts import charged_to
 from ignite_hooks.core.timetable import Timetable
 from ignite_hooks.core.training_engine import AnyEngine
-from ignite_hooks.core.training_engine import TrainingEngine
 from ignite_hooks.core.training_engine import Turn
 from ignite_hooks.core.undo_stack import undo_on_exit
 
@@ -40,8 +39,9 @@ __all__ = [
 ]
 
 HandlerT = TypeVar("HandlerT", bound="Handler")
-Callback: TypeAlias = Callable[[Engine], Any] | Callable[[TrainingEngine], Any]
-RunScope: TypeAlias = Callable[[Engine], Scope] | Callable[[TrainingEngine], Scope]
+# The engine is typed as Any, because a callback may need a trainer or another subclass of Engine.
+Callback: TypeAlias = Callable[[Any], Any]
+RunScope: TypeAlias = Callable[[Any], Scope]
 
 
 class Handler:
@@ -58,7 +58,7 @@ class Handler:
     engine, so that one handler can serve several engines.
     """
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:  # Any, so that a subclass may require a trainer
         """Performs the action of the handler now."""
         raise TypeError(f"{type(self).__name__} acts on its own schedule: use attach(engine)")
 
@@ -177,7 +177,6 @@ class Attachment:
             turn: the place of ``callback`` among the handlers that a trainer calls at the event. A
                 plain Ignite engine ignores it.
         """
-        call: Callable[[Any], Any] = callback
 
         # Each attachment gets a new function, because Ignite removes all handlers that are equal to
         # the removed one. Ignite passes further arguments at TERMINATE_SINGLE_EPOCH and
@@ -185,7 +184,7 @@ class Attachment:
         def handler(engine: Engine, *args: Any, **kwargs: Any) -> None:
             # An earlier handler of the same event may have removed this attachment.
             if self._removal_callbacks:
-                call(engine)
+                callback(engine)
 
         handler.__qualname__ = type(self.handler).__name__  # the name that profilers show
         set_turn(handler, turn)
@@ -205,7 +204,7 @@ class Attachment:
     def on_steps(
         self,
         every: int,
-        callback: Callable[[Engine], Any],
+        callback: Callback,
         *,
         is_note: bool = False,
         is_last: bool = False,
@@ -248,8 +247,7 @@ class Attachment:
             scope: returns the scope of a run.
             outermost: whether the scope surrounds those of earlier attachments.
         """
-        any_scope: Callable[[Any], Scope] = scope  # mypy refuses to pass on a union of callables
-        self.on_removal(enter_at_each_run(self.engine, any_scope, outermost=outermost))
+        self.on_removal(enter_at_each_run(self.engine, scope, outermost=outermost))
 
     def on_removal(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` when this attachment is removed.
@@ -357,7 +355,7 @@ class Scheduled(Handler):
     def on_schedule(
         self,
         attachment: Attachment,
-        callback: Callable[[Engine], Any],
+        callback: Callback,
         *,
         turn_by_epoch: Turn = Turn.OTHERS,
     ) -> None:
@@ -376,7 +374,7 @@ class Scheduled(Handler):
         self.on_steps(attachment, callback, is_note=turn_by_epoch is Turn.NOTE)
 
     def on_steps(
-        self, attachment: Attachment, callback: Callable[[Engine], Any], *, is_note: bool = False
+        self, attachment: Attachment, callback: Callback, *, is_note: bool = False
     ) -> None:
         """Calls ``callback(engine)`` whenever ``every_steps`` is due.
 
@@ -393,7 +391,7 @@ class Scheduled(Handler):
 def _called_every_steps(
     engine: Engine,
     every: int,
-    callback: Callable[[Engine], Any],
+    callback: Callback,
     name: str,
     *,
     is_note: bool,

@@ -45,7 +45,8 @@ ChannelName = Literal[
     "on_validation",
 ]
 
-Context = Callable[[Engine], Any]
+# The engine is typed as Any, because a context may need a trainer.
+Context = Callable[[Any], Any]
 
 _ENDED = object()  # the result of `next` for a generator that has ended
 # Beginnings of the names of bytecode instructions that call, set or delete something. Up to Python
@@ -69,8 +70,8 @@ class HookContext:
         ValueError: ``before`` and ``after`` are both missing.
     """
 
-    before: Callable[[Engine], Any] | None = None
-    after: Callable[[Engine], Any] | None = None
+    before: Context | None = None
+    after: Context | None = None
 
     def __post_init__(self) -> None:
         if self.before is None and self.after is None:

@@ -4,10 +4,12 @@ A scheduler moves when its ``step()`` is called.
 """
 
 import warnings
+from collections.abc import Callable
 from collections.abc import Iterator
 from math import inf
 from typing import Any
 from typing import Literal
+from typing import TypeAlias
 from typing import get_args
 
 from accelerate import PartialState
@@ -26,9 +28,15 @@ from ignite_hooks.core.stale_metrics import measured_at
 from ignite_hooks.core.torch_schedulers import child_schedulers
 from ignite_hooks.core.torch_schedulers import milestones_of
 
-__all__ = ["SchedulerAt", "SchedulerDriver", "unwrapped_scheduler"]
+__all__ = ["SchedulerArgument", "SchedulerAt", "SchedulerDriver", "unwrapped_scheduler"]
 
 SchedulerAt = Literal["step", "epoch", "validation"]
+SchedulerArgument: TypeAlias = LRScheduler | Callable[[Optimizer], Any] | None
+"""A scheduler, a callable that makes one from the optimizer, or None.
+
+Accelerate's wrapper of a scheduler is admitted, too. The type does not name the wrapper, because
+Accelerate has no types: type checkers would take the whole type for ``Any``.
+"""
 
 
 class SchedulerDriver:
@@ -56,7 +64,7 @@ class SchedulerDriver:
 
     def __init__(
         self,
-        lr_scheduler: Any,
+        lr_scheduler: SchedulerArgument,
         optimizer: Any,
         at: SchedulerAt,
         metric: str | None,

@@ -36,6 +36,7 @@ from ignite_hooks.events import TrainEvents
 from ignite_hooks.hooks.event_channels import channels_of
 from ignite_hooks.optim.accumulation import Accumulation
 from ignite_hooks.optim.averaged_gradients import AveragedGradients
+from ignite_hooks.optim.lr_scheduler import SchedulerArgument
 from ignite_hooks.optim.lr_scheduler import SchedulerAt
 from ignite_hooks.optim.lr_scheduler import SchedulerDriver
 from ignite_hooks.optim.prepared_optimizer import PreparedOptimizer
@@ -101,7 +102,7 @@ class OptimizerStep(Handler):
         self,
         accelerator: Accelerator,
         optimizer: Optimizer,
-        lr_scheduler: Any = None,
+        lr_scheduler: SchedulerArgument = None,
         scheduler_at: SchedulerAt = "step",
         scheduler_metric: str | None = None,
     ) -> None:
