@@ -1,4 +1,4 @@
-"""What users install: the wheel, the sdist and their metadata."""
+"""The wheel and the sdist, as users install them."""
 
 import re
 import subprocess
