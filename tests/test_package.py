@@ -28,10 +28,10 @@ def run(*arguments, **options):
     return done.stdout
 
 
-def tracked_files(*paths):
+def tracked_files():
     if not (ROOT / ".git").exists():
         pytest.skip("only a clone of the repository knows its files")
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *paths]
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
 
@@ -45,23 +45,23 @@ def built(tmp_path):
     return sdist, wheel
 
 
-def link_dependencies(requirements, folder):
-    """Links the installed packages that requirements name, and their own dependencies."""
-    waiting, seen = [Requirement(each) for each in requirements], set()
+def link_dependencies(package, folder):
+    """Links the installed packages that a package needs, and those that these need, to a folder."""
+    waiting, seen = [(package, {""})], set()
     while waiting:
-        requirement = waiting.pop()
-        needs = requirement.name, frozenset(requirement.extras)
-        if needs in seen:
-            continue
-        seen.add(needs)
-        package = distribution(requirement.name)
-        for name in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
-            if not (folder / name).exists():
-                (folder / name).symlink_to(package.locate_file(name))
+        package, extras = waiting.pop()
         for each in map(Requirement, package.requires or ()):
-            extras = requirement.extras or {""}
-            if not each.marker or any(each.marker.evaluate({"extra": name}) for name in extras):
-                waiting.append(each)
+            is_optional = each.marker and not any(
+                each.marker.evaluate({"extra": extra}) for extra in extras
+            )
+            if is_optional or (each.name, frozenset(each.extras)) in seen:
+                continue
+            seen.add((each.name, frozenset(each.extras)))
+            needed = distribution(each.name)
+            for name in {file.parts[0] for file in needed.files} - {"..", "__pycache__"}:
+                if not (folder / name).exists():
+                    (folder / name).symlink_to(needed.locate_file(name))
+            waiting.append((needed, {"", *each.extras}))
 
 
 @pytest.mark.exhaustive
@@ -94,11 +94,7 @@ def test_the_wheel_and_its_dependencies_run_the_readme_example(tmp_path):
     packages = tmp_path / "packages"
     run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", packages, wheel)
     (information,) = packages.glob("*.dist-info")
-    wanted = [Requirement(each) for each in PathDistribution(information).requires]
-    link_dependencies(
-        [str(each) for each in wanted if not each.marker or each.marker.evaluate({"extra": ""})],
-        packages,
-    )
+    link_dependencies(PathDistribution(information), packages)
     script = tmp_path / "example.py"
     script.write_text(blocks("python")[0] + IMPORTS)
     # With -S Python ignores the packages of this environment.
