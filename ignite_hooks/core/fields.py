@@ -17,6 +17,7 @@ from typing import Literal
 
 from pydantic import AfterValidator
 from pydantic import BeforeValidator
+from pydantic import SkipValidation
 from pydantic import ValidationInfo
 from pydantic import WithJsonSchema
 
@@ -42,6 +43,7 @@ __all__ = [
     "FilePath",
     "Flag",
     "Fraction",
+    "Function",
     "Generation",
     "GraceSeconds",
     "Iterations",
@@ -490,6 +492,13 @@ SourcePath = Annotated[
 """The path or the URL of checkpoints to read. A path is a str or Path, a URL is a str.
 
 The value must not be empty. A path becomes absolute, with ``~`` expanded.
+"""
+
+# Handlers check with `check_function`, whose error names an example.
+Function = Annotated[Callable[[Any], Any] | None, SkipValidation, WithJsonSchema({"type": "null"})]
+"""A function of one argument, given in code, or None. Type checkers check it, the field does not.
+
+In a configuration file the field is None or left out.
 """
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]

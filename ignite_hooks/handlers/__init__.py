@@ -32,6 +32,7 @@ from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import FilePath
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Fraction
+from ignite_hooks.core.fields import Function
 from ignite_hooks.core.fields import Generation
 from ignite_hooks.core.fields import GraceSeconds
 from ignite_hooks.core.fields import Iterations
@@ -66,6 +67,7 @@ __all__ = [
     "FilePath",
     "Flag",
     "Fraction",
+    "Function",
     "Generation",
     "GraceSeconds",
     "Handler",

@@ -1,21 +1,18 @@
 """The speed of a run, the time that it still needs, the learning rates and the gradient norm."""
 
-from collections.abc import Callable
 from math import isnan
 from math import nan
 from time import perf_counter
-from typing import Annotated
 from typing import Any
 from typing import ClassVar
 
 import torch
 from ignite.engine import Engine
 from ignite.engine import Events
-from pydantic import SkipValidation
-from pydantic import WithJsonSchema
 
 from ignite_hooks.core.checked_dataclass import checked_dataclass
 from ignite_hooks.core.fields import Every
+from ignite_hooks.core.fields import Function
 from ignite_hooks.core.fields import Iterations
 from ignite_hooks.core.fields import Runtime
 from ignite_hooks.core.handler import Attachment
@@ -84,9 +81,7 @@ class Throughput(MetricWriter):
 
     every_steps: Every = 50
     window: Iterations = 100
-    items: Annotated[
-        Callable[[Any], Any] | None, SkipValidation, WithJsonSchema({"type": "null"})
-    ] = None
+    items: Function = None
     clock: Runtime = None
 
     def __post_init__(self) -> None:

@@ -73,6 +73,7 @@ BY_TYPE = [
     (fields.Prefix, st.text()),
     (fields.ProjectName, st.text(min_size=1)),
     (fields.Runtime, st.none()),
+    (fields.Function, st.none()),
     (fields.Seconds, st.floats(0, exclude_min=True, allow_infinity=False)),
     (fields.SettingNames, st.sets(st.sampled_from(["lr", "betas", "scheduler"])).map(tuple)),
     (fields.SignalNames, st.lists(st.sampled_from(["SIGTERM", "SIGINT", "SIGUSR1"])).map(tuple)),
