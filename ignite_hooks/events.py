@@ -139,8 +139,8 @@ class TrainEvents(EventEnum, metaclass=_EventsType):
     All events work with Ignite's filters (``every=``, ``once=``, …). What a filter counts depends
     on the name of the event:
 
-    - MODEL_…: iterations.
-    - VALIDATION_…: validations.
+    - ``MODEL_…``: iterations.
+    - ``VALIDATION_…``: validations.
     - All other events: committed steps, which are the optimizer steps that have changed the
       parameters. At OPTIMIZER_STEP_STARTED the present step is not yet counted.
 
@@ -149,15 +149,25 @@ class TrainEvents(EventEnum, metaclass=_EventsType):
     """
 
     MODEL_FORWARD_STARTED = "model_forward_started"
+    """Fired before the model and the loss function are called."""
     MODEL_FORWARD_COMPLETED = "model_forward_completed"
+    """Fired when the loss of a batch is computed."""
     MODEL_BACKWARD_STARTED = "model_backward_started"
+    """Fired before the backward pass of a batch."""
     MODEL_BACKWARD_COMPLETED = "model_backward_completed"
+    """Fired after the backward pass of a batch."""
     OPTIMIZER_STEP_STARTED = "optimizer_step_started"
+    """Fired when the gradients of a window are complete, before they are clipped."""
     OPTIMIZER_STEP_COMPLETED = "optimizer_step_completed"
+    """Fired after the optimizer and the scheduler have stepped, if the step is committed."""
     STEP_COMPLETED = "step_completed"
+    """Fired after a committed step; on a trainer, when the gradients are zeroed."""
     VALIDATION_STARTED = "validation_started"
+    """Fired before a validation."""
     VALIDATION_COMPLETED = "validation_completed"
+    """Fired when the results of a validation are in ``state.metrics``."""
     CHECKPOINT_SAVED = "checkpoint_saved"
+    """Fired when a checkpoint is complete."""
 
     @classmethod
     def event_to_attr(cls) -> dict["TrainEvents", str]:

@@ -200,7 +200,7 @@ class Hooks(Handler):
         """Registers all contexts that ``hooks`` has now.
 
         Returns:
-            The registration: its ``remove()`` removes these contexts and no others.
+            A registration, whose ``remove()`` removes these contexts and no others.
         """
         return self._add_hooks(_copies_of(hooks))
 

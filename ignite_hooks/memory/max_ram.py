@@ -71,7 +71,7 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
 
     @property
     def used_backend(self) -> str:
-        """The backend in use: "kernel" or "sampler"."""
+        """The backend in use, "kernel" or "sampler"."""
         return self._used_backend
 
     @cached_property
