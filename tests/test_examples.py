@@ -23,6 +23,7 @@ PAGES = [
     ROOT / "README.md",
     *(ROOT / name for name in re.findall(r"^\| \[.*\]\((docs/\w+\.md)\)", README, re.MULTILINE)),
 ]
+INDEX = ROOT / "docs" / "index.md"  # the first page of the site
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 # Arguments that make the examples short.
 SMALL = {
@@ -219,6 +220,17 @@ def test_the_readme_example_prints_what_the_readme_shows(tmp_path):
     assert ours == pytest.approx(theirs, abs=2)
 
 
+def test_the_first_page_of_the_site_prints_what_it_shows(tmp_path):
+    (example,), (shown,) = blocks("python", INDEX), blocks("text", INDEX)
+    script = tmp_path / "example.py"
+    script.write_text(example)
+
+    def shape(text):
+        return [re.sub(r"[\d.,]+(e[+-]?\d+)?", "#", line).split() for line in text.splitlines()]
+
+    assert shape(python(script, folder=tmp_path)) == shape(shown)
+
+
 def test_the_code_of_readme_and_docs_runs(tmp_path):
     # Later blocks use names of earlier ones, so all of them are one script.
     script = tmp_path / "example.py"
@@ -248,7 +260,7 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, INDEX], ids=lambda page: page.name)
 def test_pages_link_to_files_and_sections_that_exist(page):
     links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text())
     targets = [((page.parent / file) if file else page, section) for file, section in links]
@@ -257,7 +269,8 @@ def test_pages_link_to_files_and_sections_that_exist(page):
 
 
 def test_the_readme_lists_every_page_of_the_docs():
-    assert sorted(PAGES[1:]) == sorted((ROOT / "docs").glob("*.md"))
+    # The site begins with index.md, in place of the README.
+    assert sorted([INDEX, *PAGES[1:]]) == sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_docs_draw_the_loop_as_events_py_does():
