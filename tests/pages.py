@@ -1,0 +1,262 @@
+"""Runs the code of Markdown pages, and compares what it prints with what the pages show.
+
+::
+
+    python -m tests.pages docs/guides/*.md          # run, and print what differs
+    python -m tests.pages --write docs/index.md     # run, and write what is printed into the page
+
+The blocks of a page run in order, in one process (``tests.page_process``), in a folder that
+contains only ``examples``, a link to the examples. The language of a block says what happens:
+
+- ``python``: the code runs. Later blocks see its names.
+- ``output``: what the block before it prints, including warnings and the last line of an exception.
+- ``console``: the lines after ``$`` are commands, and the other lines are what they print.
+- ``sh``: the commands run.
+- ``text``, ``diff``, ``yaml``, ``toml``, ``json`` and MyST's directives: nothing happens.
+
+In an output, a line ``…`` stands for any number of lines, and ``…`` in a line for any text. Numbers
+are compared with a tolerance of 1 %, because sums of floats differ between processors. Comments in
+the line before a block change this:
+
+- ``<!-- file: train.py -->``: the block is written to this file, and does not run by itself.
+- ``<!-- needs: tensorboard -->``: without these packages, the page ends here.
+- ``<!-- not run: reason -->``: the block is for readers only.
+- ``<!-- numbers: 10% -->``, ``<!-- numbers: any -->``: the tolerance of the output.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from dataclasses import field
+from difflib import unified_diff
+from importlib.util import find_spec
+from math import inf
+from math import isclose
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(
+    r"(?P<comments>(?:^<!-- [^\n]* -->\n)*)^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+COMMENT = re.compile(r"<!-- (file|needs|not run|numbers): (.*) -->")
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+RUNNABLE = ("python", "console", "sh")
+LANGUAGES = (*RUNNABLE, "output", "text", "yaml", "toml", "json", "diff")
+TOLERANCE = 0.01
+# What a block without an output must not print.
+PROBLEM = re.compile(
+    r"^(?:[\w.]*(?:Error|Warning|Exception|Interrupt|Exit): .*|exit status \d+)\n", re.MULTILINE
+)
+GAP = "…"
+LIMIT_SECONDS = 300
+
+
+@dataclass
+class Step:
+    """One thing to run, and what the page shows of its output.
+
+    Attributes:
+        kind: "python", "shell" or "file".
+        code: the code, the command or the content of the file.
+        name: the file, or the page and the line, for tracebacks.
+        shown: the output on the page; None if the page shows none.
+        tolerance: the relative tolerance of the numbers in the output.
+        place: where ``shown`` begins and ends in the text of the page.
+    """
+
+    kind: str
+    code: str
+    name: str
+    shown: str | None = None
+    tolerance: float = TOLERANCE
+    place: tuple[int, int] | None = None
+
+
+@dataclass
+class Page:
+    """The steps of a page, in the order in which they run."""
+
+    path: Path
+    text: str = field(init=False)
+    steps: list[Step] = field(init=False, default_factory=list)
+
+    def __post_init__(self):
+        self.text = self.path.read_text(encoding="utf-8")
+        found = [*BLOCK.finditer(self.text)]
+        fences = len(re.findall(r"^\s*```", self.text, re.MULTILINE))
+        if fences != 2 * len(found):
+            raise ValueError(f"{self.path.name}: a code block is indented or not closed")
+        for block in found:
+            options = dict(COMMENT.findall(block["comments"]))
+            missing = [name for name in options.get("needs", "").split() if not find_spec(name)]
+            if missing:
+                break
+            if "not run" not in options:
+                self._add(block, options)
+
+    def _add(self, block, options):
+        line = self.text.count("\n", 0, block.start("code")) + 1
+        language, code, name = block["language"], block["code"], f"{self.path.name}:{line}"
+        if not language.startswith("{") and language not in LANGUAGES:
+            raise ValueError(f"{name}: use one of {', '.join(LANGUAGES)}, not {language!r}")
+        if "file" in options:
+            self.steps.append(Step("file", code, options["file"]))
+        elif language == "python":
+            self.steps.append(Step("python", code, name))
+        elif language == "sh":
+            self.steps.append(Step("shell", code, name))
+        elif language == "console":
+            self._add_commands(block, name, options)
+        elif language == "output":
+            before = self.steps[-1] if self.steps else None
+            if before is None or before.kind == "file" or before.shown is not None:
+                raise ValueError(f"{name}: an output needs a block before it that prints it")
+            before.shown, before.place = code, block.span("code")
+            before.tolerance = tolerance_of(options)
+
+    def _add_commands(self, block, name, options):
+        for found in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block["code"], re.MULTILINE):
+            start, end = (position + block.start("code") for position in found.span(2))
+            self.steps.append(
+                Step("shell", found[1], name, found[2], tolerance_of(options), (start, end))
+            )
+
+    def run(self, folder):
+        """Runs the steps, and returns what each of them has printed.
+
+        Args:
+            folder: the folder to run in.
+        """
+        Path(folder, "examples").symlink_to(ROOT / "examples")
+        steps = [{"kind": s.kind, "code": s.code, "name": s.name} for s in self.steps]
+        with tempfile.TemporaryDirectory() as exchange:
+            file = Path(exchange, "steps.json")
+            file.write_text(json.dumps(steps), encoding="utf-8")
+            environment = {
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                "COLUMNS": "88",
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            }
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.page_process", file],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # so that a timeout can also kill the processes of a page
+            )
+            try:
+                process.wait(LIMIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            files = [Path(exchange, f"{number}.txt") for number in range(len(steps))]
+            texts = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
+        if process.returncode:
+            done = sum(file.exists() for file in files)
+            raise RuntimeError(f"{self.path.name} ended with {process.returncode}: {texts[:done]}")
+        return texts
+
+    def differences(self, outputs):
+        """Returns the lines of a diff from what the page shows to what its steps have printed."""
+        lines = []
+        for step, printed in zip(self.steps, outputs, strict=True):
+            shown = step.shown
+            if shown is None:  # nothing to compare, but a failure and a warning must be shown
+                shown, printed = "", "".join(re.findall(PROBLEM, printed))
+            if not is_same(shown, printed, step.tolerance):
+                texts = _lines(shown), _lines(printed)
+                names = f"{step.name} (shown)", f"{step.name} (printed)"
+                lines += unified_diff(*texts, *names, lineterm="")
+        return lines
+
+    def write(self, outputs):
+        """Writes what the steps have printed into the page, but for outputs with ``…``."""
+        text = self.text
+        for step, printed in reversed([*zip(self.steps, outputs, strict=True)]):
+            if step.shown is not None and GAP not in step.shown:
+                start, end = step.place
+                text = text[:start] + "".join(f"{line}\n" for line in _lines(printed)) + text[end:]
+        self.path.write_text(text, encoding="utf-8")
+
+
+def tolerance_of(options):
+    given = options.get("numbers", f"{TOLERANCE:.0%}")
+    return inf if given == "any" else float(given.removesuffix("%")) / 100
+
+
+def is_same(shown, printed, tolerance):
+    """Returns whether an output is the one that a page shows.
+
+    Args:
+        shown: the output on the page.
+        printed: what was printed.
+        tolerance: the relative tolerance of numbers; infinity if any number will do.
+    """
+    return _are_same_lines(_lines(shown), _lines(printed), tolerance)
+
+
+def _are_same_lines(shown, printed, tolerance):
+    if not shown:
+        return not printed
+    first, *rest = shown
+    if first == GAP:
+        ends = (printed[start:] for start in range(len(printed) + 1))
+        return any(_are_same_lines(rest, end, tolerance) for end in ends)
+    return (
+        bool(printed)
+        and _is_same_line(first, printed[0], tolerance)
+        and _are_same_lines(rest, printed[1:], tolerance)
+    )
+
+
+def _lines(text):
+    lines = [line.rstrip() for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+def _is_same_line(shown, printed, tolerance):
+    words = (re.escape(word) for word in NUMBER.sub("\0", shown).split())
+    pattern = r"\s+".join(words).replace(GAP, ".*").replace("\0", f"({NUMBER.pattern})")
+    match = re.fullmatch(pattern, printed.strip())
+    if match is None:
+        return False
+    found = match.groups()
+    pairs = zip(NUMBER.findall(shown), found, strict=True)
+    return tolerance == inf or all(
+        isclose(*(float(number.replace(",", "")) for number in pair), rel_tol=tolerance)
+        for pair in pairs
+    )
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.pages", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
+    parser.add_argument("--write", action="store_true", help="write what is printed into the pages")
+    given = parser.parse_args(arguments)
+    different = False
+    for path in given.pages:
+        page = Page(path)
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = page.run(folder)
+        if given.write:
+            page.write(outputs)
+            page = Page(path)
+        lines = page.differences(outputs)
+        print(f"{path}: {'differs' if lines else 'as shown'}", *lines, sep="\n")
+        different |= bool(lines)
+    return int(different)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
