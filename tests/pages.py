@@ -50,6 +50,7 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 RUNNABLE = ("python", "console", "sh")
 LANGUAGES = (*RUNNABLE, "output", "text", "yaml", "toml", "json", "diff")
 TOLERANCE = 0.01
+HOME = "/home/you"  # what outputs show instead of the folder in which the page has run
 # What a block without an output must not print.
 PROBLEM = re.compile(
     r"^(?:[\w.]*(?:Error|Warning|Exception|Interrupt|Exit): .*|exit status \d+)\n", re.MULTILINE
@@ -160,6 +161,7 @@ class Page:
                 process.wait()
             files = [Path(exchange, f"{number}.txt") for number in range(len(steps))]
             texts = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
+            texts = [text.replace(str(Path(folder).resolve()), HOME) for text in texts]
         if process.returncode:
             done = sum(file.exists() for file in files)
             raise RuntimeError(f"{self.path.name} ended with {process.returncode}: {texts[:done]}")

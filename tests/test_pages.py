@@ -117,6 +117,7 @@ def test_blocks_run_in_order_in_one_folder_and_one_namespace(tmp_path):
         PROGRAM,
         "<!-- file: more.py -->\n```python\nprint('more')\n```",
         "```console\n$ python more.py\nmore\n$ ls\nexamples\nmore.py\n```",
+        "```console\n$ pwd\n/home/you\n```",
         "<!-- not run: for readers -->\n```sh\nrm /\n```",
         "```python\nprint(x + 1, open('more.py').read())\nraise Exception('end')\n```",
         "<!-- numbers: any -->\n```output\n7 print('more')\nException: end\n```",
