@@ -30,6 +30,7 @@ from ignite_hooks.core.engine import is_running
 from ignite_hooks.core.fields import AfterTerminate
 from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import FlagInCode
 from ignite_hooks.core.fields import OnMissing
 from ignite_hooks.core.fields import SettingNames
 from ignite_hooks.core.fields import SourcePath
@@ -93,7 +94,7 @@ class ResumeCheckpoint(Handler):
         verify: whether to read every file and compare its checksum before anything is loaded.
         trust_pickle: also load objects registered with ``accelerator.register_for_checkpointing``,
             and models that are split over processes. Their files are unpickled, which can run code
-            from the checkpoint.
+            from the checkpoint. So a settings file cannot set this argument to True.
         after_terminate: what to do with a run that a handler, for example ``EarlyStopping``, ended
             before its limit. "finish" trains nothing more, so that a job which is restarted does
             not train another epoch each time. "continue" trains until the limit. A run always
@@ -130,7 +131,7 @@ class ResumeCheckpoint(Handler):
     cache_dir: Directory | None = None
     on_missing: OnMissing = "error"
     verify: Flag = True
-    trust_pickle: Flag = False
+    trust_pickle: FlagInCode = False
     after_terminate: AfterTerminate = "finish"
     replay: Flag = True
     override: SettingNames = ()

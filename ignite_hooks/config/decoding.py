@@ -28,6 +28,7 @@ from ignite_hooks.config.registry import registered_classes
 from ignite_hooks.config.registry import registered_subclasses
 from ignite_hooks.config.registry import tag_of
 from ignite_hooks.core.checked_dataclass import error_message
+from ignite_hooks.core.fields import DATA_CONTEXT
 from ignite_hooks.core.rules import did_you_mean
 from ignite_hooks.core.rules import short_repr
 
@@ -257,7 +258,8 @@ def _construct(
         # The validator is called instead of the constructor, because the validator's error has the
         # path of each problem. The constructor's error has only a text.
         validator: Any = cls.__pydantic_validator__  # type: ignore[attr-defined]
-        return validator.validate_python(ArgsKwargs((), values)), general
+        instance = validator.validate_python(ArgsKwargs((), values), context=DATA_CONTEXT)
+        return instance, general
     except ValidationError as error:
         for each in error.errors(include_url=False):
             name = each["loc"][0] if each["loc"] else None

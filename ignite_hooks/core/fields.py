@@ -42,6 +42,7 @@ __all__ = [
     "Every",
     "FilePath",
     "Flag",
+    "FlagInCode",
     "Fraction",
     "Function",
     "Generation",
@@ -145,6 +146,23 @@ Flag = Annotated[
     ),
 ]
 """A switch: True or False. 0 and 1 are refused."""
+
+DATA_CONTEXT = object()
+"""The context of pydantic's validation if the values come from plain data, such as a file."""
+
+
+def _refuse_in_data(value: bool, info: ValidationInfo) -> bool:
+    if value and info.context is DATA_CONTEXT:
+        raise ValueError(
+            f"`{info.field_name}` must be set in code, because a settings file may come from a "
+            "stranger, got True; leave it out of the file, and set it with "
+            f"ignite_hooks.config.replace(handler, {info.field_name}=True)"
+        )
+    return value
+
+
+FlagInCode = Annotated[Flag, AfterValidator(_refuse_in_data), WithJsonSchema({"const": False})]
+"""A switch that only code can turn on. In a configuration file it is False or left out."""
 
 Fraction = Annotated[
     float,

@@ -31,6 +31,7 @@ from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import FilePath
 from ignite_hooks.core.fields import Flag
+from ignite_hooks.core.fields import FlagInCode
 from ignite_hooks.core.fields import Fraction
 from ignite_hooks.core.fields import Function
 from ignite_hooks.core.fields import Generation
@@ -66,6 +67,7 @@ __all__ = [
     "Every",
     "FilePath",
     "Flag",
+    "FlagInCode",
     "Fraction",
     "Function",
     "Generation",

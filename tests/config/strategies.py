@@ -58,6 +58,7 @@ BY_TYPE = [
     (fields.Every, counts),
     (fields.Batches, counts),
     (fields.Flag, st.booleans()),
+    (fields.FlagInCode, st.just(False)),
     (fields.Fraction, st.floats(0, 1)),
     (fields.Generation, st.integers(0, 2)),
     (fields.GraceSeconds, st.floats(0, allow_infinity=False)),

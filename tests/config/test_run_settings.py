@@ -21,6 +21,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.config import ConfigError
 from ignite_hooks.config import RunSettings
 from ignite_hooks.config import ValidationSchedule
 from ignite_hooks.config import dumps
@@ -317,6 +318,32 @@ def test_paths_are_checked_when_the_trainer_is_built(tmp_path):
     assert equal(loads(dumps(settings, "yaml"), "yaml"), settings)
     with pytest.raises(FileNotFoundError, match="`source` must be a checkpoint"):
         built(settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("trust_pickle", "{type: resume_checkpoint, source: 's3://b', trust_pickle: true}"),
+        (
+            "resume_from.trust_pickle",
+            "{type: run, resume_from: {source: 's3://b', trust_pickle: true}}",
+        ),
+    ],
+)
+def test_a_file_cannot_trust_the_pickles_of_a_checkpoint(path, text):
+    with pytest.raises(ConfigError, match=r"stranger, got True; .* set it with") as raised:
+        loads(text, "yaml")
+    assert [problem.path for problem in raised.value.problems] == [path]
+    loads(text.replace("true", "false"), "yaml")
+
+
+def test_code_can_trust_the_pickles_of_a_checkpoint_that_a_file_names():
+    settings = loads("{type: run, resume_from: {source: 's3://b'}}", "yaml")
+    resume = replace(settings.resume_from, trust_pickle=True)
+    trusting = replace(settings, resume_from=resume, seed=1)
+    assert trusting.resume_from.trust_pickle
+    with pytest.raises(ConfigError, match=r"resume_from\.trust_pickle: .* must be set in code"):
+        dumps(trusting)
 
 
 @pytest.mark.parametrize("handler", [MaxRAM(), 3, ClearCache])

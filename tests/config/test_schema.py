@@ -89,6 +89,8 @@ def test_schema_is_valid_under_its_draft():
         ({"checkpoint": {}}, False),
         ({"resume_from": {"source": "a", "on_missing": "start"}}, True),
         ({"resume_from": {"source": "a", "on_missing": "ignore"}}, False),
+        ({"resume_from": {"source": "a", "trust_pickle": False}}, True),
+        ({"resume_from": {"source": "a", "trust_pickle": True}}, False),
     ],
     ids=stable_id,
 )
