@@ -5,10 +5,17 @@ because Python's versions print them in different ways.
 """
 
 import inspect
+import re
 from enum import Enum
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+
+from ignite_hooks.checkpoint.report import ResumedPart
+from ignite_hooks.checkpoint.report import ResumeReport
+from ignite_hooks.checkpoint.weights import CheckpointEntry
+from ignite_hooks.checkpoint.weights import LoadedWeights
+from ignite_hooks.config.problems import Problem
 
 FILE = Path(__file__).with_suffix(".txt")
 PACKAGES = (
@@ -21,13 +28,19 @@ PACKAGES = (
     "ignite_hooks.optim",
 )
 
+# Users get objects of these classes, although no package exports the classes.
+RETURNED = (CheckpointEntry, LoadedWeights, Problem, ResumeReport, ResumedPart)
+
 # The other members of these classes are for the modules of this package.
 DOCUMENTED = {
-    "DataFeed": {"length", "load_state_dict", "state_dict"},
+    "DataFeed": {"length", "load_state_dict", "loader", "state_dict"},
     "OptimizerStep": {"backward", "gradient_sync", "lr_scheduler", "optimizer", "zero_grad"},
+    "ResumeReport": {"checkpoint", "is_exact", "parts", "step"},
+    "ResumedPart": {"level", "names", "reason"},
     "Trainer": {
-        *("ended_by", "hooks", "load_best", "load_state_dict", "on", "run", "seed_ranks"),
-        *("set_data", "state_dict", "terminate"),
+        *("accelerator", "ended_by", "hooks", "load_best", "load_state_dict", "lr_scheduler"),
+        *("model", "modules", "on", "optimizer", "resume_report", "run", "seed_ranks", "set_data"),
+        *("set_limits", "state_dict", "stop_reason", "terminate"),
     },
 }
 
@@ -37,7 +50,7 @@ class Shown:
 
     def __init__(self, value):
         if isinstance(value, Enum):
-            self.text = str(value)
+            self.text = f"{type(value).__name__}.{value.name}"
         elif inspect.isfunction(value):
             self.text = f"<{value.__name__.strip('<>')}>"
         else:
@@ -56,7 +69,7 @@ def arguments_of(function, skipped=0):
 
 
 def members_of(cls, public_classes):
-    """Yields the public methods, properties and events of a class.
+    """Yields the public methods, properties, documented attributes and events of a class.
 
     A member is left out if a public base class has it with the same arguments.
     """
@@ -67,11 +80,19 @@ def members_of(cls, public_classes):
         if base is not cls and base in public_classes
         for line in members_of(base, public_classes)
     }
-    for name in sorted({name for base in bases for name in vars(base) if name[0] != "_"}):
-        line = member_line(name, inspect.getattr_static(cls, name))
-        is_documented = name in DOCUMENTED.get(cls.__name__, {name})
+    attributes = attributes_of(cls)
+    for name in sorted({*attributes, *(name for base in bases for name in vars(base))}):
+        member = inspect.getattr_static(cls, name, None)
+        line = f".{name}" if name in attributes else member_line(name, member)
+        is_documented = name[0] != "_" and name in DOCUMENTED.get(cls.__name__, {name})
         if line and line not in inherited and is_documented:
             yield line
+
+
+def attributes_of(cls):
+    """Returns the names that the section "Attributes" of the docstring describes."""
+    section = re.search(r"^Attributes:\n((?: .*\n|\n)*)", inspect.getdoc(cls) + "\n", re.MULTILINE)
+    return re.findall(r"^    (\w+): ", section[1], re.MULTILINE) if section else []
 
 
 def member_line(name, member):
@@ -93,6 +114,8 @@ def public_names():
         for name in import_module(package).__all__
     ]
     classes = [value for _, value in names if inspect.isclass(value)]
+    for cls in RETURNED:
+        yield from (f"{cls.__module__}.{cls.__name__}{each}" for each in members_of(cls, classes))
     first_names = {}
     for name, value in names:
         first = first_names.setdefault(id(value), name)

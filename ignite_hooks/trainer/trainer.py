@@ -84,6 +84,10 @@ class Trainer(TrainingLoop):
         on_peer_failure: see ``create_supervised_trainer``.
 
     Attributes:
+        accelerator: the ``Accelerator`` that has prepared the objects of this trainer.
+        model: the prepared model.
+        optimizer: the prepared optimizer.
+        lr_scheduler: the scheduler; None without one.
         stop_reason: why the last run ended: the limit that was reached ("max_epochs", "max_iters"
             or "max_steps"); "exception"; the class of the handler that called ``terminate()``
             ("EarlyStopping"); "terminate" if a function called ``terminate()``; or the name of the
