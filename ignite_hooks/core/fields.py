@@ -17,7 +17,6 @@ from typing import Literal
 
 from pydantic import AfterValidator
 from pydantic import BeforeValidator
-from pydantic import SkipValidation
 from pydantic import ValidationInfo
 from pydantic import WithJsonSchema
 
@@ -512,12 +511,12 @@ SourcePath = Annotated[
 The value must not be empty. A path becomes absolute, with ``~`` expanded.
 """
 
-# Handlers check with `check_function`, whose error names an example.
-Function = Annotated[Callable[[Any], Any] | None, SkipValidation, WithJsonSchema({"type": "null"})]
-"""A function of one argument, given in code, or None. Type checkers check it, the field does not.
-
-In a configuration file the field is None or left out.
-"""
+Function = Annotated[
+    Callable[[Any], Any],
+    must_be("a function", callable, "give a function of one argument in code, for example len"),
+    WithJsonSchema({"type": "null"}),
+]
+"""A function of one argument, given in code. In a configuration file the field is left out."""
 
 Runtime = Annotated[Any, WithJsonSchema({"type": "null"})]
 """Any object, given in code. In a configuration file the field is None or left out."""

@@ -15,6 +15,7 @@ from ignite_hooks.core.fields import Directory
 from ignite_hooks.core.fields import Every
 from ignite_hooks.core.fields import Flag
 from ignite_hooks.core.fields import Fraction
+from ignite_hooks.core.fields import Function
 from ignite_hooks.core.fields import Generation
 from ignite_hooks.core.fields import Limit
 from ignite_hooks.core.fields import MetricName
@@ -37,6 +38,7 @@ class Example:
     seconds: Seconds = 1.0
     backend: Backend = "auto"
     name: MetricName = "ram_mib"
+    function: Function | None = None
 
 
 NOT_NUMBERS = [True, False, "1", "", b"1", [1], (1,), {}, 1j, torch.tensor(1), object]
@@ -50,6 +52,12 @@ def assert_refused(cls, name, value, rule, remedy, **others):
     message = str(raised.value)
     assert message.startswith(f"`{name}` must be {rule}, got {short_repr(value)}")
     assert f"; {remedy}" in message
+
+
+@pytest.mark.parametrize("value", [1, "os.system", torch.tensor(1)], ids=stable_id)
+def test_a_function_must_be_callable(value):
+    assert_refused(Example, "function", value, "a function", "give a function of one argument")
+    assert Example(function=len).function is len
 
 
 @pytest.mark.parametrize("value", NOT_COUNTS, ids=stable_id)

@@ -567,7 +567,7 @@ def test_batches_without_tensors_have_no_samples_per_second(batch):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"items": 3}, TypeError, "`items` must be a function, got int"),
+        ({"items": 3}, ValueError, "`items` must be a function, got 3; .* for example len"),
         ({"clock": 3}, TypeError, "`clock` must be a function, got int"),
         ({"window": 0}, ValueError, "`window` must be an integer >= 1"),
         ({"every_steps": 1.5}, ValueError, "`every_steps` must be an integer >= 1"),
