@@ -7,7 +7,6 @@ import tarfile
 import zipfile
 from importlib.metadata import PathDistribution
 from importlib.metadata import distribution
-from importlib.metadata import metadata
 from math import inf
 from pathlib import Path
 
@@ -18,6 +17,11 @@ from packaging.requirements import Requirement
 from tests.pages import HOME
 from tests.pages import is_same
 from tests.test_examples import blocks
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +124,10 @@ def test_the_wheel_and_its_dependencies_run_the_readme_example(tmp_path):
 
 def test_the_citation_names_the_version_and_the_license():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    package = metadata("ignite-hooks")
-    assert citation["version"] == package["Version"]
-    assert citation["license"] == package["License-Expression"]
-    assert citation["abstract"] == package["Summary"]
+    # Not the metadata of the installed package, which keep the version of the installation.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert citation["abstract"] == project["description"]
+    assert citation["keywords"] == project["keywords"]
+    assert citation["authors"] == project["authors"]
