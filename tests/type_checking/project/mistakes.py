@@ -6,10 +6,12 @@
 from pathlib import Path
 
 import torch
+from ignite.engine import Events
 from torch import nn
 
 import ignite_hooks as ih
 from ignite_hooks import GradientCliping  # attr-defined, reportAttributeAccessIssue
+from ignite_hooks.checkpoint import checkpoints
 from ignite_hooks.checkpoint import load_weights
 from ignite_hooks.config import RunSettings
 from ignite_hooks.config import replace
@@ -29,6 +31,11 @@ class PrintLoss(Scheduled):
     every_steps: Every | None = None
     every_epochs: Every | None = None
     label: str = "loss"
+
+    def attach_to(self, attachment: Attachment) -> None:
+        attachment.on_steps("5", self)  # arg-type, reportArgumentType
+        attachment.on_event(Events.STARTED, self)  # attr-defined, reportAttributeAccessIssue
+        attachment.on(Events.STARTED, print("started"))  # arg-type, reportArgumentType
 
 
 PrintLoss(lable="loss")  # call-arg, reportCallIssue
@@ -52,8 +59,16 @@ ih.create_supervised_trainer(model, optimizer, devices="cpu")  # call-arg, repor
 ih.create_supervised_trainer(model, optimizer, lr_scheduler=0.1)  # arg-type, reportArgumentType
 ih.create_supervised_trainer(model, optimizer, scheduler_at="steps")  # arg-type, reportArgumentType
 ih.create_supervised_trainer(model, optimizer, grad_clip=1.0)  # arg-type, reportArgumentType
+ih.create_supervised_trainer(model, optimizer, "mse")  # arg-type, reportArgumentType
+ih.create_supervised_trainer(model, optimizer, checkpoint="saved")  # arg-type, reportArgumentType
+ih.create_supervised_trainer(model, optimizer, validation=trainer)  # arg-type, reportArgumentType
+ih.create_supervised_trainer(model, optimizer, handlers=print)  # arg-type, reportArgumentType
+trainer.run(10)  # arg-type, reportArgumentType
+trainer.run(max_epochs="10")  # arg-type, reportArgumentType
 trainer.run(max_step=10)  # call-arg, reportCallIssue
 print(trainer.stop_reasons)  # attr-defined, reportAttributeAccessIssue
+print(trainer.resume_report.is_exact)  # union-attr, reportOptionalMemberAccess
+ih.ClearCache().attach(model)  # arg-type, reportArgumentType
 trainer.hooks.register("on_steps", print)  # arg-type, reportArgumentType
 
 
@@ -66,5 +81,7 @@ print(label_of(trainer) + 1)  # operator, reportOperatorIssue
 attachment: Attachment = ih.MeanLoss()  # assignment, reportAssignmentType
 settings = replace(RunSettings(), max_epochs=10)
 print(settings.max_epoch)  # attr-defined, reportAttributeAccessIssue
+load_weights("saved", model)  # arg-type, reportArgumentType
+print(checkpoints("saved")[0].steps)  # attr-defined, reportAttributeAccessIssue
 load_weights(model, Path("saved"), witch="best")  # call-arg, reportCallIssue
 read_metrics("metrics.jsonl").point("loss")  # attr-defined, reportAttributeAccessIssue
