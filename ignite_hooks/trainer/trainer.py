@@ -84,16 +84,18 @@ class Trainer(TrainingLoop):
         on_peer_failure: see ``create_supervised_trainer``.
 
     Attributes:
-        accelerator: the ``Accelerator`` that has prepared the objects of this trainer.
-        model: the prepared model.
-        optimizer: the prepared optimizer.
-        lr_scheduler: the scheduler; None without one.
+        accelerator: the accelerator that the factory was given or has made. It owns the device, the
+            precision and the processes.
+        model: the model as Accelerate has prepared it, for example wrapped in DDP. ``modules`` has
+            the model without wrappers.
+        optimizer: the optimizer as Accelerate has prepared it.
+        lr_scheduler: the scheduler that the trainer moves; None if there is none.
         stop_reason: why the last run ended: the limit that was reached ("max_epochs", "max_iters"
             or "max_steps"); "exception"; the class of the handler that called ``terminate()``
             ("EarlyStopping"); "terminate" if a function called ``terminate()``; or the name of the
             signal for which a ``SaveCheckpoint`` has stopped the run. If only some of several
             processes requested the stop, the lowest of their ranks is added, as in
-            "EarlyStopping on rank 1".
+            "EarlyStopping on rank 1". None before the first run, and during a run.
         ended_by: the name of the handler or function that finished the run before its limit; None
             if there is none. If a handler or function finished a saved run before its limit, a
             process that resumes this run trains nothing by default.

@@ -1,4 +1,6 @@
 import gc
+import inspect
+import re
 import weakref
 
 import pytest
@@ -48,6 +50,13 @@ def test_trainer_state_is_complete_before_the_first_run():
     for name in names.split():
         assert hasattr(trainer.state, name), name
     assert trainer.stop_reason is None
+
+
+def test_the_docstring_of_the_trainer_lists_its_attributes():
+    own = {name for name in vars(make_trainer()) if not name.startswith("_")}
+    own -= {*vars(Engine(lambda engine, batch: None)), "hook_channels"}  # of Ignite, and of `hooks`
+    listed = inspect.getdoc(Trainer).partition("Attributes:")[2]
+    assert {*re.findall(r"^    (\w+): ", listed, re.MULTILINE)} == own | {"ended_by", "hooks"}
 
 
 def test_the_state_shows_the_batch_while_it_is_trained_on():
