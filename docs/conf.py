@@ -13,6 +13,7 @@ Two folders are generated in ``docs/``, and ignored by git:
 """
 
 import inspect
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from contextlib import redirect_stdout
 from dataclasses import is_dataclass
 from importlib import import_module
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from textwrap import indent
 from typing import Annotated
@@ -30,6 +32,7 @@ from unittest.mock import patch
 
 from docutils import nodes
 from ignite.engine import EventEnum
+from pygments.lexers.special import TextLexer
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
@@ -63,7 +66,8 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 add_module_names = False
 toc_object_entries = False
-copybutton_exclude = ".linenos, .gp, .go"
+copybutton_selector = "div:not(.highlight-output) > div.highlight > pre"
+copybutton_exclude = ".linenos, .gp, .go"  # copies commands without prompts and without output
 html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_title = "ignite_hooks"
@@ -88,6 +92,7 @@ MEMBERS = {
     "OptimizerStep": "optimizer, lr_scheduler, backward, gradient_sync",
 }
 BASES = (Handler, Scheduled)  # their members are shown once, on the page of `OWN_HANDLERS`
+GENERATED = ("reference", "repository")
 # The packages with public names of their own, and the pages of the reference that show them.
 PACKAGES = {
     "checkpoint": "Checkpoints",
@@ -95,8 +100,20 @@ PACKAGES = {
     "config": "Settings files",
     "handlers": OWN_HANDLERS,
 }
-OTHER_LIBRARY = re.compile(r"\b(Ignite's|Face's|HF)\s$")  # before a name that we have, too
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".md": "markdown"}
+# Before a name that this package has, too.
+OTHER_LIBRARY = re.compile(
+    r"\b(Accelerate|Avalanche|Face|HF|Ignite|Lightning|RoboOrchardLab)('s)?\s$"
+)
+LANGUAGES = {
+    ".cff": "yaml",
+    ".json": "json",
+    ".py": "python",
+    ".sh": "bash",
+    ".toml": "toml",
+    ".txt": "text",
+    ".yaml": "yaml",
+}
+SHOWN = {*LANGUAGES, ".ipynb", ".md"}  # in the list of the files of a folder
 
 
 def setup(app: Sphinx) -> None:
@@ -104,9 +121,11 @@ def setup(app: Sphinx) -> None:
     _show_plain_types()
     _write_pages(DOCS / "reference", dict(_reference_pages()))
     _write_pages(DOCS / "repository", dict(_repository_pages()))
+    app.add_lexer("output", TextLexer)  # what code prints, in a block of its own below the code
     app.connect("source-read", _adapt_source)
     app.connect("autodoc-skip-member", _skip_member)
     app.connect("autodoc-process-signature", _skip_signature)
+    app.connect("doctree-read", _remove_comments)
     app.connect("doctree-read", _link_public_names)
 
 
@@ -134,9 +153,7 @@ def _reference_pages() -> Iterator[tuple[str, str]]:
     """Yields the path and the text of each page of the reference."""
     pages = _groups()
     for package, title in PACKAGES.items():
-        public = import_module(f"ignite_hooks.{package}").__all__
-        own = [f"{package}.{name}" for name in public if name not in ignite_hooks.__all__]
-        pages.setdefault(title, []).extend(own)
+        pages.setdefault(title, []).extend(_own_names(package))
     packages = {title: package for package, title in PACKAGES.items()}
     for title, names in pages.items():
         text = _heading(title)
@@ -159,6 +176,12 @@ def _reference_pages() -> Iterator[tuple[str, str]]:
     text = "All public names, with their arguments and defaults.\n\n"
     text += f".. toctree::\n   :maxdepth: 2\n   :includehidden:\n\n{entries}"
     yield "index.rst", _heading("Reference") + text
+
+
+def _own_names(package: str) -> list[str]:
+    """Returns the public names that are in ``package``, and not in `ignite_hooks` itself."""
+    public = import_module(f"ignite_hooks.{package}").__all__
+    return [f"{package}.{name}" for name in public if name not in ignite_hooks.__all__]
 
 
 def _path(title: str) -> str:
@@ -250,7 +273,7 @@ def _show_plain_types() -> None:
 
     Sphinx reads these annotations of the classes. The classes have checked arguments already.
     """
-    for name in [*ignite_hooks.__all__, "config.RunSettings", "config.ValidationSchedule"]:
+    for name in [*ignite_hooks.__all__, *chain(*map(_own_names, PACKAGES))]:
         value = _value_of(name)
         for each in [value, *getattr(value, "__mro__", ())]:
             if is_dataclass(each) or inspect.isfunction(each):
@@ -260,9 +283,10 @@ def _show_plain_types() -> None:
 
 def _skip_member(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> Any:
     """Skips members of Ignite's classes, and those that each handler has from its base."""
-    path = app.env.current_document.docname
+    page = app.env.current_document.docname
     defined_in = getattr(value, "__module__", None) or "ignite_hooks"
-    is_of_base = any(name in vars(base) for base in BASES) and "handlers" not in path
+    is_of_base = any(name in vars(base) for base in BASES)
+    is_of_base = is_of_base and page != f"reference/{_path(OWN_HANDLERS)}"
     return True if is_of_base or not defined_in.startswith("ignite_hooks") else None
 
 
@@ -273,6 +297,13 @@ def _skip_signature(
     return ("", "") if kind == "class" and issubclass(value, EventEnum) else None
 
 
+def _remove_comments(app: Sphinx, document: nodes.document) -> None:
+    """Removes the comments of Markdown pages, which are notes for tests and for maintainers."""
+    for node in [*document.findall(nodes.raw)]:
+        if not COMMENT.sub("", node.astext()).strip():
+            node.parent.remove(node)
+
+
 def _link_public_names(app: Sphinx, document: nodes.document) -> None:
     """Makes each public name in the text a link to its page in the reference.
 
@@ -280,15 +311,16 @@ def _link_public_names(app: Sphinx, document: nodes.document) -> None:
     the ``Trainer`` of another library.
     """
     addresses = {name: f"ignite_hooks.{name}" for name in ignite_hooks.__all__}
-    for package in PACKAGES:
-        for name in import_module(f"ignite_hooks.{package}").__all__:
-            if not name.islower() or "_" in name:
-                addresses.setdefault(name, f"ignite_hooks.{package}.{name}")
+    for address in chain(*map(_own_names, PACKAGES)):
+        name = address.rpartition(".")[2]
+        if not name.islower() or "_" in name:
+            addresses.setdefault(name, f"ignite_hooks.{address}")
     for node in [*document.findall(nodes.literal)]:
         name, page = node.astext(), app.env.current_document.docname
         is_linked = isinstance(node.parent, nodes.reference | nodes.title | pending_xref)
         before = node.previous_sibling()
         is_foreign = before is not None and OTHER_LIBRARY.search(before.astext())
+        is_foreign = is_foreign or (page.startswith("coming_from") and _is_in_first_column(node))
         is_shown_here = page.endswith(f".{name}")
         if name in addresses and not (is_linked or is_foreign or is_shown_here):
             target = addresses[name]
@@ -297,19 +329,35 @@ def _link_public_names(app: Sphinx, document: nodes.document) -> None:
             link += node
 
 
-# The files outside of docs/
+def _is_in_first_column(node: nodes.Node) -> bool:
+    while node.parent is not None and not isinstance(node, nodes.entry):
+        node = node.parent
+    return isinstance(node, nodes.entry) and node.parent[0] is node
+
+
+# The pages in Markdown, and the files outside of docs/
 #
-LINK = re.compile(r"(\]\()(?!\w+:|#)([^)\s#]+)((?:#[^)\s]*)?\))")
-PICTURE = re.compile(
-    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="(?P<dark>[^"]+)">\s*'
-    r'<img src="(?P<light>[^"]+)" alt="(?P<text>[^"]+)">\s*</picture>'
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+CODE = r"^(?P<fence> *[`~]{3,}).*?^(?P=fence)$|`[^`\n]+`"
+# Code is matched, too, so that nothing in it is taken for a link.
+CODE_OR_LINK = re.compile(
+    rf"{CODE}|(?<=\]\()(?!\w+:|#)(?P<target>[^)\s#]+)(?=(#[^)\s]*)?\))", re.DOTALL | re.MULTILINE
 )
+PICTURE = re.compile(
+    r"<picture>\s*<source(?P<dark>[^>]*prefers-color-scheme: dark[^>]*)>\s*"
+    r"<img(?P<light>[^>]*)>\s*</picture>"
+)
+ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
+FENCE = "`" * 6
+PNG = "data:image/png;base64,"
 
 
 def _repository_pages() -> Iterator[tuple[str, str]]:
     """Yields the path and the text of the page of each file that pages link to."""
     found: dict[Path, None] = {ROOT / name: None for name in ("README.md", "CHANGELOG.md")}
-    for page in sorted(DOCS.glob("*.md")):
+    for page in sorted(DOCS.rglob("*.md")):
+        if page.relative_to(DOCS).parts[0] in GENERATED:
+            continue
         found |= dict.fromkeys(_linked_outside(page, page.read_text(encoding="utf-8")))
     waiting = [*found]
     while waiting:
@@ -325,20 +373,37 @@ def _repository_pages() -> Iterator[tuple[str, str]]:
 
 def _page_of(path: Path, name: str) -> str:
     if path.is_dir():
-        files = sorted(each.name for each in path.glob("*.*") if each.is_file())
+        files = sorted(each.name for each in path.iterdir() if each.suffix in SHOWN)
         return f"# {name}\n\n" + "".join(f"- [{each}]({each})\n" for each in files)
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return text
-    fence = "`" * 6
-    return f"# {name}\n\n{fence}{LANGUAGES.get(path.suffix, 'text')}\n{text}\n{fence}\n"
+    if path.suffix == ".ipynb":
+        return "\n\n".join(_parts_of_notebook(json.loads(text)))
+    return f"# {name}\n\n{_block(LANGUAGES.get(path.suffix, 'text'), text)}\n"
+
+
+def _parts_of_notebook(notebook: Any) -> Iterator[str]:
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        yield text if cell["cell_type"] == "markdown" else _block("python", text)
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                yield f"![]({PNG}{''.join(data['image/png']).strip()})"
+            elif text := "".join(output.get("text") or data.get("text/plain", "")):
+                yield _block("output", text)
+
+
+def _block(language: str, text: str) -> str:
+    return f"{FENCE}{language}\n{text}\n{FENCE}"
 
 
 def _linked_outside(page: Path, text: str) -> Iterable[Path]:
     folder = page if page.is_dir() else page.parent
-    for _, target, _ in LINK.findall(text):
+    for target in filter(None, (match["target"] for match in CODE_OR_LINK.finditer(text))):
         path = (folder / target).resolve()
-        if path.exists() and not path.is_relative_to(DOCS):
+        if path.exists() and path.is_relative_to(ROOT) and not path.is_relative_to(DOCS):
             yield path
 
 
@@ -346,26 +411,30 @@ def _adapt_source(app: Sphinx, name: str, content: list[str]) -> None:
     """Makes links and pictures of a page work on the site."""
     if name.startswith("reference/"):
         return
-    original = ROOT / name.removeprefix("repository/") if "/" in name else DOCS / name
+    is_outside = name.startswith("repository/")
+    original = ROOT / name.removeprefix("repository/") if is_outside else DOCS / name
     folder = original if original.is_dir() else original.parent
 
     def link(match: re.Match[str]) -> str:
-        path = (folder / match[2]).resolve()
-        if not path.exists():
+        if match["target"] is None:  # code
+            return match[0]
+        path = (folder / match["target"]).resolve()
+        if not path.exists() or not path.is_relative_to(ROOT):
             return match[0]
         if path.is_relative_to(DOCS):
-            return f"{match[1]}/{path.relative_to(DOCS).as_posix()}{match[3]}"
-        target = path.relative_to(ROOT).as_posix().removesuffix(".md")
-        return f"{match[1]}/repository/{target}.md{match[3]}"
+            return f"/{path.relative_to(DOCS).as_posix()}"
+        return f"/repository/{path.relative_to(ROOT).as_posix().removesuffix('.md')}.md"
 
     def picture(match: re.Match[str]) -> str:
+        light, dark = (dict(ATTRIBUTE.findall(match[theme])) for theme in ("light", "dark"))
+        width = f":width: {light['width']}\n" if "width" in light else ""
         return "\n\n".join(
-            f"```{{image}} /{(folder / match[theme]).resolve().relative_to(DOCS).as_posix()}\n"
-            f":class: only-{theme}\n:alt: {match['text']}\n```"
-            for theme in ("light", "dark")
+            f"```{{image}} /{(folder / address).resolve().relative_to(DOCS).as_posix()}\n"
+            f":class: only-{theme}\n:alt: {' '.join(light['alt'].split())}\n{width}```"
+            for theme, address in (("light", light["src"]), ("dark", dark["srcset"]))
         )
 
-    content[0] = PICTURE.sub(picture, LINK.sub(link, content[0]))
+    content[0] = PICTURE.sub(picture, CODE_OR_LINK.sub(link, content[0]))
 
 
 def _write_pages(folder: Path, pages: dict[str, str]) -> None:

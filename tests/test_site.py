@@ -1,4 +1,6 @@
+import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,6 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 import ignite_hooks
+from tests.observe.report.browser import PATH
+from tests.observe.report.browser import Browser
 
 pytestmark = [
     pytest.mark.exhaustive,
@@ -19,6 +23,77 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("checkpoint", "config", "evaluation", "handlers", "observe", "optim")
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+)
+# A page in a folder, with everything that pages use.
+GUIDE = """---
+orphan: true
+---
+# A guide
+<!-- run: in the
+same folder -->
+
+[handlers](../handlers.md#the-handlers) [concepts](../concepts/index.md) [](index.md)
+[script](../../examples/digits.py) [notebook](../../examples/made.ipynb) [all](../../examples)
+`[no link](../../examples/digits.py)` Lightning's `Trainer`
+
+```python
+print("a")
+functions = [[print]]; functions[0](..)
+```
+<!-- compare: loosely -->
+```output
+loss 0.5 {"a": 1
+```
+
+```console
+$ pip list
+torch 2.6
+$ python a.py
+```
+
+```markdown
+<!-- shown -->
+[shown](../../examples/digits.py)
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |
+<!-- end of table -->
+
+![](../images/made.svg)
+
+<picture>
+  <source srcset="../images/report_dark.png" media="(prefers-color-scheme: dark)" >
+  <img alt="A
+report" src="../images/made.svg" width="300" />
+</picture>
+"""
+TABLE = """---
+orphan: true
+---
+# A table
+
+| other library | here |
+|---|---|
+| `SaveCheckpoint` | `Validation` |
+"""
+NOTEBOOK = {
+    "cells": [
+        {"cell_type": "markdown", "source": ["# A notebook\n", "with text"]},
+        {
+            "cell_type": "code",
+            "source": "print(1 + 1)",
+            "outputs": [
+                {"output_type": "stream", "text": ["two\n"]},
+                {"output_type": "display_data", "data": {"image/png": f"{PIXEL}\n"}},
+            ],
+        },
+    ]
+}
 
 
 class Page(HTMLParser):
@@ -27,7 +102,8 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.path, self.links, self.anchors, self.text = path, set(), {""}, ""
-        self.feed(path.read_text(encoding="utf-8"))
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
@@ -40,10 +116,18 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
+    """Builds the site from a copy of the repository that has more pages and a notebook."""
+    copy, folder = tmp_path_factory.mktemp("repository") / "copy", tmp_path_factory.mktemp("site")
+    ignored = [Path(line).name for line in (ROOT / ".gitignore").read_text().split()]
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", *ignored))
+    (copy / "docs" / "guides" / "made.md").write_text(GUIDE)
+    (copy / "docs" / "coming_from" / "made.md").write_text(TABLE)
+    (copy / "docs" / "images" / "made.svg").write_text(SVG)
+    (copy / "examples" / "made.ipynb").write_text(json.dumps(NOTEBOOK))
+    (copy / "examples" / "left_by_a_run.png").write_bytes(b"\xff")
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "docs", folder],
-        cwd=ROOT,
+        cwd=copy,
         capture_output=True,
         text=True,
         timeout=600,
@@ -51,6 +135,12 @@ def site(tmp_path_factory):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return {page: Page(page) for page in folder.rglob("*.html")}, folder
+
+
+@pytest.fixture
+def guide(site):
+    pages, folder = site
+    return pages[folder / "guides" / "made.html"]
 
 
 def test_the_reference_has_every_public_name(site):
@@ -87,8 +177,64 @@ def test_links_to_files_of_the_repository_lead_to_pages_that_show_them(site):
     pages, folder = site
     shown = folder / "repository" / "examples" / "digits.py.html"
     assert "def main(" in pages[shown].text
-    assert any("repository/README.html" in link for link in pages[folder / "data.html"].links)
+    assert "repository/README.html" in pages[folder / "handlers.html"].links
     assert not (folder / "_downloads").exists()
+
+
+def test_links_of_a_page_in_a_folder_lead_to_pages(guide):
+    outside = "../repository/examples"
+    assert guide.links > {
+        "../handlers.html#the-handlers",
+        "../concepts/index.html",
+        "index.html",
+        f"{outside}.html",
+        f"{outside}/digits.py.html",
+        f"{outside}/made.ipynb.html",
+    }
+
+
+def test_pictures_of_a_page_in_a_folder_have_two_themes(guide, site):
+    content = guide.html
+    light, dark = re.findall(r"<img alt=\"A report\"[^>]*>", content)
+    assert 'class="only-light"' in light
+    assert 'src="../_images/made.svg"' in light
+    assert 'width="300"' in light
+    assert 'class="only-dark"' in dark
+    assert 'src="../_images/report_dark.png"' in dark
+    assert "<picture" not in "".join(page.html for page in site[0].values())
+
+
+def test_comments_of_a_page_are_not_shown_but_those_in_code_are(guide):
+    assert not re.search("same folder|loosely|end of table", guide.html)
+    assert "<!-- shown -->\n[shown](../../examples/digits.py)" in guide.text
+    assert "[no link](../../examples/digits.py)" in guide.text
+    assert "functions[0](..)" in guide.text
+
+
+def test_a_notebook_is_shown_with_its_output_and_pictures(site):
+    pages, folder = site
+    page = pages[folder / "repository" / "examples" / "made.ipynb.html"]
+    assert re.search(r"A notebook.*with text.*print\(1 \+ 1\)\s*two", page.text, re.DOTALL)
+    assert f"data:image/png;base64,{PIXEL}" in page.links
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(PATH is None, reason="needs Chromium")
+def test_the_copy_button_copies_code_and_no_output(guide):
+    selected = "document.execCommand = () => copied.push(document.activeElement.value)"
+    browser = Browser()
+    try:
+        browser.open(guide.path)
+        browser.evaluate(f"window.copied = []; {selected}; null")
+        browser.evaluate("document.querySelectorAll('.copybtn').forEach(each => each.click())")
+        copied = browser.evaluate("copied")
+    finally:
+        browser.close()
+    assert [each.split() for each in copied] == [
+        ['print("a")', "functions", "=", "[[print]];", "functions[0](..)"],
+        ["pip", "list", "python", "a.py"],
+        ["<!--", "shown", "-->", "[shown](../../examples/digits.py)"],
+    ]
 
 
 def test_the_reference_shows_types_as_people_write_them(site):
@@ -116,11 +262,16 @@ def test_members_that_all_handlers_have_are_described_once(site):
     assert any(link.endswith(f"#{name}") for link in saved.links)
 
 
-def test_public_names_in_the_text_are_links_to_the_reference(site):
+def test_public_names_in_the_text_are_links_to_the_reference(site, guide):
     pages, folder = site
     link = "reference/ignite_hooks.Trainer.html#ignite_hooks.Trainer"
     assert link in pages[folder / "handlers.html"].links
-    assert link not in pages[folder / "costs.html"].links  # Hugging Face's `Trainer`
+    (costs,) = [page for path, page in pages.items() if path.name == "costs.html"]
+    for foreign in (guide, costs):  # Lightning's `Trainer`, and Hugging Face's
+        assert not any(each.endswith(link) for each in foreign.links)
+    links = {each.rpartition("#")[2] for each in pages[folder / "coming_from" / "made.html"].links}
+    assert "ignite_hooks.Validation" in links
+    assert "ignite_hooks.SaveCheckpoint" not in links  # the other library's
 
 
 def test_the_help_of_each_command_line_is_shown(site):
