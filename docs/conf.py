@@ -391,8 +391,10 @@ def _parts_of_notebook(notebook: Any) -> Iterator[str]:
             data = output.get("data", {})
             if "image/png" in data:
                 yield f"![]({PNG}{''.join(data['image/png']).strip()})"
-            elif text := "".join(output.get("text") or data.get("text/plain", "")):
-                yield _block("output", text)
+            elif output["output_type"] == "error":
+                yield _block("output", f"{output['ename']}: {output['evalue']}")
+            else:
+                yield _block("output", "".join(output.get("text") or data["text/plain"]))
 
 
 def _block(language: str, text: str) -> str:

@@ -89,6 +89,12 @@ NOTEBOOK = {
             "source": "print(1 + 1)",
             "outputs": [
                 {"output_type": "stream", "text": ["two\n"]},
+                {
+                    "output_type": "error",
+                    "ename": "KeyboardInterrupt",
+                    "evalue": "",
+                    "traceback": [],
+                },
                 {"output_type": "display_data", "data": {"image/png": f"{PIXEL}\n"}},
             ],
         },
@@ -214,7 +220,7 @@ def test_comments_of_a_page_are_not_shown_but_those_in_code_are(guide):
 def test_a_notebook_is_shown_with_its_output_and_pictures(site):
     pages, folder = site
     page = pages[folder / "repository" / "examples" / "made.ipynb.html"]
-    assert re.search(r"A notebook.*with text.*print\(1 \+ 1\)\s*two", page.text, re.DOTALL)
+    assert re.search(r"A notebook.*with text.*print\(1 \+ 1\)\s*two\s*Keyb", page.text, re.DOTALL)
     assert f"data:image/png;base64,{PIXEL}" in page.links
 
 
