@@ -121,7 +121,7 @@ def setup(app: Sphinx) -> None:
     _show_plain_types()
     _write_pages(DOCS / "reference", dict(_reference_pages()))
     _write_pages(DOCS / "repository", dict(_repository_pages()))
-    app.add_lexer("output", TextLexer)  # what code prints, in a block of its own below the code
+    app.add_lexer("output", TextLexer)  # the "output" of Pygments makes the text grey
     app.connect("source-read", _adapt_source)
     app.connect("autodoc-skip-member", _skip_member)
     app.connect("autodoc-process-signature", _skip_signature)

@@ -227,6 +227,7 @@ def test_a_notebook_is_shown_with_its_output_and_pictures(site):
 @pytest.mark.browser
 @pytest.mark.skipif(PATH is None, reason="needs Chromium")
 def test_the_copy_button_copies_code_and_no_output(guide):
+    assert '<span class="go">loss' not in guide.html  # in the color of the text, not in grey
     selected = "document.execCommand = () => copied.push(document.activeElement.value)"
     browser = Browser()
     try:
