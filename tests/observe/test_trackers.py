@@ -8,21 +8,19 @@ program ends the trackers.
 import json
 import math
 import os
-import re
 import shutil
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from ignite.handlers import WandBLogger
 
 from ignite_hooks import SendMetrics
+from tests.pages import ROOT
+from tests.pages import Page
 from tests.reference import batches_of
 from tests.reference import make_trainer
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.trackers
 
@@ -242,24 +240,9 @@ def test_an_ended_run_of_wandb_is_an_error(tmp_path, monkeypatch):
     assert trainer.state.iteration == 2
 
 
-def test_the_code_of_the_docs_runs(tmp_path):
-    # The other tests run the blocks of "python", which need no tracker.
-    watching = (ROOT / "docs" / "watching.md").read_text().split("\n## Experiment trackers\n")[1]
-    pages = {"python": (ROOT / "README.md").read_text(), "py": watching}
-    script = tmp_path / "example.py"
-    blocks = [
-        block
-        for language, page in pages.items()
-        for block in re.findall(rf"^```{language}\n(.*?)^```", page, re.S | re.M)
-    ]
-    script.write_text("\n".join(blocks))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "logs" / "digits").glob("events.*"))
+def test_the_guide_of_trackers_prints_what_it_shows(tmp_path):
+    guide = ROOT / "docs" / "guides" / "log_to_trackers.md"
+    page = Page(guide)
+    # The page ends where a package is missing.
+    assert page.steps[-1].code.startswith("trackio ")
+    assert page.differences(page.run(tmp_path)) == []
