@@ -74,7 +74,7 @@ class MetricsLog(Handler):
     """Records the metrics and the events of a run in a file, one line of JSON for each.
 
     ``ignite_hooks.observe`` has ``read_metrics`` to read the record, and ``plot_metrics`` to draw
-    its curves. docs/watching.md describes the lines.
+    its curves. docs/concepts/record.md describes the lines.
 
     A line with metrics has the values that are new in ``state.metrics``. It is written after every
     ``every_steps`` steps, after each validation, at the end of each epoch, and at the end of the

@@ -79,7 +79,7 @@ class MetricsRecord:
 
     Attributes:
         path: the file.
-        lines: all lines in order, each as a dict. docs/watching.md describes their keys.
+        lines: all lines in order, each as a dict. docs/concepts/record.md describes their keys.
     """
 
     path: Path

@@ -1,6 +1,6 @@
 """The lines of a record: how they are written, read, and cut back to an earlier iteration.
 
-A record is a text file with one JSON object in each line, in strict JSON. docs/watching.md
+A record is a text file with one JSON object in each line, in strict JSON. docs/concepts/record.md
 describes the keys. ``VERSION`` is the version of this format.
 """
 
