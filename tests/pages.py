@@ -94,6 +94,11 @@ class Page:
         fences = len(re.findall(r"^\s*```", self.text, re.MULTILINE))
         if fences != 2 * len(found):
             raise ValueError(f"{self.path.name}: a code block is indented or not closed")
+        options = sum(len(COMMENT.findall(block["comments"])) for block in found)
+        if options != len(COMMENT.findall(self.text)):
+            raise ValueError(
+                f"{self.path.name}: a comment for a block is not in the line before it"
+            )
         for block in found:
             options = dict(COMMENT.findall(block["comments"]))
             missing = [name for name in options.get("needs", "").split() if not find_spec(name)]

@@ -141,6 +141,7 @@ def test_write_replaces_what_is_shown_but_for_gaps(tmp_path):
     [
         (["```py\n1\n```"], "not 'py'"),
         (["- a\n\n  ```python\n  1\n  ```"], "indented or not closed"),
+        (["<!-- needs: torch -->", PROGRAM], "not in the line before it"),
         (["```output\n1\n```"], "an output needs a block before it"),
         ([PROGRAM, "```output\n```", "```output\n```"], "an output needs a block before it"),
     ],
