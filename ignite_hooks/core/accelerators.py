@@ -128,7 +128,17 @@ def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
         warn_once(
             "Accelerate ignores an FSDP plugin on this device: every process trains the whole model"
         )
-    requested = _requested_processes() if accelerator.num_processes == 1 else None
+    if accelerator.num_processes > 1:
+        return
+    started = os.environ.get("WORLD_SIZE", "")  # set by torchrun, or by the script of a job
+    if started.isdigit() and int(started) > 1:
+        warn_once(
+            f"WORLD_SIZE is {started}, but each process trains a model of its own, because "
+            "Accelerate connects processes without GPUs only if it is told to use the CPU: pass "
+            "accelerator=Accelerator(cpu=True), or use a machine with GPUs"
+        )
+        return
+    requested = _requested_processes()
     if requested is not None and requested > 1:
         warn_once(
             f"`accelerate launch` was asked for {requested} processes and has started one, because "

@@ -17,6 +17,7 @@ from ignite_hooks import create_supervised_evaluator
 import torch
 create_supervised_evaluator(torch.nn.Linear(1, 1), accelerator=Accelerator(cpu=True))
 """
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,24 @@ def launched(folder, words, arguments=()):
 def test_one_process_instead_of_several_is_reported(tmp_path, words):
     done = launched(tmp_path, words)
     assert "was asked for 2 processes and has started one" in done.stderr
+
+
+def test_processes_that_are_not_connected_are_reported(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ALONE.replace("cpu=True", ""))
+    done = subprocess.run(
+        [*TORCHRUN, str(script)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("WORLD_SIZE is 2, but each process trains a model of its own") == 2
 
 
 def test_number_of_processes_of_the_script_itself_is_not_reported(tmp_path):
