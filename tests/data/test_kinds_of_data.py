@@ -1,4 +1,4 @@
-"""Each row of the table in docs/data.md: how exact a resume is for each kind of data."""
+"""Each row of the table in docs/concepts/kinds_of_data.md: how exact each kind of data resumes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,7 +199,7 @@ class Kind:
 
     @property
     def row(self) -> str:
-        """The row as in docs/data.md."""
+        """The row as in docs/concepts/kinds_of_data.md."""
         between, within = expected_level(*self.between), expected_level(*self.within)
         return f"| {self.name} | {between} | {within} | {self.why} |"
 
@@ -385,5 +385,5 @@ def test_unusable_data_is_an_error(make, message):
 def test_the_docs_have_the_table():
     rows = [kind.row for kind in KINDS]
     rows += [f"| {name} | error | error | {message} |" for name, _, message in ERRORS]
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "kinds_of_data.md").read_text()
     assert "\n".join(rows) in page
