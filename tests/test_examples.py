@@ -1,3 +1,5 @@
+import copy
+import importlib.util
 import json
 import os
 import re
@@ -7,11 +9,17 @@ import subprocess
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from torch.utils.data import random_split
 
+from ignite_hooks.checkpoint import checkpoints
+from ignite_hooks.checkpoint import load_weights
 from ignite_hooks.observe import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +29,10 @@ SMALL = {
     "custom_hook.py": ["--epochs", "1"],
     "memory_care.py": ["--epochs", "2", "--batches", "5"],
     "digits.py": ["--epochs", "1", "--batch-size", "256"],
+    "gan.py": ["--epochs", "1"],
     "resume.py": ["--epochs", "1", "--checkpoints", "checkpoints"],
+    "segmentation.py": ["--epochs", "1"],
+    "transfer.py": ["--epochs", "1"],
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 
@@ -214,3 +225,129 @@ def test_the_ci_script_finds_the_readme_commands():
         bash = ["bash", "-euc", f"{finder}\nreadme_command {extra}"]
         found = subprocess.run(bash, cwd=ROOT, capture_output=True, text=True, check=True)
         assert found.stdout.strip() == command
+
+
+TOO_LONG = {"digits.py", "memory_care.py"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_has_at_most_120_lines(example):
+    lines = (ROOT / "examples" / example).read_text().splitlines()
+    assert len(lines) <= 120 or example in TOO_LONG
+
+
+def imported(example):
+    spec = importlib.util.spec_from_file_location(example, ROOT / "examples" / f"{example}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def transferred(folder, epochs):
+    """Trains a net with a frozen body in the first 2 epochs.
+
+    Returns the module of the example, the net, a copy of the net before, and the test accuracy.
+    """
+    transfer = imported("transfer")
+    net = transfer.make_net()
+    before = copy.deepcopy(net)
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=folder)
+    args = SimpleNamespace(output=folder, epochs=epochs)
+    accuracy = transfer.train("net", net, args, accelerator, body_lr=0.001, frozen_epochs=2)
+    accelerator.end_training()
+    return transfer, net, before, accuracy
+
+
+def same_weights(one, other):
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+def test_transfer_trains_the_body_only_after_the_frozen_epochs(tmp_path):
+    for epochs, is_frozen in ((2, True), (3, False)):
+        _, (body, head), before, _ = transferred(tmp_path / str(epochs), epochs)
+        assert same_weights(body, before[0]) == is_frozen
+        assert not same_weights(head, before[1])
+
+
+def test_transfer_tests_the_best_averaged_weights(tmp_path):
+    transfer, _, _, accuracy = transferred(tmp_path, epochs=21)
+    test = random_split(transfer.five_digits(5), [300, 596], torch.Generator().manual_seed(0))[1]
+    x, y = next(iter(DataLoader(test, len(test))))
+
+    def tested(saved, part):
+        net = transfer.make_net()
+        load_weights(net, saved.path, part=part)
+        return (net(x).argmax(1) == y).float().mean().item()
+
+    found = checkpoints(tmp_path / "net" / "checkpoints")
+    (best,) = (each for each in found if each.is_best)
+    assert accuracy == pytest.approx(tested(best, "handlers/EMAHandler"))
+    others = [tested(each, "handlers/EMAHandler") for each in found if each is not best]
+    assert accuracy not in map(pytest.approx, [*others, tested(best, "model")])
+
+
+def test_transfer_sends_both_learning_rates_to_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    transferred(tmp_path, epochs=3)
+    curves = EventAccumulator(str(tmp_path / "net")).Reload()
+    rates = [[point.value for point in curves.Scalars(name)] for name in ("lr_0", "lr_1")]
+    # After 10 and 20 steps of the warm-up, the step itself included, and after the warm-up.
+    assert rates[1] == pytest.approx([0.003 * (0.1 + 0.9 * step / 20) for step in (9, 19, 20)])
+    assert rates[0] == pytest.approx([rate / 3 for rate in rates[1]])
+    assert [point.step for point in curves.Scalars("val_accuracy")] == [10, 20, 30]
+
+
+@pytest.mark.exhaustive
+def test_transfer_is_worth_it(tmp_path):
+    output = python(ROOT / "examples" / "transfer.py", "--cpu", folder=tmp_path)
+    scratch, transfer = re.findall(r"(0\.\d+) (?:from scratch|transferred)", output)
+    assert float(transfer) > float(scratch) + 0.05
+
+
+def test_segmentation_records_both_losses_by_name(tmp_path):
+    script = ROOT / "examples" / "segmentation.py"
+    python(script, "--cpu", *SMALL["segmentation.py"], "--output", tmp_path)
+    record = read_metrics(tmp_path / "metrics.jsonl")
+    (steps, loss), *parts = (record.points(name) for name in ("loss", "cross_entropy", "dice"))
+    assert list(steps) == [10, 20, 30, 32]
+    assert loss == pytest.approx(
+        [sum(each) for each in zip(*(part[1] for part in parts), strict=True)]
+    )
+
+
+@pytest.mark.exhaustive
+def test_segmentation_finds_shapes_and_lowers_the_rate(tmp_path):
+    output = python(ROOT / "examples" / "segmentation.py", "--cpu", "--output", tmp_path)
+    record = read_metrics(tmp_path / "metrics.jsonl")
+    assert max(record.points("val_iou")[1]) > 0.85
+    rates = record.points("lr")[1]
+    assert (rates[0], rates[-1] <= 0.005) == (0.01, True)
+    rows = re.findall(r"^([ #o]{24}) \| ([ #o]{24})$", output, re.MULTILINE)
+    true, predicted = ("".join(column) for column in zip(*rows, strict=True))
+    assert {*true} == {" ", "#", "o"}
+    assert sum(map(str.__eq__, true, predicted)) > 0.95 * 24 * 24
+
+
+@pytest.mark.exhaustive
+def test_gan_that_was_stopped_draws_the_same_pictures(tmp_path):
+    script = ROOT / "examples" / "gan.py"
+    arguments = [script, "--cpu", "--epochs", "30", "--every", "10", "--output"]
+    unbroken = started(*arguments, tmp_path / "unbroken")
+    with started("-u", *arguments, tmp_path / "stopped") as process:
+        while "epoch_010.png" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=300)
+    assert "run stopped at step" in output, errors
+    again = python(*arguments, tmp_path / "stopped")
+    assert "run continues after step" in again
+    output_of(unbroken)
+    pictures = [
+        {p.name: p.read_bytes() for p in (tmp_path / run).glob("*.png")}
+        for run in ("unbroken", "stopped")
+    ]
+    assert [*sorted(pictures[0])] == ["epoch_010.png", "epoch_020.png", "epoch_030.png"]
+    assert len({*pictures[0].values()}) == 3
+    assert pictures[0] == pictures[1]
