@@ -58,23 +58,23 @@ def main():
     args = parse_args()
     torch.set_num_threads(1)
     trainer = make_trainer(args.checkpoints, cpu=args.cpu)
+    print_once = trainer.accelerator.print  # on one process of several
     if trainer.resume_report is not None:
-        print(trainer.resume_report)
+        print_once(trainer.resume_report)
 
     @trainer.on(TrainEvents.VALIDATION_COMPLETED)
     def print_accuracy():
         state = trainer.state
-        print(f"epoch {state.epoch:3}   accuracy {state.metrics['val_accuracy']:.2%}")
+        print_once(f"epoch {state.epoch:3}   accuracy {state.metrics['val_accuracy']:.2%}")
 
     trainer.run(max_epochs=args.epochs)
     if trainer.stop_reason.startswith(("SIGINT", "SIGTERM")):  # or "SIGTERM on rank 1"
-        print(
-            f"stopped at step {trainer.state.optimizer_step}; the same command continues from there"
-        )
+        step = trainer.state.optimizer_step
+        print_once(f"stopped at step {step}; the same command continues from there")
         return
     weights = torch.cat([each.detach().flatten().cpu() for each in trainer.model.parameters()])
-    print(f"held out accuracy   {trainer.state.metrics['val_accuracy']:.4f}")
-    print(f"hash of the weights {xxh3_64_hexdigest(weights.numpy().tobytes())}")
+    print_once(f"held out accuracy   {trainer.state.metrics['val_accuracy']:.4f}")
+    print_once(f"hash of the weights {xxh3_64_hexdigest(weights.numpy().tobytes())}")
 
 
 def parse_args():

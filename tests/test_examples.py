@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,7 +231,7 @@ def test_the_ci_script_finds_the_readme_commands():
 TOO_LONG = {"digits.py", "memory_care.py"}
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [*EXAMPLES, "slurm.sh"])
 def test_an_example_has_at_most_120_lines(example):
     lines = (ROOT / "examples" / example).read_text().splitlines()
     assert len(lines) <= 120 or example in TOO_LONG
@@ -351,3 +352,66 @@ def test_gan_that_was_stopped_draws_the_same_pictures(tmp_path):
     assert [*sorted(pictures[0])] == ["epoch_010.png", "epoch_020.png", "epoch_030.png"]
     assert len({*pictures[0].values()}) == 3
     assert pictures[0] == pictures[1]
+
+
+# Programs in place of those of Slurm: they start tasks, signal them, and note what is requeued.
+SLURM = {
+    "srun": """
+        test "$1" = --kill-on-bad-exit=1; shift
+        for ((rank = 0; rank < SLURM_NTASKS; rank++)); do
+            SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & echo $! >> tasks
+        done
+        for task in $(cat tasks); do wait "$task"; done
+        """,
+    "scancel": """
+        test "$*" = "--signal=TERM $SLURM_JOB_ID"
+        kill -TERM $(cat tasks)
+        """,
+    "scontrol": """
+        if test "$1" = show; then echo localhost; else echo "$*" >> requeued; fi
+        """,
+}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.distributed
+def test_slurm_job_continues_after_its_time_limit(tmp_path):
+    for name, program in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash -eu\n{textwrap.dedent(program)}")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    number = str(os.getpid())  # from which the script makes the number of a port
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def job(checkpoints):
+        (tmp_path / "tasks").unlink(missing_ok=True)
+        arguments = ["--cpu", "--epochs", "12", "--checkpoints", checkpoints]
+        return subprocess.Popen(
+            ["bash", ROOT / "examples" / "slurm.sh", *arguments],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PATH": path,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONUNBUFFERED": "1",
+                "OMP_NUM_THREADS": "1",
+                "SLURM_JOB_ID": number,
+                "SLURM_JOB_NODELIST": "localhost",
+                "SLURM_NTASKS": "2",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    whole = output_of(job("whole"))
+    with job("stopped") as limited:
+        assert limited.stdout.readline().startswith("epoch   1")
+        limited.send_signal(signal.SIGUSR1)  # the time limit is near
+        stopped = output_of(limited)
+    assert "the same command continues" in stopped
+    assert (tmp_path / "requeued").read_text() == f"requeue {number}\n"
+    again = output_of(job("stopped"))
+    assert again.splitlines()[-2:] == whole.splitlines()[-2:]
+    assert (tmp_path / "requeued").read_text() == f"requeue {number}\n"  # only once
