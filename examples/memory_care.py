@@ -19,29 +19,21 @@ from ignite.engine import Events
 from ignite.metrics import Loss
 from torch import nn
 
-from ignite_hooks import ClearCache
-from ignite_hooks import GarbageCollector
-from ignite_hooks import MaxDeviceMemory
-from ignite_hooks import TrainEvents
-from ignite_hooks import Validation
-from ignite_hooks import create_supervised_evaluator
-from ignite_hooks import create_supervised_trainer
-from ignite_hooks import ram_usage_metrics
+import ignite_hooks as ih
 
 SEQUENCES, CHANNELS = 8, 16
 
 
 class Sequences:
-    """Batches of random walks. One batch, chosen at random, has walks of ``longest`` steps.
+    """Batches of random walks of 64 to 1,500 steps. One batch, chosen at random, has 6,000 steps.
 
-    The walks of all other batches have 64 to ``longest // 4`` steps. The label of a step is whether
-    it goes up in the mean over the channels.
+    The label of a step is whether it goes up in the mean over the channels.
     """
 
-    def __init__(self, number, longest, seed):
+    def __init__(self, number, seed):
         generator = torch.Generator().manual_seed(seed)
-        self.lengths = torch.randint(64, longest // 4, (number,), generator=generator)
-        self.lengths[torch.randint(number, (1,), generator=generator)] = longest
+        self.lengths = torch.randint(64, 1500, (number,), generator=generator)
+        self.lengths[torch.randint(number, (1,), generator=generator)] = 6000
 
     def __len__(self):
         return len(self.lengths)
@@ -63,74 +55,60 @@ def net():
     )
 
 
-class LargestMinibatch:
-    """Remembers the minibatch of an epoch that needed the most memory."""
-
-    def attach(self, engine):
-        engine.add_event_handler(Events.EPOCH_STARTED, self.begin)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.compare)
-
-    def begin(self):
-        self.mib, self.length = 0.0, 0
-
-    def compare(self, engine):
-        mib = engine.state.metrics["minibatch_max_ram_mib"]
-        if mib > self.mib:
-            self.mib, self.length = mib, engine.state.batch[0].shape[2]
-
-
 def main():
     args = parse_args()
     torch.set_num_threads(1)
     set_seed(0)
     model = net()
     accelerator = Accelerator(cpu=args.cpu)
-    evaluator = create_supervised_evaluator(
+    evaluator = ih.create_supervised_evaluator(
         model, {"loss": Loss(F.binary_cross_entropy_with_logits)}, accelerator=accelerator
     )
-    largest = LargestMinibatch()
-    trainer = create_supervised_trainer(
+    trainer = ih.create_supervised_trainer(
         model,
         torch.optim.AdamW(model.parameters(), lr=0.003),
         F.binary_cross_entropy_with_logits,
-        Sequences(args.batches, args.longest, seed=1),
+        Sequences(20, seed=1),
         accelerator=accelerator,
-        validation=Validation(evaluator, Sequences(4, args.longest, seed=2), every_epochs=1),
+        validation=ih.Validation(evaluator, Sequences(4, seed=2), every_epochs=1),
         handlers=[
-            *ram_usage_metrics(minibatch=True, epoch=True, experience=True, stream=True),
-            MaxDeviceMemory(),
-            largest,
-            ClearCache(every_epochs=1, min_fragmentation=0.3),
-            GarbageCollector(every_steps=20, disable_automatic=True, freeze_after=10),
+            *ih.ram_usage_metrics(minibatch=True, epoch=True, experience=True, stream=True),
+            ih.MaxDeviceMemory(),
+            ih.ClearCache(every_epochs=1, min_fragmentation=0.3),
+            ih.GarbageCollector(every_steps=20, disable_automatic=True, freeze_after=10),
         ],
     )
 
-    @trainer.on(TrainEvents.VALIDATION_COMPLETED)
+    minibatches = []
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def note_peak(trainer):
+        mib = trainer.state.metrics["minibatch_max_ram_mib"]
+        minibatches.append((mib, trainer.state.batch[0].shape[2]))
+
+    @trainer.on(ih.TrainEvents.VALIDATION_COMPLETED)
     def print_peaks(trainer):
-        metrics = trainer.state.metrics
+        metrics, (mib, length) = trainer.state.metrics, max(minibatches)
         print(
             f"epoch {trainer.state.epoch}   peak {metrics['epoch_max_ram_mib']:.0f} MiB   "
-            f"largest minibatch {largest.mib:.0f} MiB (length {largest.length})   "
-            f"last minibatch {metrics['minibatch_max_ram_mib']:.0f} MiB   "
+            f"largest minibatch {mib:.0f} MiB (length {length})   "
+            f"last minibatch {minibatches[-1][0]:.0f} MiB   "
             f"validation {metrics['stream_max_ram_mib']:.0f} MiB"
         )
+        minibatches.clear()
         if "epoch_max_device_allocated_mib" in metrics:
             allocated = metrics["epoch_max_device_allocated_mib"]
             reserved = metrics["epoch_max_device_reserved_mib"]
             print(f"          device {allocated:.0f} MiB of {reserved:.0f} MiB reserved")
 
-    trainer.run(max_epochs=args.epochs)
-    metrics = trainer.state.metrics
+    metrics = trainer.run(max_epochs=args.epochs).metrics
     print(f"the whole run   peak {metrics['experience_max_ram_mib']:.0f} MiB")
-    if "gc_seconds" in metrics:  # a run of fewer than 20 steps has no collection
-        print(f"the last garbage collection took {metrics['gc_seconds'] * 1000:.2f} ms")
+    print(f"the last garbage collection took {metrics['gc_seconds'] * 1000:.2f} ms")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=20, help="batches of an epoch")
-    parser.add_argument("--longest", type=int, default=6000, help="length of the longest sequence")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     return parser.parse_args()
 

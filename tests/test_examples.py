@@ -28,7 +28,7 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 # Arguments that make the examples short.
 SMALL = {
     "custom_hook.py": ["--epochs", "1"],
-    "memory_care.py": ["--epochs", "2", "--batches", "5"],
+    "memory_care.py": ["--epochs", "1"],
     "digits.py": ["--epochs", "1", "--batch-size", "256"],
     "gan.py": ["--epochs", "1"],
     "resume.py": ["--epochs", "1", "--checkpoints", "checkpoints"],
