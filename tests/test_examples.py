@@ -10,6 +10,8 @@ import sys
 import textwrap
 from importlib.metadata import metadata
 from pathlib import Path
+from statistics import fmean
+from statistics import stdev
 from types import SimpleNamespace
 
 import pytest
@@ -27,8 +29,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 # Arguments that make the examples short.
 SMALL = {
-    "custom_hook.py": ["--epochs", "1"],
+    "language_model.py": ["--steps", "2"],
     "memory_care.py": ["--epochs", "1"],
+    "own_handler.py": ["--epochs", "1"],
+    "plain_engine.py": ["--epochs", "1"],
+    "tabular.py": ["--folds", "2", "--epochs", "1"],
     "digits.py": ["--epochs", "1", "--batch-size", "256"],
     "gan.py": ["--epochs", "1"],
     "resume.py": ["--epochs", "1", "--checkpoints", "checkpoints"],
@@ -228,13 +233,10 @@ def test_the_ci_script_finds_the_readme_commands():
         assert found.stdout.strip() == command
 
 
-TOO_LONG = {"digits.py", "memory_care.py"}
-
-
 @pytest.mark.parametrize("example", [*EXAMPLES, "slurm.sh"])
 def test_an_example_has_at_most_120_lines(example):
     lines = (ROOT / "examples" / example).read_text().splitlines()
-    assert len(lines) <= 120 or example in TOO_LONG
+    assert len(lines) <= 120
 
 
 def imported(example):
@@ -415,3 +417,60 @@ def test_slurm_job_continues_after_its_time_limit(tmp_path):
     again = output_of(job("stopped"))
     assert again.splitlines()[-2:] == whole.splitlines()[-2:]
     assert (tmp_path / "requeued").read_text() == f"requeue {number}\n"  # only once
+
+
+def numbers(pattern, text):
+    """Returns the numbers that the groups of a pattern match, a list for each group."""
+    rows = [map(float, match.groups()) for match in re.finditer(pattern, text)]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def test_the_own_handler_continues_its_average_after_a_resume(tmp_path):
+    script = ROOT / "examples" / "own_handler.py"
+    (tmp_path / "unbroken").mkdir()
+    unbroken = python(script, "--cpu", "--epochs", "4", folder=tmp_path / "unbroken")
+    python(script, "--cpu", "--epochs", "2", folder=tmp_path)
+    resumed = python(script, "--cpu", "--epochs", "4", folder=tmp_path)
+    assert len(unbroken.splitlines()) == 5
+    assert resumed.splitlines() == unbroken.splitlines()[2:]
+
+
+@pytest.mark.exhaustive
+def test_the_own_handler_validates_better_weights_than_the_last(tmp_path):
+    output = python(ROOT / "examples" / "own_handler.py", "--cpu", folder=tmp_path)
+    averaged, last = (numbers(rf"{each} ([\d.]+)%", output)[0] for each in ("weights", "accuracy"))
+    assert len(averaged) == 10
+    assert averaged[-1] >= last[-1] + 0.5
+
+
+@pytest.mark.exhaustive
+def test_the_language_model_learns_and_writes_text(tmp_path):
+    arguments = ["--cpu", "--steps", "200"]
+    output = python(ROOT / "examples" / "language_model.py", *arguments, folder=tmp_path)
+    assert "items" in output.split()  # the column of tokens per second
+    (losses,) = numbers(r"(?m)^ +[12]00 +1 +\S+ +([\d.]+)\*", output)
+    assert losses[1] < losses[0] < 5  # bits per byte; 8 if all bytes were equally likely
+    assert "\ndef " in output
+
+
+@pytest.mark.exhaustive
+def test_each_fold_of_the_table_leaves_no_tensor_and_no_memory(tmp_path):
+    output = python(ROOT / "examples" / "tabular.py", "--cpu", folder=tmp_path)
+    pattern = r"fold +\d+ +accuracy ([\d.]+)% +memory (\d+) MiB, (\d+) tensors"
+    accuracies, mib, tensors = numbers(pattern, output)
+    assert len(accuracies) == 10
+    assert set(tensors) == {0}
+    assert mib[-1] - mib[1] < 10  # the first fold loads libraries
+    mean, deviation = (round(each(accuracies), 2) for each in (fmean, stdev))
+    assert numbers(r"accuracy ([\d.]+)% ± ([\d.]+)%", output) == [
+        [pytest.approx(mean, abs=0.02)],
+        [pytest.approx(deviation, abs=0.02)],
+    ]
+    assert mean > 96
+
+
+@pytest.mark.exhaustive
+def test_the_plain_engine_trains_with_mixup(tmp_path):
+    output = python(ROOT / "examples" / "plain_engine.py", "--cpu", folder=tmp_path)
+    assert accuracies(output)[-1] >= 0.97
+    assert "run finished at step 230" in output
