@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from jupyter_core.utils import run_sync
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torch.utils.data import random_split
@@ -24,6 +25,7 @@ from torch.utils.data import random_split
 from ignite_hooks.checkpoint import checkpoints
 from ignite_hooks.checkpoint import load_weights
 from ignite_hooks.observe import read_metrics
+from tests import notebook
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
@@ -474,3 +476,44 @@ def test_the_plain_engine_trains_with_mixup(tmp_path):
     output = python(ROOT / "examples" / "plain_engine.py", "--cpu", folder=tmp_path)
     assert accuracies(output)[-1] >= 0.97
     assert "run finished at step 230" in output
+
+
+def test_the_notebook_prints_what_it_shows(tmp_path):
+    shown = notebook.read()
+    executed = notebook.execute(notebook.read(), tmp_path)
+    number = r"\d+(?:\.\d+)?"
+    for ours, theirs in zip(executed.cells, shown.cells, strict=True):
+        texts = [notebook.printed(each) for each in (ours, theirs)]
+        assert re.sub(number, "#", texts[0]) == re.sub(number, "#", texts[1])
+        ours_in, theirs_in = ([float(n) for n in re.findall(number, text)] for text in texts)
+        assert ours_in == pytest.approx(theirs_in, abs=0.02)  # seven of 360 images
+        assert len(notebook.pictures(ours)) == len(notebook.pictures(theirs))
+    assert "every step once: True" in notebook.printed(executed.cells[-1])
+
+
+@pytest.mark.exhaustive
+def test_the_notebook_can_be_interrupted_anywhere_by_its_button(tmp_path):
+    class Button(notebook.NotebookClient):
+        """Interrupts the kernel when an epoch of the first run is complete."""
+
+        is_pressed = False
+
+        def process_message(self, message, cell, cell_index):
+            text = message["content"].get("text", "")
+            if "epoch 2" in text and not self.is_pressed:
+                self.is_pressed = True
+                run_sync(self.km.interrupt_kernel)()
+            return super().process_message(message, cell, cell_index)
+
+    interrupted = notebook.read()
+    for cell in interrupted.cells:
+        cell.source = cell.source.replace("signal.raise_signal(signal.SIGINT)", "pass")
+        cell.source = cell.source.replace("max_epochs=8", "max_epochs=1000")
+        cell.source = cell.source.replace("run()", "run(max_epochs=trainer.state.epoch + 2)")
+    notebook.execute(interrupted, tmp_path, Button)
+    end = notebook.printed(interrupted.cells[-1])
+    assert "every step once: True" in end
+    (step,), (resumed,) = numbers(
+        r"error at step (\d+) KeyboardInterrupt\nresume at step (\d+)", end
+    )
+    assert step == resumed >= 90

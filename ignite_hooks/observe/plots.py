@@ -55,7 +55,8 @@ def plot_metrics(
     lines mark its resumes. Values that are not numbers are left out.
 
     The figure does not use pyplot, so it needs no display, and does not stay in memory. ``savefig``
-    writes it to a file; in a notebook, it is shown if it is the value of a cell.
+    writes the figure to a file. A notebook shows the figure if it is the value of a cell, and an
+    earlier line is ``%matplotlib inline``.
 
     Args:
         runs: the path of a record, or its ``MetricsRecord``; several of them; or a dict that maps
