@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from tests.benchmarks.entries import CONTESTANTS
 from tests.benchmarks.overhead import main
 from tests.benchmarks.rounds import Rounds
 from tests.benchmarks.rounds import difference
@@ -16,37 +17,38 @@ def test_benchmark_of_overhead_runs_and_finds_equal_weights(capsys):
     output = capsys.readouterr().out.splitlines()
     header, line, *rows = [each for each in output if each.startswith("|")]
     assert header.count("|") == line.count("|") == 7
-    assert sorted(row.split("`")[1] for row in rows) == sorted(NAMES)
+    labels = [row.split(" | ")[0].removeprefix("| ") for row in rows]
+    assert sorted(labels) == sorted(CONTESTANTS[name].label for name in NAMES)
     number = r"\d+\.\d{3}"
-    form = rf"\| `\w+` \| {number} \| {number} to {number} \| \d+ \| [+-]\d+ \| equal \|"
+    form = rf"\| [\w, ]+ \| {number} \| {number} to {number} \| \d+ \| [+-]\d+ \| equal \|"
     assert all(re.fullmatch(form, row) for row in rows)
 
 
 def rounds_of(weights):
-    rounds = Rounds(["raw", *weights], "linear", 1, 100, 0)
+    rounds = Rounds(["raw", *weights], "linear", 1, 100)
     rounds.weights = {"raw": {"weight": torch.ones(2)}, **weights}
     rounds.found = {name: [[1.0, 2.0], [3.0, 2.0]] for name in rounds.names}
     return rounds
 
 
 def test_contestant_with_other_weights_is_not_ranked():
-    *_, raw, ours, quick = rounds_of(
+    *_, raw, ours, other = rounds_of(
         {
-            "quick": {"weight": torch.tensor([1.0, 1.0 + 2**-20])},
-            "ours": {"weight": torch.ones(2)},
+            "fabric": {"weight": torch.tensor([1.0, 1.0 + 2**-20])},
+            "ours_bare": {"weight": torch.ones(2)},
         }
     ).table()
-    assert raw.startswith("| `raw` | 1.000 ")
+    assert raw.startswith("| a plain PyTorch loop | 1.000 ")
     assert ours.endswith("| equal |")
-    assert quick.startswith("| `quick`")
-    assert quick.endswith("| differ by 9.5e-07: not ranked |")
+    assert other.startswith("| Lightning Fabric |")
+    assert other.endswith("| differ by 9.5e-07: not ranked |")
 
 
 def test_contestant_that_cannot_run_is_left_out_and_says_why():
     rounds = rounds_of({})
-    rounds.names.append("other")
-    rounds.missing["other"] = "other is not installed"
-    assert rounds.table()[-1] == "| `other` | | | | | left out: other is not installed |"
+    rounds.names.append("mmengine")
+    rounds.missing["mmengine"] = "mmengine is not installed"
+    assert rounds.table()[-1] == "| MMEngine | | | | | left out: mmengine is not installed |"
 
 
 def test_without_raw_there_is_no_table():

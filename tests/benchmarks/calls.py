@@ -78,20 +78,27 @@ class SaveProfile:
             self.of_package[self._stage] += 1
             self.by_file[code.co_filename.removeprefix(PACKAGE)] += 1
 
-    def table(self):
+    def lines(self):
         yield "| stage | calls of the package | calls of all Python functions |"
         yield "|---|---|---|"
         for stage in ("due", "capture", "write", "commit"):
             yield f"| {stage} | {self.of_package[stage]:,} | {self.of_all[stage]:,} |"
         yield f"| all | {self.of_package.total():,} | {self.of_all.total():,} |"
-        yield ""
+
+    def summary(self):
         most = ", ".join(f"{name} {calls}" for name, calls in self.by_file.most_common(6))
-        yield f"{len(self.by_file)} files of the package ({most}, …), {self.fsyncs} fsyncs"
+        return f"{len(self.by_file)} files of the package ({most}, …), {self.fsyncs} fsyncs"
+
+
+def table():
+    with tempfile.TemporaryDirectory() as directory:
+        return [*SaveProfile(directory).lines()]
 
 
 def main():
     with tempfile.TemporaryDirectory() as directory:
-        print("\n".join(SaveProfile(directory).table()))
+        profile = SaveProfile(directory)
+    print("\n".join([*profile.lines(), "", profile.summary()]))
 
 
 if __name__ == "__main__":

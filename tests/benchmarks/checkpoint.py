@@ -9,14 +9,13 @@ saved if the machine stops. Memory is the peak of resident memory, above the mem
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
@@ -27,8 +26,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint.durable import sync_tree
 from ignite_hooks.checkpoint.writer import CheckpointWriter
-
-MIB = 2**20
+from tests.benchmarks.machine import describe_machine
 
 
 def make_trainer(layers, steps=1, width=2048):
@@ -130,23 +128,39 @@ def peak_of(name, layers, folder):
     print(f"{ram.result() - before.result():,.0f}")
 
 
-def table(ways, trainer, folder, options):
-    """Prints the table; the first way is the base of the ratios, and each peak has its process."""
+def lines_of(ways, trainer, folder, rounds, layers):
+    """Yields the lines of the table; the first way is the base of the ratios.
+
+    The peak of each way is measured in a process of its own.
+    """
     seconds_of(ways, trainer, folder)  # warms up: files and memory exist from now on
-    rounds = [
-        seconds_of(ways, trainer, folder, is_reversed=number % 2 == 1)
-        for number in range(options.rounds)
+    taken = [
+        seconds_of(ways, trainer, folder, is_reversed=number % 2 == 1) for number in range(rounds)
     ]
     base, *_ = ways
-    print("\n| | seconds | ratio | quartiles of the ratio | peak of memory, MiB |")
-    print("|---|---|---|---|---|")
+    yield "| | seconds | ratio | quartiles | peak of memory, MiB |"
+    yield "|---|---|---|---|---|"
     for name in ways:
-        seconds = statistics.median(each[name] for each in rounds)
-        low, middle, high = statistics.quantiles((r[name] / r[base] for r in rounds), n=4)
+        seconds = statistics.median(each[name] for each in taken)
+        low, middle, high = statistics.quantiles((each[name] / each[base] for each in taken), n=4)
         command = [sys.executable, "-m", __spec__.name, "--peak-of", name]
-        command += ["--layers", str(options.layers), "--directory", str(folder)]
+        command += ["--layers", str(layers), "--directory", str(folder)]
         peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        print(f"| {name} | {seconds:.2f} | {middle:.2f} | {low:.2f} to {high:.2f} | {peak} |")
+        yield f"| {name} | {seconds:.2f} | {middle:.2f} | {low:.2f} to {high:.2f} | {peak} |"
+
+
+def saves(rounds=11, layers=24, directory=None):
+    """Yields the lines of the table of saves."""
+    with TemporaryDirectory(dir=directory) as folder:
+        yield from lines_of(SAVES, make_trainer(layers), Path(folder), rounds, layers)
+
+
+def resumes(rounds=11, layers=24, directory=None):
+    """Yields the lines of the table of resumes."""
+    with TemporaryDirectory(dir=directory) as folder:
+        trainer = make_trainer(layers)
+        seconds_of(SAVES, trainer, Path(folder))
+        yield from lines_of(LOADS, trainer, Path(folder), rounds, layers)
 
 
 def main():
@@ -159,17 +173,11 @@ def main():
     if options.peak_of:
         peak_of(options.peak_of, options.layers, options.directory)
         return
-    folder = Path(tempfile.mkdtemp(dir=options.directory))
-    try:
-        trainer = make_trainer(options.layers)
-        parameters = sum(each.numel() for each in trainer.model.parameters())
-        machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
-        print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}")
-        print(f"{parameters:,} parameters, {3 * 4 * parameters / MIB:,.0f} MiB")
-        table(SAVES, trainer, folder, options)
-        table(LOADS, trainer, folder, options)
-    finally:
-        shutil.rmtree(folder)
+    print(describe_machine(("accelerate",)))
+    for table in (saves, resumes):
+        print()
+        for line in table(options.rounds, options.layers, options.directory):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

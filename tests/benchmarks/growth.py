@@ -54,18 +54,23 @@ def milliseconds_with_untracked_dicts():
     return (time.process_time() - start) * 1e3
 
 
-def main():
+def table(numbers=OBJECTS):
     torch.set_num_threads(1)
-    print("| objects | look, ms | more to find chains, once, ms | census with all dicts, ms |")
-    print("|---|---|---|---|")
-    for count in OBJECTS:
+    yield "| objects | look, ms | more to find chains, once, ms | census with all dicts, ms |"
+    yield "|---|---|---|---|"
+    for count in numbers:
         held = [[{"index": [number]}] for number in range(count // 3)]
         healthy, leaking = (seconds_of_looks(has_leak=leak) * 1e3 for leak in (False, True))
-        print(
+        yield (
             f"| {len(gc.get_objects()):,} | {healthy / LOOKS:.0f} | {leaking - healthy:.0f} "
             f"| {milliseconds_with_untracked_dicts():.0f} |"
         )
         del held
+
+
+def main():
+    for line in table():
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from ignite_hooks.hooks.context import Hook
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
-ROUNDS = 61
 BATCHES = 50
 PASSAGES = 200
 
@@ -80,29 +79,34 @@ def seconds(trainer):
     return time.perf_counter() - start
 
 
-def row(what, plain, other):
+def row(what, plain, other, rounds):
     trainers = (plain, other)
     for trainer in trainers:
         trainer.run()
     taken = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         order = (0, 1) if number % 2 else (1, 0)  # the second run of a round may be faster
         times = {which: seconds(trainers[which]) for which in order}
         taken.append((times[1] - times[0]) / BATCHES / PASSAGES * 1e6)
     low, middle, high = statistics.quantiles(taken, n=4)
-    print(f"| {what} | {middle:.2f} | {low:.2f} to {high:.2f} |")
+    return f"| {what} | {middle:.2f} | {low:.2f} to {high:.2f} |"
+
+
+def table(rounds=61):
+    torch.set_num_threads(1)
+    plain = trainer_that_passes(nothing)
+    yield "| one passage through | median, µs | quartiles |"
+    yield "|---|---|---|"
+    every = trainer_that_passes(iteration)
+    yield row("all channels of an iteration, nothing registered", plain, every, rounds)
+    for kind, context in KINDS.items():
+        other = trainer_that_passes(one, context)
+        yield row(f"a channel with {kind}, empty", plain, other, rounds)
 
 
 def main():
-    torch.set_num_threads(1)
-    plain = trainer_that_passes(nothing)
-    trainer = make_trainer(batches_of(BATCHES))
-    trainer.run()
-    print(f"an iteration without contexts takes {seconds(trainer) / BATCHES * 1e6:.0f} µs\n")
-    print("| one passage through | median, µs | quartiles |\n|---|---|---|")
-    row("all channels of an iteration, nothing registered", plain, trainer_that_passes(iteration))
-    for kind, context in KINDS.items():
-        row(f"a channel with {kind}, empty", plain, trainer_that_passes(one, context))
+    for line in table():
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

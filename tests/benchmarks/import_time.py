@@ -1,10 +1,11 @@
 """Times ``import ignite_hooks``, after Ignite and Accelerate, which it imports anyway."""
 
-import os
+import random
 import statistics
 import subprocess
 import sys
 
+from tests.benchmarks.machine import use_core
 from tests.benchmarks.sizes import CLOCKS
 
 BASE = "import ignite.engine, accelerate"
@@ -13,28 +14,33 @@ OURS = (
     "from ignite_hooks import create_supervised_trainer",
     "from ignite_hooks import *",
 )
-TIMED = "{base}; from time import {clock} as t; a = t(); {ours}; print(t() - a)"
+TIMED = "{first}; from time import {clock} as t; a = t(); {then}; print(t() - a)"
 
 
-def milliseconds(clock, ours):
-    """Returns the time of an import in a fresh interpreter that has imported ``BASE``."""
-    code = TIMED.format(clock=clock, base=BASE, ours=ours)
+def milliseconds(clock, then):
+    """Returns the time of an import in a fresh interpreter, which has imported ``BASE`` before."""
+    code = TIMED.format(clock=clock, first="pass" if then == BASE else BASE, then=then)
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout) * 1000
 
 
-def main(given):
-    os.sched_setaffinity(0, {given.core})
-    clock = CLOCKS[given.clock].__name__
+def table(rounds, core=None, clock="wall"):
+    use_core(core)
+    clock = CLOCKS[clock].__name__
     milliseconds(clock, OURS[-1])  # so that Python has written its compiled files
-    took = {ours: [] for ours in OURS}
-    for number in range(given.rounds):
-        turn = number % len(OURS)
-        for ours in (*OURS[turn:], *OURS[:turn]):
-            took[ours].append(milliseconds(clock, ours))
-    print(f"\n| after `{BASE}` | median, ms | quartiles |\n|---|---|---|")
-    for ours, figures in took.items():
+    took = {each: [] for each in (BASE, *OURS)}
+    for number in range(rounds):
+        for each in random.Random(number).sample([*took], len(took)):
+            took[each].append(milliseconds(clock, each))
+    yield "| | median, ms | quartiles |"
+    yield "|---|---|---|"
+    for each, figures in took.items():
         # Each value twice, because quantiles() needs two values.
         low, middle, high = statistics.quantiles(figures * 2, n=4, method="inclusive")
-        print(f"| `{ours}` | {middle:.1f} | {low:.1f} to {high:.1f} |")
+        after = "" if each == BASE else "after that, "
+        yield f"| {after}`{each}` | {middle:.1f} | {low:.1f} to {high:.1f} |"
+
+
+def tables(given):
+    yield table(given.rounds, given.core, given.clock)

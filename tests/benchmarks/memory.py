@@ -2,14 +2,14 @@
 
 python -m tests.benchmarks.memory
 
-Prints three tables: a spike of 300 MiB in a step, kept for a given time, as each backend sees it;
+Prints four tables: a spike of 300 MiB in a step, kept for a given time, as each backend sees it;
 the time that handlers add to an iteration, in engines that take turns in short runs, with
-differences within each round; and what a long run with all handlers leaves behind.
+differences within each round; what a long run with all handlers leaves behind; and the time of a
+garbage collection.
 """
 
 import gc
 import os
-import platform
 import statistics
 import threading
 import time
@@ -27,6 +27,7 @@ from ignite_hooks import GarbageCollector
 from ignite_hooks import MaxDeviceMemory
 from ignite_hooks import MinibatchMaxRAM
 from ignite_hooks import ram_usage_metrics
+from tests.benchmarks.machine import describe_machine
 from tests.memory.frozen import is_frozen
 from tests.reference import batches_of
 from tests.reference import make_trainer
@@ -68,9 +69,12 @@ def peaks_of_spike(milliseconds, **options):
 
 
 def accuracy(times=10):
-    print(f"A private mapping of {SPIKE} MiB, alive in a step; lowest and highest of {times}, MiB.")
-    print("The kernel's figures are those of the minibatch, the epoch and the run.\n")
-    print("| alive for | kernel | sampler, 0.01 s | sampler, 1 s |\n|---|---|---|---|")
+    """Yields the lines of the table of a spike, with the lowest and the highest value, in MiB.
+
+    The kernel's figures are those of the minibatch, the epoch and the run.
+    """
+    yield "| kept for | kernel | thread, every 0.01 s | thread, every second |"
+    yield "|---|---|---|---|"
     for milliseconds in (0, 1, 5, 20):
         cells = []
         for options in (
@@ -79,10 +83,11 @@ def accuracy(times=10):
             {"backend": "sampler"},
         ):
             found = [peaks_of_spike(milliseconds, **options) for _ in range(times)]
-            columns = list(zip(*found, strict=True))
-            shown = columns if options["backend"] == "kernel" else columns[:1]
-            cells.append(", ".join(f"{min(each):.1f} to {max(each):.1f}" for each in shown))
-        print(f"| {milliseconds} ms | {' | '.join(cells)} |")
+            if options["backend"] == "sampler":
+                found = [each[:1] for each in found]  # of the minibatch only
+            seen = [mib for each in found for mib in each]
+            cells.append(f"{min(seen):.1f} to {max(seen):.1f}")
+        yield f"| {milliseconds} ms | {' | '.join(cells)} |"
 
 
 def no_op_engine(handlers):
@@ -124,7 +129,7 @@ def microseconds(engine, batches):
 
 
 def cost(make_engine, kinds, batches, rounds):
-    """Prints the time that each set of handlers adds to an iteration; the first is the base."""
+    """Yields the rows of the time that handlers add to an iteration; the first row is the base."""
     engines = {name: make_engine(make()) for name, make in kinds.items()}
     taken = {name: [] for name in engines}
     for number in range(rounds):
@@ -132,12 +137,13 @@ def cost(make_engine, kinds, batches, rounds):
         for name in list(engines) if number % 2 else reversed(engines):
             taken[name].append(microseconds(engines[name], batches))
     (base, alone), *others = taken.items()
-    print(f"| {base} alone | {statistics.median(alone):.1f} | | 1 |")
+    low, middle, high = statistics.quantiles(alone, n=4)
+    yield f"| {base} alone | {middle:.1f} | {low:.1f} to {high:.1f} | 1 |"
     for name, times in others:
         more = [one - other for one, other in zip(times, alone, strict=True)]
         low, middle, high = statistics.quantiles(more, n=4)
         ratio = statistics.median(one / other for one, other in zip(times, alone, strict=True))
-        print(f"| … with {name} | {middle:+.2f} | {low:+.2f} to {high:+.2f} | {ratio:.3f} |")
+        yield f"| … with {name} | {middle:+.2f} | {low:+.2f} to {high:+.2f} | {ratio:.3f} |"
 
 
 def listeners():
@@ -151,29 +157,35 @@ def listeners():
     return [Listeners()]
 
 
-def costs():
-    print("\nWhat an iteration takes, and takes more, in µs: medians of short runs by turns.\n")
-    print("| | median | quartiles | ratio |\n|---|---|---|---|")
+def overhead(rounds=101):
+    """Yields the lines of the table of what handlers add to an iteration, in µs."""
+    torch.set_num_threads(1)
+    yield "| | µs | quartiles | ratio |"
+    yield "|---|---|---|---|"
     metrics = {
         "two handlers that do nothing": listeners,
         "`MinibatchMaxRAM`": lambda: [MinibatchMaxRAM()],
-        "minibatch, epoch and run": lambda: ram_usage_metrics(**KINDS),
+        "`MinibatchMaxRAM`, `EpochMaxRAM`, `ExperienceMaxRAM`": lambda: ram_usage_metrics(**KINDS),
         "`MinibatchMaxRAM(every_iterations=100)`": lambda: [MinibatchMaxRAM(every_iterations=100)],
-        "`MinibatchMaxRAM(backend='sampler')`": lambda: [MinibatchMaxRAM(backend="sampler")],
+        '`MinibatchMaxRAM(backend="sampler")`': lambda: [MinibatchMaxRAM(backend="sampler")],
     }
     on_steps = {
-        "1,000 of `ClearCache(every_steps=1000)`": lambda: [
+        "1,000 × `ClearCache(every_steps=1000)`, not due": lambda: [
             ClearCache(every_steps=1000) for _ in range(1000)
         ],
-        "1,000 of `GarbageCollector(every_steps=1000)`": lambda: [
+        "1,000 × `GarbageCollector(every_steps=1000)`, not due": lambda: [
             GarbageCollector(every_steps=1000) for _ in range(1000)
         ],
     }
-    cost(no_op_engine, {"a no-op engine": list, **metrics}, range(200), rounds=101)
-    cost(real_trainer, {"a small trainer": list, **metrics, **on_steps}, batches_of(50), rounds=101)
+    engine = {"an Ignite engine with an empty process function": list, **metrics}
+    yield from cost(no_op_engine, engine, range(200), rounds)
+    trainer = {"a small trainer": list, **metrics, **on_steps}
+    yield from cost(real_trainer, trainer, batches_of(50), rounds)
 
 
 def soak(iterations=20_000, first=1_000):
+    """Yields the lines of the table of what a run with all memory handlers leaves behind."""
+    torch.set_num_threads(1)
     process = psutil.Process()
     trainer = make_trainer()
     handlers = [
@@ -207,20 +219,36 @@ def soak(iterations=20_000, first=1_000):
     look("before the run")
     trainer.run(batches_of(100), max_iters=iterations)
     look("after the run")
-    print("\nA run with all memory handlers.\n")
-    print("| | resident, MiB | threads | descriptors | GC callbacks | GC on | frozen |")
-    print("|---|---|---|---|---|---|---|")
+    yield "| | resident, MiB | threads | descriptors | GC callbacks | GC on | frozen |"
+    yield "|---|---|---|---|---|---|---|"
     for row in rows:
-        print("|", " | ".join(map(str, row)), "|")
+        yield f"| {' | '.join(map(str, row))} |"
+
+
+def collections(times=25):
+    """Yields the lines of the table of full garbage collections, after a warm-up."""
+    yield "| | ms | quartiles |"
+    yield "|---|---|---|"
+    kinds = {"a full collection": {}, "the same with `freeze_after`": {"freeze_after": 1}}
+    for name, options in kinds.items():
+        engine = no_op_engine([GarbageCollector(every_steps=1, **options)])
+        taken = []
+
+        @engine.on(Events.ITERATION_COMPLETED)
+        def look(engine, taken=taken):
+            taken.append(engine.state.metrics["gc_seconds"] * 1e3)
+
+        engine.run(range(times + 2))
+        low, middle, high = statistics.quantiles(taken[2:], n=4)
+        yield f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} |"
 
 
 def main():
-    torch.set_num_threads(1)
-    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
-    print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}\n")
-    accuracy()
-    costs()
-    soak()
+    print(describe_machine(()))
+    for table in (accuracy, overhead, soak, collections):
+        print()
+        for line in table():
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

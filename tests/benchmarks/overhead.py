@@ -10,7 +10,6 @@ beside this file describes the method and the results.
 
 import argparse
 import importlib
-import os
 
 from tests.benchmarks.entries import CONTESTANTS
 from tests.benchmarks.machine import describe_machine
@@ -30,11 +29,40 @@ def options(arguments):
     parser.add_argument("--accumulation", type=int, nargs="+", choices=(1, 4), default=[1])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS])
     parser.add_argument("--iterations", type=int, help="timed in each run; a multiple of 100")
-    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--core", type=int, help="by default the last one")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     for part in PARTS:
         parser.add_argument(f"--{part.replace('_', '-')}", action="store_true")
     return parser.parse_args(arguments)
+
+
+def measured(model, accumulation, rounds, contestants=CONTESTANTS, iterations=None, **options):
+    """Returns the ``Rounds`` of some contestants and the raw loop.
+
+    Args:
+        model: a key of ``MODELS``.
+        accumulation: the number of batches per step.
+        rounds: the number of rounds.
+        contestants: the names of the contestants.
+        iterations: the number of iterations that are timed; None for the number in ``MODELS``.
+        options: the core and the clock.
+    """
+    names = [name for name in CONTESTANTS if name in {"raw", *contestants}]
+    found = Rounds(names, model, accumulation, iterations or MODELS[model], **options)
+    found.run(rounds)
+    return found
+
+
+def table(*arguments, **options):
+    """Returns the lines of a table in which no contestant is missing.
+
+    Raises:
+        RuntimeError: a contestant is missing, with the reason.
+    """
+    found = measured(*arguments, **options)
+    if found.missing:
+        raise RuntimeError("; ".join(f"{name}: {why}" for name, why in found.missing.items()))
+    return found.table()
 
 
 def main(arguments=None):
@@ -42,20 +70,29 @@ def main(arguments=None):
     print(describe_machine())
     parts = [part for part in PARTS if getattr(given, part)]
     for part in parts:
-        importlib.import_module(f"tests.benchmarks.{part}").main(given)
+        for lines in importlib.import_module(f"tests.benchmarks.{part}").tables(given):
+            print()
+            for line in lines:
+                print(line, flush=True)
     if parts:
         return
-    names = [name for name in CONTESTANTS if name in {"raw", *given.contestants}]
     for model in given.model:
         for accumulation in given.accumulation:
             iterations = given.iterations or MODELS[model]
-            rounds = Rounds(names, model, accumulation, iterations, given.core, given.clock)
-            rounds.run(given.rounds)
+            found = measured(
+                model,
+                accumulation,
+                given.rounds,
+                given.contestants,
+                iterations,
+                core=given.core,
+                clock=given.clock,
+            )
             print(
                 f"\n{model}, accumulation {accumulation}, {iterations:,} iterations timed, "
                 f"{given.clock} clock\n"
             )
-            print("\n".join(rounds.table()), flush=True)
+            print("\n".join(found.table()), flush=True)
 
 
 if __name__ == "__main__":

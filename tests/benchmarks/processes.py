@@ -11,6 +11,7 @@ results.
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -20,7 +21,6 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from itertools import pairwise
 from multiprocessing.connection import wait
 
 import torch
@@ -63,6 +63,16 @@ BASES = {
     "ours_wired": "raw_clipped",
 }
 """The contestants, and for each the loop that does the same work."""
+
+LABELS = {
+    "raw": "a plain DDP loop",
+    "ours_bare": "the trainer, bare",
+    "raw_clipped": "a plain DDP loop with clipping and a scheduler",
+    "raw_accelerate": "the loop of Accelerate's documentation",
+    "ours_clipped": "the trainer with clipping and a scheduler",
+    "ours_wired": "the trainer, wired",
+}
+"""What the contestants are called in the table."""
 
 
 class Passes(list):
@@ -113,7 +123,7 @@ class Passing:
     def seconds(self):
         """The mean seconds of the passes in which no run begins or ends."""
         _, *steady = self.times
-        return statistics.mean(later - earlier for earlier, later in pairwise(steady))
+        return statistics.mean(later - earlier for earlier, later in itertools.pairwise(steady))
 
 
 PASSING = {}
@@ -253,12 +263,9 @@ def compare(rank, folder, width, accumulation, rounds):
     return slower, {name: PASSING[name].collectives for name in BASES}, equal
 
 
-def table(width, accumulation, found):
+def rows(width, accumulation, found):
+    """Yields the rows of one model; the first cell has its width and the accumulation."""
     seconds, collectives, equal = found
-    steps = BATCHES // accumulation
-    yield f"\nwidth {width}, accumulation {accumulation}; an epoch of {steps} steps\n"
-    yield "| | ratio | to | quartiles | µs an iteration | collectives of an epoch | weights |"
-    yield "|---|---|---|---|---|---|---|"
     for name, base in BASES.items():
         ratios = [mine / raw for mine, raw in zip(seconds[name], seconds[base], strict=True)]
         ratios *= 2 if len(ratios) == 1 else 1  # quantiles() needs two values
@@ -266,8 +273,22 @@ def table(width, accumulation, found):
         took = statistics.median(seconds[name]) / BATCHES * 1e6
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(collectives[name].items()))
         verdict = "equal" if equal[name] else "differ"
-        cells = f"{middle:.3f} | `{base}` | {low:.3f} to {high:.3f} | {took:.0f} | {kinds}"
-        yield f"| `{name}` | {cells} | {verdict} |"
+        cells = f"{middle:.3f} | {low:.3f} to {high:.3f} | {took:.0f} | {kinds} | {verdict}"
+        yield f"| {width:,}, {accumulation} | {LABELS[name]} | {cells} |"
+
+
+def table(cases, rounds):
+    """Yields the lines of the table; a case is a width and an accumulation."""
+    torch.set_num_threads(1)
+    yield (
+        "| width, accumulation | | ratio | quartiles | µs an iteration | collectives of an epoch "
+        "| weights |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for width, accumulation in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            found = compared(folder, width, accumulation, rounds)
+        yield from rows(width, accumulation, found)
 
 
 def end(rank, folder, way, pipe):
@@ -318,11 +339,14 @@ def seconds_to_end(way, folder, limit):
         return seconds if has_ended else None, [each.exitcode for each in processes]
 
 
-def endings(limit, folder):
-    yield "\n| until the last rank has ended | seconds | exit codes |"
+def endings(limit=30):
+    """Yields the lines of the table of endings; ``limit`` is in seconds."""
+    torch.set_num_threads(1)
+    yield "| until the last rank has ended | seconds | exit codes |"
     yield "|---|---|---|"
     for name, way in WAYS.items():
-        seconds, codes = seconds_to_end(way, folder, limit)
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, codes = seconds_to_end(way, folder, limit)
         took = f"not ended within {limit} s" if seconds is None else f"{seconds:.2f}"
         told = ", ".join("-" if code is None else str(code) for code in codes)
         yield f"| {name} | {took} | {told} |"
@@ -390,15 +414,11 @@ def main(arguments=None):
     parser.add_argument("--accumulation", type=int, nargs="+", choices=(1, 4), default=[1, 4])
     parser.add_argument("--limit", type=int, default=30, help="seconds to wait for an ending")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    print(describe_machine(), flush=True)
-    for width in given.width:
-        for accumulation in given.accumulation:
-            with tempfile.TemporaryDirectory() as folder:
-                found = compared(folder, width, accumulation, given.rounds)
-            print("\n".join(table(width, accumulation, found)), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for line in endings(given.limit, folder):
+    print(describe_machine(("accelerate",)), flush=True)
+    cases = [*itertools.product(given.width, given.accumulation)]
+    for lines in [table(cases, given.rounds)] * bool(cases) + [endings(given.limit)]:
+        print()
+        for line in lines:
             print(line, flush=True)
 
 

@@ -16,7 +16,7 @@ from tests.benchmarks.entries import CONTESTANTS
 __all__ = ["Rounds", "difference"]
 
 HEADER = (
-    "| | ratio to raw | quartiles | µs an iteration | µs more, quickest stretches | weights |",
+    "| | ratio | quartiles | µs an iteration | µs more, fastest stretches | weights |",
     "|---|---|---|---|---|---|",
 )
 ENVIRONMENT = {
@@ -45,11 +45,13 @@ class Rounds:
         model: a key of ``MODELS``.
         accumulation: the number of batches per step.
         iterations: the number of iterations that are timed.
-        core: the core that all contestants run on.
+        core: the core that all contestants run on; None for the last one.
         clock: a key of ``CLOCKS``.
     """
 
-    def __init__(self, names, model, accumulation, iterations, core, clock="wall"):
+    def __init__(self, names, model, accumulation, iterations, core=None, clock="wall"):
+        if core is None:
+            core = max(os.sched_getaffinity(0))
         self.names = names
         self.work = [model, str(accumulation), str(iterations), str(core), clock]
         self.found = {name: [] for name in names}  # the stretches of each round
@@ -93,7 +95,8 @@ class Rounds:
         for name in present:
             if gaps[name]:
                 rows.append(self._row(name, f"differ by {gaps[name]:.1e}: not ranked"))
-        rows += [f"| `{n}` | | | | | left out: {why} |" for n, why in self.missing.items()]
+        for name, why in self.missing.items():
+            rows.append(f"| {CONTESTANTS[name].label} | | | | | left out: {why} |")
         return [*HEADER, *rows]
 
     def _row(self, name, verdict):
@@ -103,7 +106,7 @@ class Rounds:
         of_raw = [min(stretches) for stretches in self.found["raw"]]
         more = statistics.median(a - b for a, b in zip(quickest, of_raw, strict=True))
         cells = f"{middle:.3f} | {low:.3f} to {high:.3f} | {took:.0f} | {more:+.0f}"
-        return f"| `{name}` | {cells} | {verdict} |"
+        return f"| {CONTESTANTS[name].label} | {cells} | {verdict} |"
 
     def _ratios(self, name):
         """Returns the quartiles and the median of the ratios: lower, median, upper."""

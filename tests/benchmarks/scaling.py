@@ -3,7 +3,6 @@
 Everything runs in one process, in short runs that take turns.
 """
 
-import os
 import statistics
 import time
 
@@ -13,9 +12,9 @@ from ignite.engine import Events
 from torch.nn.utils import clip_grad_norm_
 
 from ignite_hooks import ClearCache
-from ignite_hooks import GarbageCollector
 from ignite_hooks import GradientClipping
 from ignite_hooks import create_supervised_trainer
+from tests.benchmarks.machine import use_core
 from tests.benchmarks.sizes import CLOCKS
 from tests.benchmarks.work import MAX_NORM
 from tests.benchmarks.work import Linear
@@ -92,7 +91,7 @@ def iteration(run, data):
 
 
 def row(what, base, other, data, rounds):
-    """Prints the time that ``other`` takes in addition to ``base``."""
+    """Returns the row of the time that ``other`` takes in addition to ``base``."""
     taken = []
     for number in range(rounds):
         order = (0, 1) if number % 2 else (1, 0)  # the second run of a round may be faster
@@ -100,10 +99,10 @@ def row(what, base, other, data, rounds):
         taken.append((times[0], times[1] - times[0]))
     low, middle, high = statistics.quantiles((more for _, more in taken), n=4)
     alone = statistics.median(times for times, _ in taken)
-    print(f"| {what} | {alone:.0f} | {middle:+.2f} | {low:+.2f} to {high:+.2f} |", flush=True)
+    return f"| {what} | {alone:.0f} | {middle:+.2f} | {low:+.2f} to {high:+.2f} |"
 
 
-def by_length(length=20_000, part=2_000):
+def by_length(length, part):
     """Returns the µs of an iteration at the beginning and at the end of one long run."""
     data = Clocked(batches(50) * (length // 50))
     make_trainer().run(data)
@@ -111,7 +110,7 @@ def by_length(length=20_000, part=2_000):
     return [statistics.median(each) * 1e6 for each in (steps[100:part], steps[-part:])]
 
 
-def by_epochs(iterations=2_000, epochs=200):
+def by_epochs(iterations, epochs):
     """Returns the µs of an iteration, for the same number of them in one epoch and in many."""
     took = []
     for number in (1, epochs):
@@ -123,39 +122,54 @@ def by_epochs(iterations=2_000, epochs=200):
     return took
 
 
-def collection():
-    """Returns the time of one full garbage collection, in ms."""
-    collect, trainer = GarbageCollector(), make_trainer()
-    start = Clocked.clock()
-    collect(trainer)
-    return (Clocked.clock() - start) * 1e3
-
-
-def main(given):
-    os.sched_setaffinity(0, {given.core})
+def prepare(core, clock):
+    use_core(core)
     torch.set_num_threads(1)
-    Clocked.clock = staticmethod(CLOCKS[given.clock])
-    data, rounds = Clocked(batches(200)), 10 * given.rounds
+    Clocked.clock = staticmethod(CLOCKS[clock])
+
+
+def table(rounds, core=None, clock="wall"):
+    """Yields the lines of the table of waiting handlers and of parameters."""
+    prepare(core, clock)
+    data = Clocked(batches(200))
     waiting = Events.ITERATION_COMPLETED(every=NEVER)
-    print("\n| an iteration | µs | µs more | quartiles |\n|---|---|---|---|")
-    ten = {"10 handlers on steps, not due": None, "10 on `ITERATION_COMPLETED(every=…)`": waiting}
+    yield "| an iteration | µs | µs more | quartiles |"
+    yield "|---|---|---|---|"
+    ten = {
+        "10 handlers on steps, not due; target: 3 µs more at most": None,
+        "10 handlers on `ITERATION_COMPLETED(every=…)`; target: 15 µs more at most": waiting,
+    }
     for what, event in ten.items():
-        row(what, runner(), runner(handlers=10, event=event), data, rounds)
+        yield row(what, runner(), runner(handlers=10, event=event), data, rounds)
     for number in (10, 300):
         raw, ours = raw_runner(Many(number)), runner(Many(number))
-        row(f"the trainer beside the raw loop, {number} parameters", raw, ours, data, rounds)
-    print("\n| | µs | µs |\n|---|---|---|")
-    first, last = zip(*(by_length() for _ in range(given.rounds)), strict=True)
-    print(
-        f"| iterations 100 to 2,000, and 18,000 to 20,000 | {statistics.median(first):.1f} | "
-        f"{statistics.median(last):.1f} |"
-    )
-    one, many = zip(*(by_epochs() for _ in range(given.rounds)), strict=True)
-    print(
-        f"| an iteration of 2,000 in one epoch, and in 200 epochs | {statistics.median(one):.1f} | "
-        f"{statistics.median(many):.1f} |"
-    )
-    each = statistics.median((b - a) * 10 for a, b in zip(one, many, strict=True))
-    print(f"\nSo an epoch takes {each:+.0f} µs.")
-    collections = statistics.median(collection() for _ in range(given.rounds))
-    print(f"\nA full collection of `GarbageCollector` takes {collections:.0f} ms.")
+        what = f"the trainer beside the plain loop, {number} parameters"
+        yield row(what, raw, ours, data, rounds)
+
+
+def lengths(rounds, length=20_000, part=2_000, epochs=200, core=None, clock="wall"):
+    """Yields the lines of the table of long runs and of many epochs."""
+    prepare(core, clock)
+    cases = {
+        f"iterations 100 to {part:,}, and {length - part:,} to {length:,}": (
+            lambda: by_length(length, part)
+        ),
+        f"an iteration of {part:,} in one epoch, and in {epochs} epochs": (
+            lambda: by_epochs(part, epochs)
+        ),
+    }
+    yield "| | µs | µs | difference | quartiles |"
+    yield "|---|---|---|---|---|"
+    for what, measure in cases.items():
+        found = [measure() for _ in range(rounds)]
+        first, second = map(statistics.median, zip(*found, strict=True))
+        more = [later - earlier for earlier, later in found]
+        # Each value twice, because quantiles() needs two values.
+        low, middle, high = statistics.quantiles(more * 2, n=4, method="inclusive")
+        cells = f"{first:.1f} | {second:.1f} | {middle:+.1f} | {low:+.1f} to {high:+.1f}"
+        yield f"| {what} | {cells} |"
+
+
+def tables(given):
+    yield table(10 * given.rounds, given.core, given.clock)
+    yield lengths(given.rounds, core=given.core, clock=given.clock)

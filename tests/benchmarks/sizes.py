@@ -1,4 +1,4 @@
-"""The amount of work and the clocks; a module of its own to be read without importing torch."""
+"""The amount of work, and the clocks. This module does not import torch."""
 
 import time
 

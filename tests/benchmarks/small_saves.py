@@ -10,7 +10,6 @@ threads, from the beginning of a save until everything is written.
 
 import argparse
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -25,6 +24,7 @@ import torch
 from tests.benchmarks.checkpoint import make_trainer
 from tests.benchmarks.checkpoint import save_state
 from tests.benchmarks.checkpoint import writer_into
+from tests.benchmarks.machine import describe_machine
 
 MODELS = {"100 kB": 50, "10 MB": 500}  # the width of the layers
 LAYERS = 10
@@ -128,17 +128,19 @@ def system_calls(name, width):
     return [call[1] for call in found if call is not None]
 
 
-def table(width, rounds):
-    found = milliseconds(width, rounds)
-    base, *_ = found[0]
-    yield "| | ms | ratio | quartiles of the ratio | system calls | fsyncs |"
-    yield "|---|---|---|---|---|---|"
-    for name in found[0]:
-        middle = statistics.median(each[name] for each in found)
-        low, ratio, high = statistics.quantiles((r[name] / r[base] for r in found), n=4)
-        calls = system_calls(name, width)
-        counts = "| |" if calls is None else f"| {len(calls)} | {calls.count('fsync')} |"
-        yield f"| {name} | {middle:.1f} | {ratio:.2f} | {low:.2f} to {high:.2f} {counts}"
+def table(rounds=25, models=tuple(MODELS)):
+    yield "| model | | ms | ratio | quartiles | system calls | fsyncs |"
+    yield "|---|---|---|---|---|---|---|"
+    for model in models:
+        found = milliseconds(MODELS[model], rounds)
+        base, *_ = found[0]
+        for name in found[0]:
+            middle = statistics.median(each[name] for each in found)
+            low, ratio, high = statistics.quantiles((r[name] / r[base] for r in found), n=4)
+            calls = system_calls(name, MODELS[model])
+            counts = " | " if calls is None else f"{len(calls)} | {calls.count('fsync')}"
+            cells = f"{middle:.1f} | {ratio:.2f} | {low:.2f} to {high:.2f} | {counts}"
+            yield f"| {model} | {name} | {cells} |"
 
 
 def main():
@@ -150,11 +152,10 @@ def main():
     if options.save:
         save_between_marks(options.save, options.width)
         return
-    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.release()}"
-    print(f"{machine}, Python {platform.python_version()}, torch {torch.__version__}")
-    for name, width in MODELS.items():
-        print(f"\na model of {name}\n")
-        print("\n".join(table(width, options.rounds)))
+    print(describe_machine(("accelerate",)))
+    print()
+    for line in table(options.rounds):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

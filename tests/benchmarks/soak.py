@@ -1,7 +1,6 @@
 """Shows whether a long run leaks: memory and objects at each quarter of it."""
 
 import gc
-import os
 import tempfile
 
 import psutil
@@ -9,15 +8,15 @@ import torch
 from ignite.engine import Events
 
 from tests.benchmarks.contestants.ours import make_everything
+from tests.benchmarks.machine import use_core
 from tests.benchmarks.work import Work
 
 MIB = 2**20
 
 
-def main(given):
-    os.sched_setaffinity(0, {given.core})
+def table(iterations=200_000, core=None):
+    use_core(core)
     torch.set_num_threads(1)
-    iterations = given.iterations or 200_000
     process, rows = psutil.Process(), []
 
     def look(engine):
@@ -29,6 +28,11 @@ def main(given):
         trainer = make_everything(Work.of("linear", 1, iterations // 4), folder)
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=iterations // 4), look)
         trainer.run(max_epochs=4)
-    print("\n| after iterations | resident, MiB | objects |\n|---|---|---|")
+    yield "| after iterations | resident, MiB | objects |"
+    yield "|---|---|---|"
     for count, resident, objects in rows:
-        print(f"| {count:,} | {resident:.1f} | {objects:,} |")
+        yield f"| {count:,} | {resident:.1f} | {objects:,} |"
+
+
+def tables(given):
+    yield table(given.iterations or 200_000, given.core)

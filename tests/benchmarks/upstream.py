@@ -5,7 +5,6 @@ Each case is called as a loop calls it, as it is and with its remedy, in turns.
 
 import functools
 import inspect
-import os
 import statistics
 import textwrap
 import timeit
@@ -19,6 +18,7 @@ from ignite.engine import Engine
 from ignite.engine import Events
 
 from ignite_hooks import TrainEvents
+from tests.benchmarks.machine import use_core
 from tests.benchmarks.sizes import CLOCKS
 from tests.benchmarks.work import MAX_NORM
 from tests.benchmarks.work import Convs
@@ -145,22 +145,25 @@ def microseconds(call, clock, number=300):
     return timeit.timeit(call, timer=clock, number=number) / number * 1e6
 
 
-def main(given):
-    os.sched_setaffinity(0, {given.core})
+def table(rounds, core=None, clock="wall"):
+    use_core(core)
     torch.set_num_threads(1)
-    print("\n| one call | as it is, µs | with the remedy | difference | quartiles |")
-    print("|---|---|---|---|---|")
+    yield "| one call | unchanged, µs | with the remedy | difference | quartiles |"
+    yield "|---|---|---|---|---|"
     for what, make in CASES.items():
         calls = make()
         taken = []
-        for number in range(3 * given.rounds):
+        for number in range(rounds):
             order = (0, 1) if number % 2 else (1, 0)
-            times = {which: microseconds(calls[which], CLOCKS[given.clock]) for which in order}
+            times = {which: microseconds(calls[which], CLOCKS[clock]) for which in order}
             taken.append((times[0], times[1], times[0] - times[1]))
         before, after, more = zip(*taken, strict=True)
         low, middle, high = statistics.quantiles(more, n=4)
-        print(
+        yield (
             f"| {what} | {statistics.median(before):.2f} | {statistics.median(after):.2f} | "
-            f"{middle:.2f} | {low:.2f} to {high:.2f} |",
-            flush=True,
+            f"{middle:.2f} | {low:.2f} to {high:.2f} |"
         )
+
+
+def tables(given):
+    yield table(3 * given.rounds, given.core, given.clock)
