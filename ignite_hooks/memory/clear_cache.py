@@ -37,7 +37,7 @@ class ClearCache(Upkeep):
             ``OptimizerStep``, iterations are counted instead.
         every_epochs: clear the cache at the end of every n-th epoch.
         garbage_collection: collect Python's garbage first, including tensors in reference cycles.
-            The collection takes 0.1 to 0.2 s.
+            A full collection visits all objects of the process.
         min_fragmentation: clear only if more than this fraction of the reserved memory is unused.
             On a device without statistics the cache is always cleared.
 

@@ -40,11 +40,11 @@ class MaxRAM(AbstractContextManager["MaxRAM", None]):
     With ``include_children`` the peaks of the child processes, loader workers for example, are
     added. Only the unshared memory of a child is added, so pages that the child shares with this
     process count once. The memory of the children is read at ``start``, ``reset``, ``result`` and
-    ``stop``, and by a thread at intervals of ``every`` seconds. A reading takes 3 to 10 ms. A peak
-    of a child is missed if the child ends before the next reading. If the processes had their peaks
-    at different times, the sum may exceed the memory that was in use at any one time. With the
-    backend "kernel", ``start`` and ``reset`` also reset the high-water marks of the children. So a
-    child that measures itself at the same time may report too little.
+    ``stop``, and by a thread at intervals of ``every`` seconds. A reading takes milliseconds. A
+    peak of a child is missed if the child ends before the next reading. If the processes had their
+    peaks at different times, the sum may exceed the memory that was in use at any one time. With
+    the backend "kernel", ``start`` and ``reset`` also reset the high-water marks of the children.
+    So a child that measures itself at the same time may report too little.
 
     Args:
         every: seconds between two readings of the memory by a thread. The thread runs with the
