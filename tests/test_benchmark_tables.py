@@ -51,26 +51,23 @@ def test_table_has_a_program_that_takes_its_arguments(name):
 def test_each_table_says_where_its_figures_come_from(name):
     lines, origin = lines_of(find_tables()[name], name)
     check_lines(lines)
-    assert ORIGIN.fullmatch(origin) or origin.startswith("*Measured in November 2026, at earlier")
+    assert ORIGIN.fullmatch(origin) or origin.startswith("*Measured in November 2026, ")
 
 
-def test_quick_run_writes_tables_of_the_same_shape_into_copies(tmp_path):
-    names = ["save-calls", "collections"]
-    pages = {name: find_tables()[name] for name in names}
-    before = [page.read_text(encoding="utf-8") for page in pages.values()]
-    assert main(["--quick", "--into", str(tmp_path), "--only", *names]) == 0
-    assert [page.read_text(encoding="utf-8") for page in pages.values()] == before
-    for name, page in pages.items():
-        copy = tmp_path / page.relative_to(ROOT)
-        old, _ = lines_of(page, name)
-        new, origin = lines_of(copy, name)
-        assert [line.count("|") for line in new] == [line.count("|") for line in old]
-        assert [line.split(" | ")[0] for line in new] == [line.split(" | ")[0] for line in old]
-        assert ORIGIN.fullmatch(origin)
-        # Nothing but the table has changed.
-        assert (copy.read_text(encoding="utf-8").replace(text_of(copy, name), "")) == (
-            page.read_text(encoding="utf-8").replace(text_of(page, name), "")
-        )
+def test_quick_run_writes_a_table_of_the_same_shape_into_a_copy(tmp_path):
+    name = "save-calls"
+    page = find_tables()[name]
+    copy, before = tmp_path / page.relative_to(ROOT), page.read_text(encoding="utf-8")
+    assert main(["--quick", "--into", str(tmp_path), "--only", name]) == 0
+    assert page.read_text(encoding="utf-8") == before
+    old, _ = lines_of(page, name)
+    new, origin = lines_of(copy, name)
+    assert [line.count("|") for line in new] == [line.count("|") for line in old]
+    assert [line.split(" | ")[0] for line in new] == [line.split(" | ")[0] for line in old]
+    assert ORIGIN.fullmatch(origin)
+    # Nothing but the table has changed.
+    after = copy.read_text(encoding="utf-8")
+    assert after.replace(text_of(copy, name), "") == before.replace(text_of(page, name), "")
 
 
 def test_failed_table_keeps_its_text_and_the_next_is_measured(tmp_path, monkeypatch, capfd):

@@ -70,7 +70,7 @@ class Table:
 
 
 TABLES = {
-    "iteration": Table("overhead", minutes=13, options=LINEAR, quick=FEW, packages=CONTESTING),
+    "iteration": Table("overhead", minutes=11, options=LINEAR, quick=FEW, packages=CONTESTING),
     "accumulation": Table(
         "overhead",
         minutes=4,
@@ -130,7 +130,7 @@ TABLES = {
     "save-calls": Table("calls", minutes=0.2),
     "positions": Table(
         "data",
-        minutes=5,
+        minutes=3,
         options={"rounds": 5, "sizes": [10**7]},
         quick={"rounds": 1, "sizes": [1000]},
         packages=("accelerate",),
