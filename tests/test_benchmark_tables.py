@@ -16,7 +16,7 @@ from tests.benchmarks.pages import replace_table
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a clone")
 
 ORIGIN = re.compile(
-    r"\*Measured on \d{4}-\d\d-\d\d at commit [0-9a-f]{7,}( with changes)?(, \d+ rounds)?: "
+    r"\*Measured on \d{4}-\d\d-\d\d at commit [0-9a-f]{7,}( with changes)?(, \d+ rounds?)?: "
     r"\d+ cores, Linux \d+\.\d+, Python 3\.\d+\.\d+, torch .+\.\*"
 )
 

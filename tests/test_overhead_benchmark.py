@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.benchmarks.entries import CONTESTANTS
+from tests.benchmarks.entries import Entry
 from tests.benchmarks.overhead import main
+from tests.benchmarks.overhead import table
 from tests.benchmarks.rounds import Rounds
 from tests.benchmarks.rounds import difference
 
@@ -49,6 +51,13 @@ def test_contestant_that_cannot_run_is_left_out_and_says_why():
     rounds.names.append("mmengine")
     rounds.missing["mmengine"] = "mmengine is not installed"
     assert rounds.table()[-1] == "| MMEngine | | | | | left out: mmengine is not installed |"
+
+
+@pytest.mark.exhaustive
+def test_table_of_a_page_lacks_no_contestant(monkeypatch):
+    monkeypatch.setitem(CONTESTANTS, "fabric", Entry("Fabric", "absent", ("absent_package",)))
+    with pytest.raises(RuntimeError, match="fabric: absent_package is not installed"):
+        table("linear", 1, rounds=1, contestants=["fabric"], iterations=100)
 
 
 def test_without_raw_there_is_no_table():

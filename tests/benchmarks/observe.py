@@ -167,9 +167,9 @@ def row(name, runs, others):
     fastest = min(runs.times) - min(others.times)
     more = [each - other for each, other in zip(runs.times, others.times, strict=True)]
     low, middle, high = statistics.quantiles(more, n=4)
-    target = f"≤ {TARGETS[name]}" if name in TARGETS else ""
+    target = f" ≤ {TARGETS[name]} |" if name in TARGETS else " |"
     cells = f"{fastest:.1f} | {middle:.1f} | {low:.1f} to {high:.1f}"
-    return f"| {name} | {cells} | {target} |"
+    return f"| {name} | {cells} |{target}"
 
 
 def table(rounds=101):

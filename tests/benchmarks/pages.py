@@ -114,5 +114,5 @@ def commit_of_tree():
 def origin_of(commit, packages, rounds=None):
     """Returns the line that says when and where the figures of a table were measured."""
     day = datetime.now(timezone.utc).date().isoformat()
-    often = f", {rounds} rounds" if rounds else ""
+    often = f", {rounds} round{'s' * (rounds > 1)}" if rounds else ""
     return f"Measured on {day} at commit {commit}{often}: {describe_machine(packages)}."
