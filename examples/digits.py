@@ -50,7 +50,7 @@ def small_net():
 
 def settings_of(args):
     """Returns the settings of --config; the other options override them."""
-    settings = DEFAULTS if args.config is None else config.load(args.config)
+    settings = DEFAULTS if args.config is None else config.load(args.config, config.RunSettings)
     given = {"seed": args.seed, "max_epochs": args.epochs}
     changes = {name: value for name, value in given.items() if value is not None}
     if args.output:

@@ -4,6 +4,8 @@ from pathlib import Path
 from secrets import token_hex
 from types import ModuleType
 from typing import Any
+from typing import TypeVar
+from typing import overload
 
 from ignite_hooks.config import json_format
 from ignite_hooks.config import toml_format
@@ -16,9 +18,12 @@ from ignite_hooks.config.conversion import to_dict
 from ignite_hooks.config.problems import ConfigError
 from ignite_hooks.config.problems import Problem
 from ignite_hooks.config.problems import config_error
+from ignite_hooks.config.registry import tag_of
 from ignite_hooks.core.rules import did_you_mean
 
 __all__ = ["dumps", "load", "loads", "save"]
+
+T = TypeVar("T")
 
 _FORMATS: dict[str, ModuleType] = {"json": json_format, "toml": toml_format, "yaml": yaml_format}
 _SUFFIXES = {".json": "json", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
@@ -46,7 +51,15 @@ def dumps(obj: Any, format: str = "json", *, exclude_defaults: bool = False) -> 
     return text
 
 
-def loads(text: str, format: str) -> Any:
+@overload
+def loads(text: str, format: str) -> Any: ...
+
+
+@overload
+def loads(text: str, format: str, expected: type[T]) -> T: ...
+
+
+def loads(text: str, format: str, expected: type[Any] = object) -> Any:
     """Returns the handler, or the list or mapping of handlers, that a text describes.
 
     Nothing in the text is imported or run. These limits hold:
@@ -59,9 +72,11 @@ def loads(text: str, format: str) -> Any:
     Args:
         text: the text.
         format: "json", "yaml" or "toml".
+        expected: the class that the text must describe, for example ``RunSettings``.
 
     Raises:
-        ConfigError: the text is invalid. The error has all problems with their paths in the data.
+        ConfigError: the text is invalid, or describes something else than ``expected``. The error
+            has all problems with their paths in the data.
         TypeError: the text is not a string.
         ValueError: the format is unknown.
     """
@@ -84,7 +99,14 @@ def loads(text: str, format: str) -> Any:
         raise
     except ValueError as error:
         raise config_error(f"it cannot be read as {format.upper()}: {error}") from error
-    return from_dict(data)
+    found = from_dict(data)
+    if not isinstance(found, expected):
+        tag = tag_of(expected)
+        remedy = f": set its `type` to {tag!r}" if tag else ""
+        raise config_error(
+            f"it must describe a {expected.__name__}, got a {type(found).__name__}{remedy}"
+        )
+    return found
 
 
 def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
@@ -116,14 +138,24 @@ def save(obj: Any, path: str | Path, *, exclude_defaults: bool = False) -> None:
         raise
 
 
-def load(path: str | Path) -> Any:
+@overload
+def load(path: str | Path) -> Any: ...
+
+
+@overload
+def load(path: str | Path, expected: type[T]) -> T: ...
+
+
+def load(path: str | Path, expected: type[Any] = object) -> Any:
     """Reads handlers from a file. The limits of ``loads`` hold.
 
     Args:
         path: the file. Its suffix gives the format: .json, .yaml, .yml or .toml.
+        expected: the class that the file must describe, for example ``RunSettings``.
 
     Raises:
-        ConfigError: the file is invalid. The error has all problems with their paths in the data.
+        ConfigError: the file is invalid, or describes something else than ``expected``. The error
+            has all problems with their paths in the data.
         ValueError: the suffix is unknown.
         OSError: the file cannot be read.
     """
@@ -133,7 +165,8 @@ def load(path: str | Path) -> Any:
         with path.open("rb") as file:
             content = file.read(MAX_SIZE + 1)
         check_size(len(content))
-        return loads(content.decode("utf-8-sig"), format)  # editors on Windows write a BOM
+        # Editors on Windows write a BOM.
+        return loads(content.decode("utf-8-sig"), format, expected)
     except ConfigError as error:
         raise ConfigError(error.problems, str(path)) from error
     except UnicodeDecodeError as error:

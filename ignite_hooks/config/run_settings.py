@@ -128,7 +128,7 @@ class RunSettings:
     Objects that are not plain data, such as the model, the loaders and functions, are given in
     code::
 
-        settings = load("run.yaml")
+        settings = load("run.yaml", RunSettings)
         accelerator = settings.set_up()
         model = make_model()
         evaluator = create_supervised_evaluator(model, metrics, accelerator=accelerator)

@@ -364,3 +364,14 @@ def test_a_file_in_the_home_directory_can_be_named_by_tilde(tmp_path, monkeypatc
     save(clip, "~/run.json")
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
     assert equal(load("~/run.json"), clip)
+
+
+def test_a_file_must_describe_what_is_expected(tmp_path, clip):
+    path = tmp_path / "clip.yaml"
+    save(clip, path)
+    assert equal(load(path, GradientClipping), load(path, Handler))
+    message = "clip.yaml: it must describe a RunSettings, got a GradientClipping: set its `type` to"
+    with pytest.raises(ConfigError, match=f"{message} 'run'"):
+        load(path, RunSettings)
+    with pytest.raises(ConfigError, match=r"it must describe a Handler, got a list$"):
+        loads("[]", "json", Handler)

@@ -14,6 +14,7 @@ from ignite_hooks import GradientCliping  # attr-defined, reportAttributeAccessI
 from ignite_hooks.checkpoint import checkpoints
 from ignite_hooks.checkpoint import load_weights
 from ignite_hooks.config import RunSettings
+from ignite_hooks.config import load
 from ignite_hooks.config import replace
 from ignite_hooks.handlers import Attachment
 from ignite_hooks.handlers import Every
@@ -81,6 +82,7 @@ print(label_of(trainer) + 1)  # operator, reportOperatorIssue
 attachment: Attachment = ih.MeanLoss()  # assignment, reportAssignmentType
 settings = replace(RunSettings(), max_epochs=10)
 print(settings.max_epoch)  # attr-defined, reportAttributeAccessIssue
+print(load("run.yaml", RunSettings).max_epoch)  # attr-defined, reportAttributeAccessIssue
 load_weights("saved", model)  # arg-type, reportArgumentType
 print(checkpoints("saved")[0].steps)  # attr-defined, reportAttributeAccessIssue
 load_weights(model, Path("saved"), witch="best")  # call-arg, reportCallIssue

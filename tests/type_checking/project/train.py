@@ -211,7 +211,7 @@ def settings(folder: Path, model: nn.Module) -> MySettings:
         print(load(folder / "run.yaml"), from_dict({"type": "clear_cache"}))
     except ConfigError as error:
         print(error)
-    clip = loads("{type: gradient_clipping, max_norm: 1.0}", "yaml")
+    clip = loads("{type: gradient_clipping, max_norm: 1.0}", "yaml", ih.GradientClipping)
     save(clip, folder / "clip.json")
     print(to_dict(ih.GradientClipping(max_norm=2.0))["type"], equal(clip, clip))
     longer = replace(MySettings(max_epochs=2), max_epochs=10, learning_rate=0.2)
