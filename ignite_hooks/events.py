@@ -4,8 +4,8 @@
 
     STARTED                                                                            on_loop ┐
       Validation(at_start)
-      EPOCH_STARTED                                                                   on_epoch ┐
-        GET_BATCH_STARTED … GET_BATCH_COMPLETED
+      EPOCH_STARTED                   for each epoch                                  on_epoch ┐
+        GET_BATCH_STARTED … GET_BATCH_COMPLETED   for each batch, from here to the end of the step
         ITERATION_STARTED                                                              on_step ┐
           process function:                                                           on_batch ┐
             MODEL_FORWARD_STARTED                                             on_model_forward ┐

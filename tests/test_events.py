@@ -10,6 +10,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import events
 from ignite_hooks.hooks.channels import CHANNELS
+from tests.draw_loop import drawing
 from tests.reference import batches_of
 from tests.reference import make_trainer
 
@@ -72,9 +73,8 @@ def test_step_events_come_at_the_end_of_each_window():
 
 
 def test_a_run_of_two_batches_matches_the_drawing(tmp_path):
-    drawing = events.__doc__.split("Three words")[0].split("\n\n", 2)[2]
     known = "|".join(sorted((event.name for event in ALL_EVENTS), key=len, reverse=True))
-    drawn = re.findall(rf"\b(?:{known})\b", drawing)
+    drawn = re.findall(rf"\b(?:{known})\b", drawing())
     trainer = make_trainer(
         batches_of(2),
         validation=Validation(lambda: None, every_steps=1),
@@ -87,10 +87,9 @@ def test_a_run_of_two_batches_matches_the_drawing(tmp_path):
 
 
 def test_the_channels_open_and_close_where_they_are_drawn(tmp_path):
-    drawing = events.__doc__.split("Three words")[0].split("\n\n", 2)[2]
     known = "|".join(sorted((event.name for event in ALL_EVENTS), key=len, reverse=True))
     drawn = []
-    for line in drawing.splitlines():
+    for line in drawing().splitlines():
         drawn += [f"+{channel}" for channel in re.findall(r"(\w+) ┐", line)]
         drawn += re.findall(rf"\b(?:{known})\b", line)
         drawn += [f"-{channel}" for channel in re.findall(r"(\w+) ┘", line)]
