@@ -1,7 +1,10 @@
 """Limits: what each call of ``run`` does after another, and limits that handlers write."""
 
 import copy
+import re
 import warnings
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from ignite_hooks.core.place import Progress
 from ignite_hooks.trainer.limits import Limits
 from ignite_hooks.trainer.limits import ShownLimits
 from tests.ids import stable_id
+from tests.pages import ROOT
 from tests.reference import assert_clean
 from tests.reference import batches_of
 from tests.reference import make_model
@@ -113,75 +117,92 @@ def counters(trainer):
     return state.epoch, state.iteration, state.optimizer_step
 
 
-# The table of docs/loop.md: what run() does, by what was done before. An epoch has four batches,
-# and a step two.
+# The table of docs/concepts/how_long_a_run_is.md: what the next call does. An epoch has four
+# batches, and a step two.
 
-ERROR, NULL_CONTEXT = "error", "nothing"
-TABLE = {  # the next call: in the same process, resumed in another, and after a stop at step 3
-    "none": ({}, ("new", 1, 4, 2), NULL_CONTEXT, ("continues", 5, 20, 10)),
-    "more epochs": (
-        {"max_epochs": 6}, ("continues", 6, 24, 12), ("continues", 6, 24, 12),
-        ("continues", 6, 24, 12),
-    ),
-    "as many epochs": ({"max_epochs": 5}, ("new", 5, 20, 10), NULL_CONTEXT, ("continues", 5, 20,
-    10)), "fewer epochs": ({"max_epochs": 1}, ERROR, NULL_CONTEXT, ERROR),
-    "more iterations": (
-        {"max_iters": 22}, ("continues", 6, 22, 11), ("continues", 6, 22, 11),
-        ("continues", 5, 20, 10),
-    ),
-    "as many iterations": (
-        {"max_iters": 20}, ("new", 5, 20, 10), NULL_CONTEXT, ("continues", 5, 20, 10)
-    ),
-    "fewer iterations": ({"max_iters": 5}, ERROR, NULL_CONTEXT, ERROR),
-    "more steps": (
-        {"max_steps": 11}, ("continues", 6, 22, 11), ("continues", 6, 22, 11),
-        ("continues", 5, 20, 10),
-    ),
-    "as many steps": ({"max_steps": 10}, ("new", 5, 20, 10), NULL_CONTEXT, ("continues", 5, 20,
-    10)), "fewer steps": ({"max_steps": 2}, ("new", 1, 4, 2), NULL_CONTEXT, ERROR),
-}  # fmt: skip
+PAGE = ROOT / "docs" / "concepts" / "how_long_a_run_is.md"
+TABLE = re.findall(r"^\| `run\((.*)\)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+BATCHES = {"epoch": 4, "step": 2, "iteration": 1}
 
 
 def outcome(trainer, limits):
-    """Returns how ``run`` begins, and the counters at its end."""
+    """Returns what ``run`` does, and the counters at its end."""
     events = record(trainer, [Events.STARTED, Events.ITERATION_STARTED])
     before = trainer.place.progress.iteration
     try:
         trainer.run(**limits)
     except ValueError:
         assert events == []
-        return ERROR
+        return "error", None
     if not events:
-        return NULL_CONTEXT
+        return "nothing", None
     (_, _, first) = events[1]
     assert first in (1, before + 1)
-    return ("new" if first == 1 else "continues", *counters(trainer))
+    return "new run" if first == 1 else "continues", counters(trainer)
 
 
-@pytest.mark.parametrize("row", TABLE)
-def test_what_run_does_after_a_finished_run(row):
-    limits, expected, _, _ = TABLE[row]
-    trainer = make_trainer(batches_of(4), accumulation=2)
+def in_the_table(cell):
+    """Returns a cell in the form of ``outcome``.
+
+    For example, "continues to epoch 2" becomes ("continues", (2, 8, 4)).
+    """
+    what, _, end = cell.partition(" to ")
+    if not end:
+        return what, None
+    unit, number = end.split()
+    iterations = int(number) * BATCHES[unit]
+    epochs, steps = (-(-iterations // BATCHES[each]) for each in ("epoch", "step"))
+    return what, (epochs, iterations, steps)
+
+
+def finished(directory):
+    trainer = make_trainer(batches_of(4), accumulation=2, checkpoint=SaveCheckpoint(directory))
     trainer.run(max_epochs=5)
-    assert outcome(trainer, limits) == expected
+    return trainer
 
 
-@pytest.mark.parametrize("row", TABLE)
-def test_what_run_does_after_a_finished_run_is_resumed(row, tmp_path):
-    limits, _, expected, _ = TABLE[row]
-    data = batches_of(4)
-    make_trainer(data, accumulation=2, checkpoint=SaveCheckpoint(tmp_path)).run(max_epochs=5)
-    trainer = make_trainer(data, accumulation=2, resume_from=ResumeCheckpoint(tmp_path))
-    assert outcome(trainer, limits) == expected
+def stopped(event, how, directory):
+    checkpoint = SaveCheckpoint(directory, every_steps=3)
+    trainer = make_trainer(batches_of(4), accumulation=2, checkpoint=checkpoint)
+    removable = trainer.add_event_handler(event, how)
+    with suppress(KeyboardInterrupt):
+        trainer.run(max_epochs=5)
+    removable.remove()
+    return trainer
 
 
-@pytest.mark.parametrize("row", TABLE)
-def test_what_run_does_after_a_stop(row):
-    limits, _, _, expected = TABLE[row]
-    trainer = make_trainer(batches_of(4), accumulation=2)
-    trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=3), Engine.terminate)
-    trainer.run(max_epochs=5)
-    assert outcome(trainer, limits) == expected
+def press_ctrl_c():
+    raise KeyboardInterrupt
+
+
+def resumed(directory):
+    source = ResumeCheckpoint(directory)
+    return make_trainer(batches_of(4), accumulation=2, resume_from=source)
+
+
+broken_off = partial(stopped, Events.ITERATION_STARTED(once=7), press_ctrl_c)
+BEFORE = {  # the column of the table, and how to get there
+    "finished": (0, finished),
+    "finished, resumed": (1, lambda directory: finished(directory) and resumed(directory)),
+    "terminated": (2, partial(stopped, TrainEvents.STEP_COMPLETED(once=3), Engine.terminate)),
+    "Ctrl-C in a window": (2, broken_off),
+    "broken off, resumed": (3, lambda directory: broken_off(directory) and resumed(directory)),
+}
+
+
+@pytest.mark.parametrize(("column", "before"), BEFORE.values(), ids=BEFORE)
+@pytest.mark.parametrize(
+    ("arguments", "cells"), TABLE, ids=[call or "no limit" for call, _ in TABLE]
+)
+def test_the_next_run_does_what_the_table_says(arguments, cells, column, before, tmp_path):
+    limits = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", arguments)}
+    trainer = before(tmp_path)
+    assert outcome(trainer, limits) == in_the_table(cells.split(" | ")[column])
+
+
+def test_the_table_has_ten_calls_and_four_columns():
+    assert len({arguments for arguments, _ in TABLE}) == 10
+    assert {cells.count("|") for _, cells in TABLE} == {3}
 
 
 # Limits that a handler writes
