@@ -55,6 +55,21 @@ def test_the_docs_name_every_public_name():
     assert missing == []
 
 
+def test_each_promise_of_the_readme_is_explained_and_names_tests():
+    section = README.read_text().split("## What it promises\n")[1].split("\n## ")[0]
+    promises = re.findall(r"^- \[?\*\*(.+?)\.?\*\*", section, re.MULTILINE)
+    page = DOCS / "concepts" / "promises.md"
+    _, *parts = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)
+    assert [part.split("\n")[0] for part in parts[: len(promises)]] == promises
+    for part in parts:
+        rows = re.findall(r"^\| `(\w+)` .*\]\((.*\.py)\) \|$", part, re.MULTILINE)
+        assert len(rows) == part.count("\n| `") > 0
+        missing = [
+            name for name, file in rows if f"def {name}(" not in (page.parent / file).read_text()
+        ]
+        assert missing == []
+
+
 # The tool itself
 #
 @pytest.mark.parametrize(
