@@ -62,8 +62,8 @@ def test_each_promise_of_the_readme_is_explained_and_names_tests():
     _, *parts = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)
     assert [part.split("\n")[0] for part in parts[: len(promises)]] == promises
     for part in parts:
-        rows = re.findall(r"^\| `(\w+)` .*\]\((.*\.py)\) \|$", part, re.MULTILINE)
-        assert len(rows) == part.count("\n| `") > 0
+        rows = re.findall(r"^- .*: \[`(\w+)`\]\((.*\.py)\)$", part, re.MULTILINE)
+        assert len(rows) == part.count("`test_") > 0
         missing = [
             name for name, file in rows if f"def {name}(" not in (page.parent / file).read_text()
         ]
