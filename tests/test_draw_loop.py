@@ -53,7 +53,8 @@ def test_the_pictures_of_the_docs_are_drawn_from_events_py(tmp_path, monkeypatch
     monkeypatch.setattr("tests.draw_loop.IMAGES", tmp_path)
     main()
     for name in THEMES:
-        assert (tmp_path / name).read_text() == (IMAGES / name).read_text()
+        is_same = (tmp_path / name).read_text() == (IMAGES / name).read_text()
+        assert is_same, "run: python -m tests.draw_loop"
 
 
 def test_the_page_has_the_drawing_of_events_py():
