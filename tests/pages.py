@@ -9,19 +9,22 @@ The blocks of a page run in order, in one process (``tests.page_process``), in a
 contains only ``examples``, a link to the examples. The language of a block says what happens:
 
 - ``python``: the code runs. Later blocks see its names.
-- ``output``: what the block before it prints, including warnings and the last line of an exception.
-- ``console``: the lines after ``$`` are commands, and the other lines are what they print.
+- ``output``: what the block directly before it prints, including warnings and the last line of an
+  exception. A block without an output may print anything but these.
+- ``console``: the lines after ``$`` are commands, and the other lines are what they print to
+  stdout, including warnings of Python. If a command fails, also what it prints to stderr.
 - ``sh``: the commands run.
 - ``text``, ``diff``, ``yaml``, ``toml``, ``json`` and MyST's directives: nothing happens.
 
-In an output, a line ``…`` stands for any number of lines, and ``…`` in a line for any text. Numbers
-are compared with a tolerance of 1 %, because sums of floats differ between processors. Comments in
-the line before a block change this:
+In an output, a line ``…`` stands for any number of lines without a warning, an exception or a
+failure, and ``…`` in a line for any text. Whole numbers have to be equal. Other numbers are
+compared with a tolerance of 1 %, because sums of floats differ between processors. Comments in the
+line before a block change this:
 
 - ``<!-- file: train.py -->``: the block is written to this file, and does not run by itself.
 - ``<!-- needs: tensorboard -->``: without these packages, the page ends here.
 - ``<!-- not run: reason -->``: the block is for readers only.
-- ``<!-- numbers: 10% -->``, ``<!-- numbers: any -->``: the tolerance of the output.
+- ``<!-- numbers: 10% -->``, ``<!-- numbers: any -->``: the tolerance of all numbers in the output.
 """
 
 import argparse
@@ -32,13 +35,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
 from difflib import unified_diff
 from importlib.util import find_spec
+from itertools import takewhile
 from math import inf
 from math import isclose
 from pathlib import Path
+
+from tests.page_process import PROBLEM
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -51,10 +58,6 @@ RUNNABLE = ("python", "console", "sh")
 LANGUAGES = (*RUNNABLE, "output", "text", "yaml", "toml", "json", "diff")
 TOLERANCE = 0.01
 HOME = "/home/you"  # what outputs show instead of the folder in which the page has run
-# What a block without an output must not print.
-PROBLEM = re.compile(
-    r"^(?:[\w.]*(?:Error|Warning|Exception|Interrupt|Exit): .*|exit status \d+)\n", re.MULTILINE
-)
 GAP = "…"
 LIMIT_SECONDS = 300
 
@@ -82,16 +85,24 @@ class Step:
 
 @dataclass
 class Page:
-    """The steps of a page, in the order in which they run."""
+    """The steps of a page, in the order in which they run.
+
+    Attributes:
+        path: the file.
+        text: its content.
+        steps: the steps.
+        end: where and why the page ends early; None if all of it runs.
+    """
 
     path: Path
     text: str = field(init=False)
     steps: list[Step] = field(init=False, default_factory=list)
+    end: str | None = field(init=False, default=None)
 
     def __post_init__(self):
         self.text = self.path.read_text(encoding="utf-8")
         found = [*BLOCK.finditer(self.text)]
-        fences = len(re.findall(r"^\s*```", self.text, re.MULTILINE))
+        fences = len(re.findall(r"^\s*(?:```|~~~)", self.text, re.MULTILINE))
         if fences != 2 * len(found):
             raise ValueError(f"{self.path.name}: a code block is indented or not closed")
         options = sum(len(COMMENT.findall(block["comments"])) for block in found)
@@ -99,16 +110,22 @@ class Page:
             raise ValueError(
                 f"{self.path.name}: a comment for a block is not in the line before it"
             )
+        before = None  # the step of the block before, if that has one
         for block in found:
-            options = dict(COMMENT.findall(block["comments"]))
+            options, count = dict(COMMENT.findall(block["comments"])), len(self.steps)
             missing = [name for name in options.get("needs", "").split() if not find_spec(name)]
             if missing:
+                self.end = f"up to line {self._line(block)}, which needs {', '.join(missing)}"
                 break
             if "not run" not in options:
-                self._add(block, options)
+                self._add(block, options, before)
+            before = self.steps[-1] if len(self.steps) > count else None
 
-    def _add(self, block, options):
-        line = self.text.count("\n", 0, block.start("code")) + 1
+    def _line(self, block):
+        return self.text.count("\n", 0, block.start("code")) + 1
+
+    def _add(self, block, options, before):
+        line = self._line(block)
         language, code, name = block["language"], block["code"], f"{self.path.name}:{line}"
         if not language.startswith("{") and language not in LANGUAGES:
             raise ValueError(f"{name}: use one of {', '.join(LANGUAGES)}, not {language!r}")
@@ -121,13 +138,14 @@ class Page:
         elif language == "console":
             self._add_commands(block, name, options)
         elif language == "output":
-            before = self.steps[-1] if self.steps else None
             if before is None or before.kind == "file" or before.shown is not None:
                 raise ValueError(f"{name}: an output needs a block before it that prints it")
             before.shown, before.place = code, block.span("code")
             before.tolerance = tolerance_of(options)
 
     def _add_commands(self, block, name, options):
+        if not block["code"].startswith("$ "):
+            raise ValueError(f"{name}: a console block must begin with a command, after `$ `")
         for found in re.finditer(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block["code"], re.MULTILINE):
             start, end = (position + block.start("code") for position in found.span(2))
             self.steps.append(
@@ -143,8 +161,8 @@ class Page:
         Path(folder, "examples").symlink_to(ROOT / "examples")
         steps = [{"kind": s.kind, "code": s.code, "name": s.name} for s in self.steps]
         with tempfile.TemporaryDirectory() as exchange:
-            file = Path(exchange, "steps.json")
-            file.write_text(json.dumps(steps), encoding="utf-8")
+            exchange_file = Path(exchange, "steps.json")  # the process removes it at its end
+            exchange_file.write_text(json.dumps(steps), encoding="utf-8")
             environment = {
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
@@ -153,34 +171,38 @@ class Page:
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             }
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.page_process", file],
+                [sys.executable, "-m", "tests.page_process", exchange_file],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # so that a timeout can also kill the processes of a page
+                start_new_session=True,  # so that the processes that a page leaves can be killed
             )
             try:
                 process.wait(LIMIT_SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                pass
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             files = [Path(exchange, f"{number}.txt") for number in range(len(steps))]
-            texts = [file.read_text(encoding="utf-8") if file.exists() else "" for file in files]
-            texts = [text.replace(str(Path(folder).resolve()), HOME) for text in texts]
-        if process.returncode:
-            done = sum(file.exists() for file in files)
-            raise RuntimeError(f"{self.path.name} ended with {process.returncode}: {texts[:done]}")
+            texts = [file.read_text(encoding="utf-8") for file in files if file.exists()]
+            is_complete = not exchange_file.exists()
+        texts = [text.replace(str(Path(folder).resolve()), HOME) for text in texts]
+        if not is_complete:
+            raise RuntimeError(
+                f"{self.path.name} ended early, with {process.returncode}, after {texts}"
+            )
         return texts
 
     def differences(self, outputs):
         """Returns the lines of a diff from what the page shows to what its steps have printed."""
         lines = []
         for step, printed in zip(self.steps, outputs, strict=True):
-            shown = step.shown
-            if shown is None:  # nothing to compare, but a failure and a warning must be shown
-                shown, printed = "", "".join(re.findall(PROBLEM, printed))
+            # A block without an output may print anything but problems.
+            shown = GAP if step.shown is None else step.shown
             if not is_same(shown, printed, step.tolerance):
-                texts = _lines(shown), _lines(printed)
+                texts = _lines(step.shown or ""), _lines(printed.replace(PROBLEM, ""))
                 names = f"{step.name} (shown)", f"{step.name} (printed)"
                 lines += unified_diff(*texts, *names, lineterm="")
         return lines
@@ -191,7 +213,8 @@ class Page:
         for step, printed in reversed([*zip(self.steps, outputs, strict=True)]):
             if step.shown is not None and GAP not in step.shown:
                 start, end = step.place
-                text = text[:start] + "".join(f"{line}\n" for line in _lines(printed)) + text[end:]
+                lines = _lines(printed.replace(PROBLEM, ""))
+                text = text[:start] + "".join(f"{line}\n" for line in lines) + text[end:]
         self.path.write_text(text, encoding="utf-8")
 
 
@@ -216,11 +239,13 @@ def _are_same_lines(shown, printed, tolerance):
         return not printed
     first, *rest = shown
     if first == GAP:
-        ends = (printed[start:] for start in range(len(printed) + 1))
+        # A gap ends before the first problem.
+        hidden = [*takewhile(lambda line: not line.startswith(PROBLEM), printed)]
+        ends = (printed[start:] for start in range(len(hidden) + 1))
         return any(_are_same_lines(rest, end, tolerance) for end in ends)
     return (
         bool(printed)
-        and _is_same_line(first, printed[0], tolerance)
+        and _is_same_line(first, printed[0].removeprefix(PROBLEM), tolerance)
         and _are_same_lines(rest, printed[1:], tolerance)
     )
 
@@ -238,10 +263,13 @@ def _is_same_line(shown, printed, tolerance):
         return False
     found = match.groups()
     pairs = zip(NUMBER.findall(shown), found, strict=True)
-    return tolerance == inf or all(
-        isclose(*(float(number.replace(",", "")) for number in pair), rel_tol=tolerance)
-        for pair in pairs
-    )
+    return tolerance == inf or all(_is_same_number(*pair, tolerance) for pair in pairs)
+
+
+def _is_same_number(shown, printed, tolerance):
+    numbers = [float(each.replace(",", "")) for each in (shown, printed)]
+    are_whole = not {".", "e"} & {*shown, *printed}
+    return isclose(*numbers, rel_tol=0 if are_whole and tolerance == TOLERANCE else tolerance)
 
 
 def main(arguments=None):
@@ -260,7 +288,8 @@ def main(arguments=None):
             page.write(outputs)
             page = Page(path)
         lines = page.differences(outputs)
-        print(f"{path}: {'differs' if lines else 'as shown'}", *lines, sep="\n")
+        result = "differs" if lines else "as shown"
+        print(", ".join([f"{path}: {result}", *([page.end] if page.end else [])]), *lines, sep="\n")
         different |= bool(lines)
     return int(different)
 

@@ -1,9 +1,12 @@
 import os
 import re
+from contextlib import suppress
+from select import select
 
 import pytest
 
 import ignite_hooks
+from tests.page_process import PROBLEM
 from tests.pages import ROOT
 from tests.pages import Page
 from tests.pages import is_same
@@ -15,6 +18,7 @@ GENERATED = ("reference", "repository")  # by docs/conf.py, with links that work
 PAGES = [README] + [
     path for path in sorted(DOCS.rglob("*.md")) if path.relative_to(DOCS).parts[0] not in GENERATED
 ]
+LINKING = [*PAGES, ROOT / "examples" / "README.md", ROOT / "tests" / "benchmarks" / "README.md"]
 ALWAYS = ("README.md", "docs/index.md")  # the other pages run with -m exhaustive
 
 
@@ -22,36 +26,44 @@ def name_of(page):
     return page.relative_to(ROOT).as_posix()
 
 
+MARKS = {page: [] if name_of(page) in ALWAYS else ["exhaustive"] for page in PAGES}
+MARKS[DOCS / "guides" / "log_to_trackers.md"].append("trackers")
+
+
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=name_of(page), marks=() if name_of(page) in ALWAYS else slow)
-        for slow in [pytest.mark.exhaustive]
-        for page in PAGES
+        pytest.param(page, id=name_of(page), marks=[getattr(pytest.mark, each) for each in marks])
+        for page, marks in MARKS.items()
     ],
 )
 def test_the_code_of_a_page_prints_what_the_page_shows(page, tmp_path):
     page = Page(page)
     assert page.differences(page.run(tmp_path)) == []
+    if page.end is not None:
+        pytest.skip(f"as shown {page.end}")
 
 
 def anchors(page):
     """Returns the anchors of the headings of a page, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", LINKING, ids=name_of)
 def test_pages_link_to_files_and_sections_that_exist(page):
-    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text())
+    text = page.read_text()
+    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text)
+    links += [(file, "") for file in re.findall(r'(?:src|srcset)="([^"]*)"', text)]
     targets = [((page.parent / file) if file else page, section) for file, section in links]
     assert [str(file) for file, _ in targets if not file.exists()] == []
     assert [each for each in targets if each[1] and each[1] not in anchors(each[0])] == []
 
 
 def test_the_docs_name_every_public_name():
-    handlers = (DOCS / "handlers.md").read_text()
-    missing = [name for name in ignite_hooks.__all__ if name not in handlers]
+    words = {*re.findall(r"\w+", (DOCS / "handlers.md").read_text())}
+    missing = [name for name in ignite_hooks.__all__ if name not in words]
     assert missing == []
 
 
@@ -80,6 +92,8 @@ def test_each_promise_of_the_readme_is_explained_and_names_tests():
         ("loss -0.500\n", "loss 0.500\n", 0.01, False),
         ("loss 0.5\n", "loss 7,123.5e-3\n", float("inf"), True),
         ("loss 0.5\n", "loss nan\n", float("inf"), False),
+        ("step 100\n", "step 101\n", 0.01, False),
+        ("step 100\n", "step 101\n", 0.1, True),
         ("a   1\n\nb 2\n", "a 1\nb     2  \n", 0, True),
         ("a 1\n", "a 1\na 1\n", 0, False),
         ("a 1\na 1\n", "a 1\n", 0, False),
@@ -89,6 +103,9 @@ def test_each_promise_of_the_readme_is_explained_and_names_tests():
         ("a\n…\nb\n…\nd\n", "a\nx\nb\nc\nd\n", 0, True),
         ("a\n…\nb\n…\nd\n", "a\nx\nc\nd\n", 0, False),
         ("…\n", "", 0, True),
+        ("…\n", "a\nExit: at 3\n", 0, True),
+        ("…\n", f"a\n{PROBLEM}Exit: at 3\nb\n", 0, False),
+        ("…\nExit: …\n…\n", f"a\n{PROBLEM}Exit: at 3\nb\n", 0, True),
         ("", "", 0, True),
         ("saved … at 3\n", "saved /some/where at 3\n", 0, True),
         ("saved … at 3\n", "saved /some/where at 4\n", 0, False),
@@ -119,6 +136,11 @@ PROGRAM = "```python\nx = 2\nprint('x is', x)\n```"
         ("```python\nraise ValueError('no')\n```",),
         ("```python\nimport warnings\nwarnings.warn('look')\n```",),
         (PROGRAM, "```python\nx.y = 3\n```"),
+        (PROGRAM, "```python\nnext(iter([]))\n```"),
+        (PROGRAM, "```python\nprint('x', end='')\nraise ValueError('no')\n```"),
+        ("```python\nprint('x')\nraise ValueError('no')\n```", "```output\nx\n…\n```"),
+        ("```python\nfrom threading import Thread\nThread(target=any).start()\n```",),
+        ("```console\n$ python -c \"import warnings; warnings.warn('look')\"\n```",),
     ],
 )
 def test_other_outputs_failures_and_warnings_are_found(blocks, tmp_path, capsys):
@@ -126,7 +148,7 @@ def test_other_outputs_failures_and_warnings_are_found(blocks, tmp_path, capsys)
     assert "page.md: differs" in capsys.readouterr().out
 
 
-def test_blocks_run_in_order_in_one_folder_and_one_namespace(tmp_path):
+def test_blocks_run_in_order_in_one_folder_and_one_namespace(tmp_path, capsys):
     page = page_of(
         tmp_path,
         PROGRAM,
@@ -139,6 +161,9 @@ def test_blocks_run_in_order_in_one_folder_and_one_namespace(tmp_path):
         "<!-- needs: no_such_package -->\n```python\n1 / 0\n```",
     )
     assert main([str(page)]) == 0
+    assert (
+        capsys.readouterr().out == f"{page}: as shown, up to line 42, which needs no_such_package\n"
+    )
 
 
 def test_write_replaces_what_is_shown_but_for_gaps(tmp_path):
@@ -156,8 +181,15 @@ def test_write_replaces_what_is_shown_but_for_gaps(tmp_path):
     [
         (["```py\n1\n```"], "not 'py'"),
         (["- a\n\n  ```python\n  1\n  ```"], "indented or not closed"),
+        (["~~~python\n1\n~~~"], "indented or not closed"),
         (["<!-- needs: torch -->", PROGRAM], "not in the line before it"),
+        (["```console\npython train.py\n```"], "must begin with a command"),
         (["```output\n1\n```"], "an output needs a block before it"),
+        ([PROGRAM, "```text\n1\n```", "```output\n```"], "an output needs a block before it"),
+        (
+            [PROGRAM, f"<!-- not run: it is slow -->\n{PROGRAM}", "```output\n```"],
+            "an output needs a block before it",
+        ),
         ([PROGRAM, "```output\n```", "```output\n```"], "an output needs a block before it"),
     ],
 )
@@ -166,9 +198,20 @@ def test_blocks_that_would_not_be_compared_are_errors(blocks, message, tmp_path)
         Page(page_of(tmp_path, *blocks))
 
 
-def test_a_page_that_ends_its_process_is_an_error(tmp_path):
-    page = Page(page_of(tmp_path, PROGRAM, "```python\nimport os\nos._exit(3)\n```"))
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_page_that_ends_its_process_is_an_error(status, tmp_path):
+    page = Page(page_of(tmp_path, PROGRAM, f"```python\nimport os\nos._exit({status})\n```"))
     (folder := tmp_path / "empty").mkdir()
-    with pytest.raises(RuntimeError, match="ended with 3"):
+    with pytest.raises(RuntimeError, match=rf"ended early, with {status}, after \['x is 2"):
         page.run(folder)
     assert os.listdir(folder) == ["examples"]
+
+
+def test_processes_that_a_page_leaves_are_killed(tmp_path):
+    page = page_of(tmp_path, "```console\n$ cat /dev/zero >/dev/null 2>&1 & echo $!\n…\n```")
+    (folder := tmp_path / "empty").mkdir()
+    (printed,) = Page(page).run(folder)
+    with suppress(ProcessLookupError):  # it has ended already
+        process = os.pidfd_open(int(printed))  # is readable when the process has ended
+        assert select([process], [], [], 60)[0]
+        os.close(process)
