@@ -77,3 +77,8 @@ def test_without_raw_there_is_no_table():
 )
 def test_difference_of_weights(weights, expected):
     assert difference(weights, {"a": torch.zeros(2)}) == expected
+
+
+def test_a_table_of_an_unknown_contestant_is_refused():
+    with pytest.raises(ValueError, match="no contestants ours_wird"):
+        table("linear", 1, rounds=1, contestants=["ours_wired", "ours_wird"])

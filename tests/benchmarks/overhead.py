@@ -46,20 +46,27 @@ def measured(model, accumulation, rounds, contestants=CONTESTANTS, iterations=No
         contestants: the names of the contestants.
         iterations: the number of iterations that are timed; None for the number in ``MODELS``.
         options: the core and the clock.
+
+    Raises:
+        ValueError: there is no contestant of this name.
     """
+    if unknown := {*contestants} - {*CONTESTANTS}:
+        raise ValueError(f"there are no contestants {', '.join(sorted(unknown))}")
     names = [name for name in CONTESTANTS if name in {"raw", *contestants}]
     found = Rounds(names, model, accumulation, iterations or MODELS[model], **options)
     found.run(rounds)
     return found
 
 
-def table(*arguments, **options):
+def table(model, accumulation, rounds, contestants=CONTESTANTS, iterations=None):
     """Returns the lines of a table in which no contestant is missing.
+
+    The arguments are those of ``measured``.
 
     Raises:
         RuntimeError: a contestant is missing, with the reason.
     """
-    found = measured(*arguments, **options)
+    found = measured(model, accumulation, rounds, contestants, iterations)
     if found.missing:
         raise RuntimeError("; ".join(f"{name}: {why}" for name, why in found.missing.items()))
     return found.table()
