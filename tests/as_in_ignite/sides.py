@@ -84,7 +84,10 @@ DEPARTURES = {
     "the state counts steps": "state_dict() also holds optimizer_step.",
     "a batch is a pair": "A tensor is not a pair (x, y), even if its first dimension is 2.",
 }
-"""Each difference from Ignite's engine, with its reason, as in docs/differences_from_ignite.md."""
+"""Each difference from Ignite's engine, with its reason.
+
+The table is in docs/coming_from/differences_from_ignite.md, too.
+"""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,6 @@ def test_each_departure_has_a_reason():
 
 def test_the_docs_have_the_table():
     docs = Path(__file__).parents[2] / "docs"
-    page = (docs / "differences_from_ignite.md").read_text()
+    page = (docs / "coming_from" / "differences_from_ignite.md").read_text()
     rows = [f"| {name} | {reason} |" for name, reason in DEPARTURES.items()]
     assert "\n".join(rows) in page
