@@ -8,7 +8,7 @@ import pytest
 from tests.as_in_ignite.test_metrics import METRICS
 
 FOLDER = Path(__file__).parent
-PAGE = (FOLDER.parents[1] / "docs" / "with_ignite.md").read_text()
+PAGE = (FOLDER.parents[1] / "docs" / "guides" / "use_ignites_handlers.md").read_text()
 ROWS = re.findall(r"^\| (`\w+`.*?) \|", PAGE, re.MULTILINE)
 TESTS = "".join(
     path.read_text()
