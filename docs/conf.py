@@ -104,6 +104,8 @@ PACKAGES = {
 OTHER_LIBRARY = re.compile(
     r"\b(Accelerate|Avalanche|Face|HF|Ignite|Lightning|RoboOrchardLab)('s)?\s$"
 )
+# The pages with tables whose first column has the names of other libraries.
+OTHER_NAMES = ("coming_from/", "guides/use_ignites_handlers")
 LANGUAGES = {
     ".cff": "yaml",
     ".json": "json",
@@ -320,7 +322,7 @@ def _link_public_names(app: Sphinx, document: nodes.document) -> None:
         is_linked = isinstance(node.parent, nodes.reference | nodes.title | pending_xref)
         before = node.previous_sibling()
         is_foreign = before is not None and OTHER_LIBRARY.search(before.astext())
-        is_foreign = is_foreign or (page.startswith("coming_from") and _is_in_first_column(node))
+        is_foreign = is_foreign or (page.startswith(OTHER_NAMES) and _is_in_first_column(node))
         is_shown_here = page.endswith(f".{name}")
         if name in addresses and not (is_linked or is_foreign or is_shown_here):
             target = addresses[name]
