@@ -633,6 +633,11 @@ AT_THE_FIRST_BATCH = {
         ValueError,
         ("`batch_processor` must be a scalar", "shape (2, 2)", "(outputs, loss)"),
     ),
+    "swapped, with a dict": (
+        returning(lambda model, batch: (forward_and_loss(model, batch)[1], {})),
+        TypeError,
+        ("`batch_processor` must be a tensor", "got dict", "(outputs, loss)"),
+    ),
     "number as loss": (
         returning(lambda model, batch: (1, 2.0)),
         TypeError,

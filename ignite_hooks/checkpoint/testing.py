@@ -71,8 +71,8 @@ def assert_resumable(
     Raises:
         AssertionError: the runs differ; the message names the first difference.
         TypeError: ``make_trainer`` does not return a trainer.
-        ValueError: a stop is not between 1 and ``max_steps``, or ``make_trainer`` returns a trainer
-            that has resumed already.
+        ValueError: a stop is not between 1 and ``max_steps``, or the training ends before a stop,
+            or ``make_trainer`` returns a trainer that has resumed already.
     """
     check_count("max_steps", max_steps, "it says how long to train")
     stops = _checked_stops(max_steps, stops)
@@ -87,6 +87,12 @@ def assert_resumable(
             raise AssertionError(
                 f"two runs from scratch are not the same, because {difference} differs: seed all "
                 "random generators in make_trainer, before the model is made"
+            )
+        if stops[-1] > saved.steps:
+            raise ValueError(
+                f"`stops` must be steps that the training reaches, got {stops}, and it ended after "
+                f"step {saved.steps} of max_steps={max_steps}: give max_steps={saved.steps}, or "
+                "end the training later"
             )
         for stop in stops:
             resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)

@@ -176,14 +176,14 @@ def _check_loss(loss: Any, source: str) -> torch.Tensor:
         source: the name of the user's function that returned the loss, for the message: "loss_fn"
             or "batch_processor".
     """
+    # The user may have returned (loss, outputs), so the messages end with the right order.
+    order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""
     if not isinstance(loss, torch.Tensor):
         raise TypeError(
             f"the loss of `{source}` must be a tensor, got {describe_value(loss)}: return the "
-            "tensor to minimize, not a number made from it"
+            f"tensor to minimize, not a number made from it{order}"
         )
     if loss.numel() != 1:
-        # The user may have returned (loss, outputs), so the message ends with the right order.
-        order = " (it returns (outputs, loss), in this order)" if source != "loss_fn" else ""
         raise ValueError(
             f"the loss of `{source}` must be a scalar, got {describe_value(loss)}: reduce it, with "
             f".mean() for instance{order}"

@@ -46,6 +46,7 @@ A handler may still write a higher limit to the state. The run then goes on.
 _FLAG_CALLER = "a handler that set `should_terminate`"
 # The beginning of ``caller`` if a function called ``terminate()``. The function's name follows.
 _FUNCTION_PREFIX = "terminate() in "
+_CALLERS_OF_HANDLERS = ("ignite.engine.engine", "ignite_hooks.core.engine")
 # The part of ``caller`` before the number of the rank that made the request. If all ranks made the
 # request, ``caller`` has neither this part nor the number.
 _RANK_SEPARATOR = " on rank "
@@ -104,7 +105,10 @@ class StopRequest(NamedTuple):
         is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
         owner = frame.f_locals["self"] if is_method and "self" in frame.f_locals else None
         if owner is None or isinstance(owner, Engine):
-            return cls(f"{_FUNCTION_PREFIX}{code.co_name}", not resumable)
+            # If `terminate` itself is the handler, the caller is the code that fires the event.
+            is_handler = frame.f_globals.get("__name__") in _CALLERS_OF_HANDLERS
+            name = "a handler" if is_handler else code.co_name
+            return cls(f"{_FUNCTION_PREFIX}{name}", not resumable)
         # A FastaiLRFinder calls `terminate()` when its search for a learning rate has ended. The
         # training is not finished.
         resumable = resumable or isinstance(owner, TimeLimit | FastaiLRFinder)

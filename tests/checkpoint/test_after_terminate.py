@@ -217,6 +217,13 @@ def test_the_last_checkpoint_says_that_the_run_was_ended(when, tmp_path):
     assert main(["verify", str(tmp_path)]) == 0
 
 
+@pytest.mark.parametrize("event", [Events.EPOCH_COMPLETED, Events.EPOCH_COMPLETED(once=1)])
+def test_terminate_as_a_handler_is_not_named_after_its_caller(event, tmp_path):
+    start(tmp_path, end=lambda trainer: trainer.terminate, event=event).run(max_epochs=3)
+    with pytest.warns(UserWarning, match=r"terminate\(\) in a handler ended this run"):
+        start(tmp_path).run(max_epochs=3)
+
+
 @pytest.mark.parametrize("way", ["another checkpoint", "a state of Ignite's"])
 def test_a_later_load_replaces_the_end_of_the_run(way, tmp_path):
     start(tmp_path, end=early_stopping).run(max_epochs=3)

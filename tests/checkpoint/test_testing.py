@@ -15,6 +15,7 @@ from ignite_hooks import SaveCheckpoint
 from ignite_hooks import create_supervised_trainer
 from ignite_hooks.checkpoint import assert_resumable
 from ignite_hooks.checkpoint.testing import RunRecorder
+from ignite_hooks.events import TrainEvents
 from tests import reference
 from tests.reference import Noisy
 from tests.reference import batches_of
@@ -351,3 +352,13 @@ def test_only_common_iterations_are_compared():
     del one.iterations[2]
     other.iterations[2] = {}
     assert one.first_difference(other) is None
+
+
+def test_a_training_that_ends_before_a_stop_is_refused():
+    def make():
+        trainer = make_trainer()
+        trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=3), trainer.terminate)
+        return trainer
+
+    with pytest.raises(ValueError, match=r"`stops` .* it ended after step 3 of max_steps=8"):
+        assert_resumable(make, max_steps=8)
