@@ -219,7 +219,9 @@ def test_the_last_checkpoint_says_that_the_run_was_ended(when, tmp_path):
 
 @pytest.mark.parametrize("event", [Events.EPOCH_COMPLETED, Events.EPOCH_COMPLETED(once=1)])
 def test_terminate_as_a_handler_is_not_named_after_its_caller(event, tmp_path):
-    start(tmp_path, end=lambda trainer: trainer.terminate, event=event).run(max_epochs=3)
+    first = start(tmp_path)
+    first.add_event_handler(event, first.terminate)
+    first.run(max_epochs=3)
     with pytest.warns(UserWarning, match=r"terminate\(\) in a handler ended this run"):
         start(tmp_path).run(max_epochs=3)
 
