@@ -71,7 +71,7 @@ def assert_resumable(
     Raises:
         AssertionError: the runs differ; the message names the first difference.
         TypeError: ``make_trainer`` does not return a trainer.
-        ValueError: a stop is not between 1 and ``max_steps``, or the training ends before a stop,
+        ValueError: a stop is not between 1 and ``max_steps``, or the run ends before a stop,
             or ``make_trainer`` returns a trainer that has resumed already.
     """
     check_count("max_steps", max_steps, "it says how long to train")
@@ -90,9 +90,9 @@ def assert_resumable(
             )
         if stops[-1] > saved.steps:
             raise ValueError(
-                f"`stops` must be steps that the training reaches, got {stops}, and it ended after "
+                f"`stops` must be steps that the run reaches, got {stops}, and the run ended after "
                 f"step {saved.steps} of max_steps={max_steps}: give max_steps={saved.steps}, or "
-                "end the training later"
+                "end the run later"
             )
         for stop in stops:
             resumed = _train(_resume_at(_make_checked(make_trainer), directory, stop), max_steps)

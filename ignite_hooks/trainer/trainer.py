@@ -376,7 +376,7 @@ class Trainer(TrainingLoop):
         Raises:
             OSError: the directory cannot be read.
             RuntimeError: the trainer is running, or interrupted.
-            ValueError: there is no SaveCheckpoint with a metric; no checkpoint has a value of this
+            ValueError: no SaveCheckpoint keeps the best by a metric; no checkpoint has a value of this
                 metric; the checkpoint is damaged; or the model has changed since the save. In all
                 of these cases the weights stay unchanged.
         """

@@ -354,11 +354,11 @@ def test_only_common_iterations_are_compared():
     assert one.first_difference(other) is None
 
 
-def test_a_training_that_ends_before_a_stop_is_refused():
+def test_a_run_that_ends_before_a_stop_is_refused():
     def make():
         trainer = make_trainer()
         trainer.add_event_handler(TrainEvents.STEP_COMPLETED(once=3), trainer.terminate)
         return trainer
 
-    with pytest.raises(ValueError, match=r"`stops` .* it ended after step 3 of max_steps=8"):
+    with pytest.raises(ValueError, match=r"`stops` .* the run ended after step 3 of max_steps=8"):
         assert_resumable(make, max_steps=8)
