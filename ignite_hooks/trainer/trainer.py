@@ -376,9 +376,9 @@ class Trainer(TrainingLoop):
         Raises:
             OSError: the directory cannot be read.
             RuntimeError: the trainer is running, or interrupted.
-            ValueError: no SaveCheckpoint keeps the best by a metric; no checkpoint has a value of this
-                metric; the checkpoint is damaged; or the model has changed since the save. In all
-                of these cases the weights stay unchanged.
+            ValueError: no SaveCheckpoint keeps the best by a metric; no checkpoint has a value of
+                this metric; the checkpoint is damaged; or the model has changed since the save. In
+                all of these cases the weights stay unchanged.
         """
         # Imported here: most trainers never need it, and the import takes time.
         from ignite_hooks.checkpoint.best_weights import load_best_weights
