@@ -56,7 +56,8 @@ class Console(Handler):
     those of the last report of ``Throughput``. The peaks of memory are those of the attached
     handlers that measure memory. Without such handlers, they are the peaks of the process so far.
     Values that do not fit into the width are listed below their row. ``*`` marks the best value so
-    far of ``metric``.
+    far of ``metric``. Of two equal values the later one is the best: it is the value of the best
+    checkpoint.
 
     If the engine has no ``Throughput``, the Console attaches one for the time of each run; on a
     trainer also a ``MeanLoss``, unless another handler writes the metric "loss". Both report every

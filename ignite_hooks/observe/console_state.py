@@ -84,7 +84,9 @@ class ConsoleState:
         return {name: mean for name, mean in found.items() if mean is not None}
 
     def note_best(self, name: str, value: Any, mode: str, engine: Engine, step: int) -> bool:
-        """Notes a value if it is better than all before it, and returns whether it is.
+        """Notes a value if no earlier value is better, and returns whether it was noted.
+
+        Of two equal values the later one is the best, as of the checkpoints.
 
         Args:
             name: the name of the metric.
@@ -98,7 +100,7 @@ class ConsoleState:
         if isinstance(value, float) and isnan(value):
             return False
         sign, best = 1 if mode == "max" else -1, self.best
-        if best is not None and best["name"] == name and sign * value <= sign * best["value"]:
+        if best is not None and best["name"] == name and sign * value < sign * best["value"]:
             return False
         self.best = {"name": name, "value": value, "step": step, "epoch": engine.state.epoch}
         return True

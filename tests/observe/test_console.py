@@ -211,8 +211,8 @@ def test_end_within_an_epoch_has_a_row(capsys):
 @pytest.mark.parametrize(
     ("values", "mode", "marked"),
     [
-        ([0.5, 0.25, 0.75, 0.75], "max", [0, 2]),
-        ([0.5, 0.25, 0.75, 0.25], "min", [0, 1]),
+        ([0.5, 0.25, 0.75, 0.75], "max", [0, 2, 3]),
+        ([0.5, 0.25, 0.75, 0.25], "min", [0, 1, 3]),
         ([math.nan, 0.25, math.nan, 0.5], "max", [1, 3]),
         ([torch.tensor(0.5), torch.tensor(0.75)], "max", [0, 1]),
         (["good", None, 0.5, True], "max", [2]),
@@ -626,7 +626,7 @@ def test_narrow_terminal_has_the_remaining_time_and_whole_words(monkeypatch):
     with terminal(monkeypatch, 40) as opened:
         validated([0.5] * 9, console=Console(metric="val_score")).run(max_epochs=9)
     assert any(re.search(r"/36 steps, .* left$", bar) for bar in opened.bars)
-    assert opened.screen[-3:] == ["best val_score: 0.5000 at step 4, epoch", "    1", ""]
+    assert opened.screen[-3:] == ["best val_score: 0.5000 at step 36,", "    epoch 9", ""]
 
 
 def test_what_others_print_is_complete_and_in_lines_of_its_own(monkeypatch):
@@ -889,7 +889,7 @@ def test_plain_engine_is_shown_by_iterations(capsys):
     assert text.startswith("run begins, up to iteration 6 (max_epochs=2)\niteration 1 of 6 (17%)")
     assert [(row["iteration"], row["loss"]) for row in table(text)] == [
         ("3", "3.000*"),
-        ("6", "3.000"),
+        ("6", "3.000*"),
     ]
     assert "run finished at iteration 6 after" in text
 
