@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine
+from ignite.engine import State
 from torch.utils.data import DataLoader
 
 from ignite_hooks.core.engine import forget_run
 from ignite_hooks.core.engine import is_interrupted
 from ignite_hooks.core.rules import shown_type
+from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.data.sources import PlainIterable
 from ignite_hooks.data.workers import starting_workers
 from ignite_hooks.evaluation.evaluator import Evaluator
@@ -118,8 +120,7 @@ class Evaluations:
                 arguments = (
                     [without_ddp(owner.model)] if _count_required_arguments(evaluate) else []
                 )
-                metrics = evaluate(*arguments)
-                yield from _with_prefix(prefix, metrics if isinstance(metrics, Mapping) else {})
+                yield from _with_prefix(prefix, _metrics_of(evaluate(*arguments), prefix))
                 continue
             for data_name, data in self._data.items():
                 yield from _with_prefix(
@@ -179,6 +180,29 @@ def _extended_prefix(prefix: str, name: Any) -> str:
 
 def _with_prefix(prefix: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((f"{prefix}{name}", value) for name, value in metrics.items())
+
+
+def _metrics_of(result: Any, prefix: str) -> Mapping[str, Any]:
+    """Returns the metrics in the result of a callable; warns once about a result of another type.
+
+    Args:
+        result: the mapping of metrics; None for a callable that computes no metrics.
+        prefix: the beginning of the names of the metrics, for the warning.
+    """
+    if isinstance(result, Mapping):
+        return result
+    if result is not None:
+        remedy = (
+            "pass the evaluator itself, Validation(evaluator, loader)"
+            if isinstance(result, State)
+            else f'return {{"x": value}}, which is written to state.metrics as "{prefix}x"; '
+            "return None if there are no metrics"
+        )
+        warn_once(
+            f"`evaluate` must return a dict of metrics, got {shown_type(result)}; no metric of "
+            f"this validation is written to state.metrics: {remedy}"
+        )
+    return {}
 
 
 def _check_data(

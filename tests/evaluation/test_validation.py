@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from ignite.engine import Engine
 from ignite.engine import Events
+from ignite.engine import State
 from ignite.engine import create_supervised_evaluator as create_ignite_evaluator
 from ignite.metrics import Loss
 from ignite.metrics import MeanSquaredError
@@ -30,6 +31,7 @@ from ignite_hooks import TrainEvents
 from ignite_hooks import Validation
 from ignite_hooks import create_supervised_evaluator
 from ignite_hooks import create_supervised_trainer
+from ignite_hooks.core.warn_once import warn_once
 from ignite_hooks.evaluation.validation import ValidationSchedule
 from tests.reference import Noisy
 from tests.reference import batches_of
@@ -490,10 +492,21 @@ def test_other_metrics_of_the_trainer_are_left_alone():
     assert trainer.state.metrics == {"mine": 7, "val_x": 1}
 
 
-@pytest.mark.parametrize("result", [None, 0.5, [("x", 1)], "x"])
-def test_a_result_that_is_not_a_mapping_sets_no_metrics(result):
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (0.5, r'got float; no metric .*: return {"x": value}, .* "val_x"; return None'),
+        (torch.tensor(0.5), "got Tensor; no metric"),
+        ([("x", 1)], "got list; no metric"),
+        (State(metrics={"x": 1}), r"got State; .*: pass .* Validation\(evaluator, loader\)"),
+    ],
+)
+def test_a_result_that_is_no_dict_warns_once_and_sets_no_metrics(result, message):
+    warn_once.cache_clear()
     trainer = make_trainer(batches_of(1), validation=Validation(lambda: result, every_epochs=1))
-    trainer.run()
+    with pytest.warns(UserWarning, match=f"`evaluate` must return a dict .* {message}") as warned:
+        trainer.run(max_epochs=3)
+    assert len(warned) == 1
     assert trainer.state.metrics == {}
 
 
@@ -1024,6 +1037,18 @@ def draw():
     torch.rand(5)
 
 
+def to_eval(model):
+    model.eval()
+
+
+def to_train(model):
+    model.train()
+
+
+def gradients_off():
+    torch.set_grad_enabled(False)
+
+
 def odd_modes(model):
     model.eval()
     model[1].train()
@@ -1064,12 +1089,12 @@ VALIDATIONS = {
     "iterates the raw training loader": lambda t: (functools.partial(iterate, t.raw),),
     "draws": lambda t: (draw,),
     "seeds": lambda t: (functools.partial(seed, 5),),
-    "eval": lambda t: (lambda model: model.eval(),),
-    "train": lambda t: (lambda model: model.train(),),
+    "eval": lambda t: (to_eval,),
+    "train": lambda t: (to_train,),
     "odd modes": lambda t: (odd_modes,),
     "gradients": lambda t: (gradients,),
     "accumulates": lambda t: (functools.partial(accumulate, t.accelerator),),
-    "no gradients from now on": lambda t: (lambda: torch.set_grad_enabled(False),),
+    "no gradients from now on": lambda t: (gradients_off,),
 }
 
 SCHEDULES = {
@@ -1164,7 +1189,7 @@ def test_any_engine_restores_the_modes_of_the_evaluated_model(kind, make_evaluat
 @pytest.mark.parametrize("kind", [Training, TrainingByHand])
 def test_a_callable_without_argument_cannot_change_modes(kind):
     training = kind()
-    Validation(lambda: training.model.eval(), every_steps=1).attach(training.engine)
+    Validation(lambda: to_eval(training.model), every_steps=1).attach(training.engine)
     training.run()
     assert_undisturbed(training)
 
