@@ -2,8 +2,8 @@
 
 Runs in one process, on the GPU if there is one, or in several processes:
 
-    python examples/digits.py
-    python examples/digits.py --output runs/digits --resume  # continues the run in runs/digits
+    python examples/digits.py --output runs/digits
+    python examples/digits.py --output runs/digits --resume --epochs 12  # two epochs more
     python examples/digits.py --config examples/run.yaml
     torchrun --nproc_per_node 2 examples/digits.py --cpu
 """
@@ -57,8 +57,8 @@ def settings_of(args):
         folder, report = args.output / "checkpoints", ih.TrainingReport(args.output / "report.html")
         save = ih.SaveCheckpoint(folder, every_epochs=1, keep_best=1, metric="val_accuracy")
         changes |= {"checkpoint": save, "handlers": (*settings.handlers, ih.TimeLedger(), report)}
-    if args.resume:
-        changes["resume_from"] = ih.ResumeCheckpoint(folder, on_missing="start")
+        resume = ih.ResumeCheckpoint(folder, on_missing="start") if args.resume else None
+        changes["resume_from"] = resume  # never from the folder that --config names
     return config.replace(settings, **changes)
 
 
@@ -107,6 +107,7 @@ def parse_args():
     parser.add_argument("--batch-size", type=int, default=32, help="per process")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     args = parser.parse_args()
+    args.output = args.output and args.output.expanduser()  # for --output=~/x
     if args.resume and args.output is None:
         parser.error("--resume needs --output, the folder of the run to continue")
     try:

@@ -98,12 +98,12 @@ def main():
     parser.add_argument("--every", type=int, default=10, help="epochs from one PNG to the next")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     args = parser.parse_args()
+    args.output = args.output.expanduser()  # for --output=~/x
     torch.set_num_threads(1)  # so small a net is faster with one thread
     trainer = make_trainer(args.output, cpu=args.cpu)
     accelerator = trainer.accelerator
-    noise = torch.randn(64, NOISE, generator=torch.Generator().manual_seed(1)).to(
-        accelerator.device
-    )
+    noise = torch.randn(64, NOISE, generator=torch.Generator().manual_seed(1))
+    noise = noise.to(accelerator.device)
 
     @trainer.on(Events.EPOCH_COMPLETED(every=args.every))
     def draw():
@@ -113,6 +113,7 @@ def main():
             print(f"{path} shows what the generator draws")
 
     trainer.run(max_epochs=args.epochs)
+    accelerator.print(f"epoch {trainer.state.epoch}: the pictures are in {args.output}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def main():
         handlers=[speed, ih.Console(metric="val_loss", mode="min")],
     )
     trainer.run(max_steps=args.steps)
-    accelerator.print(text_after("def ", trainer.modules["model"].eval()))
+    accelerator.print(text_after("def ", model.eval()))
 
 
 def parse_args():

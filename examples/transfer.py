@@ -100,6 +100,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=30, help="at most; default: 30")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     args = parser.parse_args()
+    args.output = args.output.expanduser()  # for --output=~/x
     torch.set_num_threads(1)  # so small a net is faster with one thread
     set_seed(0)
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)  # of which some are frozen

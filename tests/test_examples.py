@@ -122,13 +122,17 @@ def test_digits_are_accurate_with_the_default_arguments(tmp_path):
     assert load_file(tmp_path / "run" / "model.safetensors")
 
 
-@pytest.mark.exhaustive
-@pytest.mark.distributed
-def test_digits_on_two_processes_are_accurate_and_printed_once(tmp_path):
+def on_two_processes(*arguments, **options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    output = python(*TORCHRUN, port, "examples/digits.py", "--cpu", "--output", tmp_path)
+    return python(*TORCHRUN, port, *arguments, "--cpu", **options)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.distributed
+def test_digits_on_two_processes_are_accurate_and_printed_once(tmp_path):
+    output = on_two_processes("examples/digits.py", "--output", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["processes"] == 2
     assert summary["optimizer_steps"] == 10 * 12  # 23 batches for each process, by two
@@ -138,6 +142,24 @@ def test_digits_on_two_processes_are_accurate_and_printed_once(tmp_path):
     read = [accuracy * 360 for accuracy in accuracies(output)]
     assert read == pytest.approx([round(number) for number in read], abs=0.02)
     assert output.count("held out accuracy") == 1
+
+
+@pytest.mark.exhaustive
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("example", "last_line", "warnings"),
+    [
+        ("gan.py", "epoch 1: the pictures", []),
+        ("segmentation.py", "[ #o]{24} ", []),
+        ("transfer.py", "test accuracy", ["find_unused_parameters=True"] * 2),
+    ],
+)
+def test_examples_print_once_on_two_processes(example, last_line, warnings, tmp_path):
+    script = ROOT / "examples" / example
+    output = on_two_processes(script, *SMALL[example], folder=tmp_path, warnings=warnings)
+    assert re.match(last_line, output.splitlines()[-1])
+    last_rows = re.findall(f"^{last_line}", output, re.MULTILINE)
+    assert len(last_rows) == (24 if example == "segmentation.py" else 1)
 
 
 @pytest.mark.slow
@@ -187,14 +209,20 @@ def test_a_settings_file_trains_like_the_command_line(tmp_path):
     assert "run.yaml: max_epoch: `run` has no field 'max_epoch'; did you mean" in errors
 
 
-def test_the_docs_show_a_whole_run_in_fifteen_lines_of_yaml(tmp_path):
+def test_the_docs_show_a_whole_run_in_fifteen_lines_of_yaml(tmp_path, monkeypatch):
     text = (ROOT / "examples" / "run.yaml").read_text()
     assert text in blocks("yaml", ROOT / "docs" / "guides" / "run_from_a_file.md")
     assert len(text.splitlines()) <= 15
     arguments = [ROOT / "examples" / "digits.py", "--cpu", *SMALL["digits.py"], "--config"]
     assert "accuracy" in python(*arguments, ROOT / "examples" / "run.yaml", folder=tmp_path)
-    saved = [path.name for path in (tmp_path / "runs" / "digits" / "checkpoints").iterdir()]
+    saved = [path.name for path in (tmp_path / "runs" / "from_file" / "checkpoints").iterdir()]
     assert any(name.startswith("step_") for name in saved)
+    # Another folder is another run. The shell does not replace a ~ that follows a =.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    output = python(*arguments, ROOT / "examples" / "run.yaml", "--output=~/other", folder=tmp_path)
+    assert "run begins" in output
+    written = [path.name for path in (tmp_path / "other").iterdir()]
+    assert {*written} >= {"checkpoints", "model.safetensors", "report.html", "summary.json"}
 
 
 @pytest.mark.exhaustive
@@ -348,6 +376,7 @@ def test_gan_that_was_stopped_draws_the_same_pictures(tmp_path):
     assert "run stopped at step" in output, errors
     again = python(*arguments, tmp_path / "stopped")
     assert "run continues after step" in again
+    assert again.splitlines()[-1].startswith("epoch 30: the pictures are in")
     output_of(unbroken)
     pictures = [
         {p.name: p.read_bytes() for p in (tmp_path / run).glob("*.png")}
