@@ -342,14 +342,24 @@ class Scheduled(Handler):
     On an engine with the handler ``OptimizerStep``, which every trainer has, ``every_steps`` counts
     committed optimizer steps: those that the loss scaler has not skipped. On any other engine,
     ``every_steps`` counts iterations. When a run starts, the handler looks for an
-    ``OptimizerStep`` on the engine.
+    ``OptimizerStep`` on the engine. A class may leave out the field of a schedule that its handlers
+    should not have.
     """
 
     every_steps: int | None
     every_epochs: int | None
 
     def attach_to(self, attachment: Attachment) -> None:
-        """Calls the handler on its schedules."""
+        """Calls the handler on its schedules.
+
+        Raises:
+            ValueError: no schedule is given, so that the handler would never act.
+        """
+        if self._interval("every_steps") is None and self._interval("every_epochs") is None:
+            raise ValueError(
+                f"a {type(self).__name__} must have a schedule, got neither `every_steps` nor "
+                "`every_epochs`: give it one, or give attach an event"
+            )
         self.on_schedule(attachment, self)
 
     def on_schedule(
@@ -368,8 +378,9 @@ class Scheduled(Handler):
                 EPOCH_COMPLETED. With ``Turn.NOTE``, ``callback`` must only note that work is due
                 (see ``is_note`` of ``on_steps``).
         """
-        if self.every_epochs is not None:
-            event = Events.EPOCH_COMPLETED(every=self.every_epochs)
+        every_epochs = self._interval("every_epochs")
+        if every_epochs is not None:
+            event = Events.EPOCH_COMPLETED(every=every_epochs)
             attachment.on(event, callback, turn=turn_by_epoch)
         self.on_steps(attachment, callback, is_note=turn_by_epoch is Turn.NOTE)
 
@@ -383,8 +394,13 @@ class Scheduled(Handler):
             callback: is called with the engine.
             is_note: as in ``Attachment.on_steps``.
         """
-        if self.every_steps is not None:
-            attachment.on_steps(self.every_steps, callback, is_note=is_note)
+        every_steps = self._interval("every_steps")
+        if every_steps is not None:
+            attachment.on_steps(every_steps, callback, is_note=is_note)
+
+    def _interval(self, name: str) -> int | None:
+        """Returns the value of a schedule; None if the class has no field for it."""
+        return getattr(self, name, None)
 
 
 @contextmanager

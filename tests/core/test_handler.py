@@ -116,6 +116,26 @@ def test_epochs_and_steps_are_independent(engine):
     assert handler.iterations == [3, 6, 8]
 
 
+def test_a_class_may_have_one_of_the_schedules(engine):
+    seen = []
+
+    @checked_dataclass
+    class ByStep(Scheduled):
+        every_steps: Every
+
+        def __call__(self, engine):
+            seen.append(engine.state.iteration)
+
+    ByStep(every_steps=3).attach(engine)
+    run(engine)
+    assert seen == [3, 6]
+
+
+def test_a_handler_whose_schedules_are_not_given_needs_an_event(engine):
+    with pytest.raises(ValueError, match="a Recorder must have a schedule, got neither"):
+        Recorder().attach(engine)
+
+
 def test_a_handler_without_a_schedule_needs_an_event(engine):
     with pytest.raises(ValueError, match="NoSchedule has no schedule of its own: give attach"):
         NoSchedule().attach(engine)
