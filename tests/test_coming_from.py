@@ -11,7 +11,7 @@ from tests.pages import Page
 PAGES = [
     path
     for path in sorted((ROOT / "docs" / "coming_from").glob("*.md"))
-    if "## Here: " in path.read_text(encoding="utf-8")
+    if path.stem not in ("index", "differences_from_ignite")
 ]
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
