@@ -36,6 +36,9 @@ MIN_FILTERED_PANELS = 13
 QUIET_SECONDS = 600
 """If a run in progress has written nothing for so long, the page says that it may be killed."""
 
+SHOWN_CHECKPOINTS = 8
+"""The number of newest checkpoints that the page shows without a click."""
+
 _SCRIPTS = (
     *("data", "texts", "choices", "x_axis", "curves", "specifications"),
     *("chart", "curve_chart", "event_strip", "tooltip", "gestures", "controls", "start"),
@@ -111,6 +114,7 @@ def render(data: PageData) -> str:
         results=compared_results(data["runs"]),
         quiet_seconds=_quiet_seconds,
         chosen_checkpoint=_chosen_checkpoint,
+        shown_checkpoints=_shown_checkpoints,
         setting_groups=_setting_groups,
     )
     page = page.lstrip()  # the macros at the top of the template leave empty lines
@@ -170,6 +174,13 @@ def _quiet_seconds(run: Run, made_at: str) -> float | None:
         return None
     quiet = (made - last).total_seconds()
     return quiet if quiet >= QUIET_SECONDS else None
+
+
+def _shown_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Returns the best checkpoint and the newest ones, of those still there, if any are."""
+    there = [each for each in checkpoints if each["is_there"]] or checkpoints
+    newest = there[-SHOWN_CHECKPOINTS:]
+    return [each for each in checkpoints if each["is_best"] or each in newest]
 
 
 def _chosen_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:

@@ -136,6 +136,27 @@ def test_checkpoint_to_load_is_the_best_that_is_there():
     assert "load_weights" not in render(data)
 
 
+def test_the_best_checkpoint_is_shown_before_removed_ones():
+    data = CASES["usual"]()
+    run = data["runs"][0]
+    kept = {**run["checkpoints"][0], "metric": None, "is_best": False}
+    run["checkpoints"] = [
+        {**kept, "path": f"step_{step:02}", "is_there": step in (3, 19), "is_best": step == 3}
+        for step in range(20)
+    ]
+
+    def rows(html):
+        return re.findall(r"<code>step_(\d\d)</code>", html)
+
+    html = render(data)
+    shown, others = html.split("<summary>18 other checkpoints</summary>")
+    assert rows(shown) == ["19", "03"]
+    assert rows(others) == [f"{step:02}" for step in reversed(range(20)) if step not in (3, 19)]
+    for each in run["checkpoints"]:
+        each["is_there"] = False
+    assert len(rows(render(data).split("<summary>11 other checkpoints</summary>")[0])) == 9
+
+
 def test_key_numbers_are_those_of_validations_first():
     data = CASES["usual"]()
     run = data["runs"][0]
