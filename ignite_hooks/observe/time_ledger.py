@@ -69,6 +69,9 @@ _ENDS = (
 _ALWAYS_SHOWN = ("validation", "checkpoint", "gc", OTHER)
 
 _MIN_AVOIDABLE_SHARE = 0.05
+# The full collection that `freeze_after` needs takes up to half a second. Below this time it would
+# cost more than it saves.
+_MIN_COLLECTION_SECONDS = 1.0
 
 
 @checked_dataclass
@@ -180,7 +183,7 @@ class TimeLedger(MetricWriter):
         seconds = self.seconds(engine)
         total = sum(seconds.values())
         for part, each in seconds.items():  # the largest comes first
-            remedy = _remedy(part, engine)
+            remedy = _remedy(part, each, engine)
             if remedy is not None and each >= _MIN_AVOIDABLE_SHARE * total > 0:
                 name = part.removeprefix("handlers/")
                 return f"{name}: {each / total:.0%} of the time. {remedy}"
@@ -346,7 +349,7 @@ def _counted(engine: Engine, accounts: TimeAccounts) -> Iterator[None]:
         accounts.stop()
 
 
-def _remedy(part: str, engine: Engine) -> str | None:
+def _remedy(part: str, seconds: float, engine: Engine) -> str | None:
     """Returns what to do if ``part`` takes long; None if its time cannot be avoided."""
     if part == "data":
         return _data_remedy(engine)
@@ -360,9 +363,11 @@ def _remedy(part: str, engine: Engine) -> str | None:
     if part == "gc":
         if attached_handlers(engine, GarbageCollector):
             return "Let the GarbageCollector collect less often, or set its `freeze_after`."
+        if seconds < _MIN_COLLECTION_SECONDS:
+            return None
         return (
-            "GarbageCollector(disable_automatic=True, freeze_after=100) collects once an epoch, "
-            "without the objects that live until the end."
+            "GarbageCollector(every_steps=1000, disable_automatic=True, freeze_after=100) collects "
+            "every 1,000 steps, without the objects that live until the end."
         )
     if part == account_of("TrainingReport"):
         return None  # the wait for the last page, once in each run
