@@ -102,6 +102,7 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
 
     Raises:
         TypeError: ``accelerator`` is not an Accelerator.
+        ValueError: several processes were started, and Accelerate has not connected them.
     """
     if accelerator is not None and not isinstance(accelerator, Accelerator):
         raise TypeError(
@@ -112,6 +113,7 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         accumulation = GradientState().plugin_kwargs
         plugin = GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
         accelerator = Accelerator(gradient_accumulation_plugin=plugin if accumulation else None)
+    _check_connection(accelerator)
     _warn_about_ignored_settings(accelerator)
     if accelerator.num_processes > 1:
         # `sync` is collective, so it is called here, on all ranks. Otherwise Ignite calls it when a
@@ -119,6 +121,22 @@ def accelerator_or_default(accelerator: Accelerator | None) -> Accelerator:
         # rank 0 waits for the other ranks forever.
         idist.sync()
     return accelerator
+
+
+def _check_connection(accelerator: Accelerator) -> None:
+    """Raises a ValueError if each of several processes would train a model of its own.
+
+    Ignite's metrics would be averaged over these models nevertheless, because torch's process
+    group exists.
+    """
+    started = os.environ.get("WORLD_SIZE", "")  # set by torchrun, or by the script of a job
+    if accelerator.num_processes == 1 and started.isdigit() and int(started) > 1:
+        raise ValueError(
+            f"`accelerator` must connect all processes, got one process, but WORLD_SIZE is "
+            f"{started}: each process would train a model of its own. Accelerate connects "
+            "processes without GPUs only if it is told to use the CPU: pass "
+            "accelerator=Accelerator(cpu=True), or use a machine with GPUs"
+        )
 
 
 def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
@@ -129,14 +147,6 @@ def _warn_about_ignored_settings(accelerator: Accelerator) -> None:
             "Accelerate ignores an FSDP plugin on this device: every process trains the whole model"
         )
     if accelerator.num_processes > 1:
-        return
-    started = os.environ.get("WORLD_SIZE", "")  # set by torchrun, or by the script of a job
-    if started.isdigit() and int(started) > 1:
-        warn_once(
-            f"WORLD_SIZE is {started}, but each process trains a model of its own, because "
-            "Accelerate connects processes without GPUs only if it is told to use the CPU: pass "
-            "accelerator=Accelerator(cpu=True), or use a machine with GPUs"
-        )
         return
     requested = _requested_processes()
     if requested is not None and requested > 1:

@@ -64,7 +64,7 @@ def test_one_process_instead_of_several_is_reported(tmp_path, words):
     assert "was asked for 2 processes and has started one" in done.stderr
 
 
-def test_processes_that_are_not_connected_are_reported(tmp_path):
+def test_processes_that_are_not_connected_are_an_error(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(ALONE.replace("cpu=True", ""))
     done = subprocess.run(
@@ -78,8 +78,8 @@ def test_processes_that_are_not_connected_are_reported(tmp_path):
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("WORLD_SIZE is 2, but each process trains a model of its own") == 2
+    assert done.returncode == 1
+    assert "got one process, but WORLD_SIZE is 2: each process would train a model" in done.stderr
 
 
 def test_number_of_processes_of_the_script_itself_is_not_reported(tmp_path):
