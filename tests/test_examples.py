@@ -211,10 +211,8 @@ def test_a_settings_file_trains_like_the_command_line(tmp_path):
     assert "run.yaml: max_epoch: `run` has no field 'max_epoch'; did you mean" in errors
 
 
-def test_the_docs_show_a_whole_run_in_fifteen_lines_of_yaml(tmp_path, monkeypatch):
-    text = (ROOT / "examples" / "run.yaml").read_text()
-    assert text in blocks("yaml", ROOT / "docs" / "guides" / "run_from_a_file.md")
-    assert len(text.splitlines()) <= 15
+def test_a_settings_file_of_fifteen_lines_is_a_whole_run(tmp_path, monkeypatch):
+    assert len((ROOT / "examples" / "run.yaml").read_text().splitlines()) <= 15
     arguments = [ROOT / "examples" / "digits.py", "--cpu", *SMALL["digits.py"], "--config"]
     assert "accuracy" in python(*arguments, ROOT / "examples" / "run.yaml", folder=tmp_path)
     saved = [path.name for path in (tmp_path / "runs" / "from_file" / "checkpoints").iterdir()]
