@@ -73,8 +73,10 @@ def best_of_run(
     elif all(each.manifest.metric_mode is None for each in run_checkpoints):
         reason = f"they do not say whether a high or a low {metrics} is better"
     else:
-        reason = f"none of them has a value of {metrics} that can be compared, for example because "
-        reason += "no validation had run"
+        reason = (
+            f"none of them has a value of {metrics} that can be compared, for example because no "
+            "validation had run"
+        )
     raise ValueError(
         f"the best checkpoint must have a metric, got {place}, which has "
         f"{len(run_checkpoints)} checkpoint(s) of the run: "

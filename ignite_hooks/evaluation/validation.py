@@ -131,10 +131,10 @@ class Validation(ValidationSchedule, Scheduled):
 
     Args:
         evaluate: an evaluator engine, or a callable that takes either no argument or the model. If
-            the callable returns a mapping, the items are its metrics. If there are no metrics, the
-            callable returns None. A warning tells of any other result, because no metric is written
-            then. To use several evaluators or callables, pass a mapping from names to them. The
-            metric ``m`` is then in ``state.metrics`` as ``val_<name>_m``.
+            the callable returns a mapping, the items are its metrics. A callable without metrics
+            returns None. For any other result a warning is given, because no metric is written. To
+            use several evaluators or callables, pass a mapping from names to them. The metric ``m``
+            is then in ``state.metrics`` as ``val_<name>_m``.
         data: the data that evaluators run on. The metric ``m`` is in ``state.metrics`` as
             ``val_m``. To use several sets of data, pass a mapping from names to them. The metric is
             then ``val_<name of the data>_m``, or with several evaluators
