@@ -515,7 +515,7 @@ def test_columns_are_aligned_and_repeated_when_they_change(capsys):
 
     trainer.run(max_epochs=4)
     lines = [
-        line for line in capsys.readouterr().out.splitlines() if "MiB" in line or "step " in line
+        line for line in capsys.readouterr().out.splitlines() if "iB" in line or "step " in line
     ]
     lines = [line for line in lines if not line.startswith(("run", " " * 2 + "float"))]
     titles = [line for line in lines if "epoch" in line]
