@@ -47,9 +47,11 @@ WARM = (
     "torch.distributed.fsdp",
     "torchdata.stateful_dataloader",
 )
+# Earlier ones may hang in the child of a fork: see `let_threads_settle`.
+FORKS_SAFELY = (3, 10, 15) <= sys.version_info < (3, 11) or sys.version_info >= (3, 11, 10)
 POLL_SECONDS = 0.01
 GRACE_SECONDS = 2  # for other ranks when one has failed, and for what ends with its parent
-DUMP_SECONDS = 0.5  # in which a rank that hangs prints where it is
+DUMP_SECONDS = 0.5  # in which ranks that hang, and their workers, print where they are
 
 
 def serve():
@@ -131,6 +133,8 @@ def become_rank(program, arguments, log):
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     faulthandler.register(signal.SIGUSR1)
+    if not FORKS_SAFELY:
+        os.register_at_fork(before=let_threads_settle)
     random.seed()
     np.random.seed()
     sys.argv = [program, *arguments]
@@ -142,6 +146,33 @@ def become_rank(program, arguments, log):
         traceback.print_exc()
     finally:
         end_interpreter(code)
+
+
+def let_threads_settle():
+    """Waits until no other thread of this process has run between two looks.
+
+    In the child of a fork, earlier versions of CPython wait for a lock of the interpreter that
+    another thread may have held at the fork (issue 112275, solved in 3.10.15, 3.11.10 and 3.12).
+    gloo's threads take this lock, without the GIL, when they release a tensor after a collective,
+    so that about one of 20,000 loader workers hung at its start on a machine under load.
+    """
+    before = None
+    for _ in range(1000):  # a thread that computes all the time does not take the lock
+        now = status_of_other_threads()
+        if now == before and not any("R (running)" in each for each in now.values()):
+            return
+        before = now
+        os.sched_yield()
+
+
+def status_of_other_threads():
+    """Returns what Linux says of each, with its state and how often it has stopped running."""
+    found, own = {}, str(threading.get_native_id())
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            if task.name != own:
+                found[task.name] = (task / "status").read_text()
+    return found
 
 
 def end_interpreter(code):
@@ -168,8 +199,9 @@ def wait_for(ranks, limit):
         if is_unwanted or time.monotonic() > end:
             is_late = not any(codes.values())
             running = [rank for rank in ranks if codes[rank] is None]
-            for rank in running:
-                os.kill(rank, signal.SIGUSR1)
+            for process in processes_of(running):  # a rank that hangs may wait for its worker
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGUSR1)
             time.sleep(DUMP_SECONDS)
             for rank in running:
                 os.kill(rank, signal.SIGKILL)

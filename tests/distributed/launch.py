@@ -66,7 +66,7 @@ def on_processes(program, folder, *arguments, count, limit=60):
         }
         reply = answer(request)
         log = "\n".join(
-            f"rank {rank} ended with {code} and wrote:\n{text_of(logs, rank)[-4000:]}"
+            f"rank {rank} ended with {code} and wrote:\n{text_of(logs, rank)[-12_000:]}"
             for rank, code in enumerate(reply["codes"])
         )
     if reply["left"]:
