@@ -60,9 +60,6 @@ _STATE_HOOKS = (
 
 # The names of torch's own attributes in the installed version. All others belong to the user.
 _MODULE_ATTRIBUTES = frozenset(vars(torch.nn.Module())) | {"_compiled_call_impl"}
-_OPTIMIZER_ATTRIBUTES = frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | {
-    *("step", "_opt_called", "_step_count"),  # set by schedulers, which wrap the method `step`
-}
 
 
 def check_model(model: Any, remedy: str) -> None:
@@ -213,8 +210,17 @@ def unsaved_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def attributes_of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Returns the attributes of an optimizer that are not in its state, except torch's own."""
-    attributes = vars(optimizer).items()
-    return {name: value for name, value in attributes if name not in _OPTIMIZER_ATTRIBUTES}
+    attributes, own = vars(optimizer).items(), _own_attributes_of_optimizers()
+    return {name: value for name, value in attributes if name not in own}
+
+
+@cache
+def _own_attributes_of_optimizers() -> frozenset[str]:
+    """Returns the names of torch's own attributes of an optimizer in the installed version."""
+    # The first optimizer of a process imports `torch._dynamo`, which takes half a second. So none
+    # is created while this package is imported.
+    by_schedulers = {"step", "_opt_called", "_step_count"}  # they wrap the method `step`
+    return frozenset(vars(torch.optim.SGD([torch.zeros(1)]))) | by_schedulers
 
 
 def empty_buffers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
