@@ -51,7 +51,7 @@ def test_table_has_a_program_that_takes_its_arguments(name):
 def test_each_table_says_where_its_figures_come_from(name):
     lines, origin = lines_of(find_tables()[name], name)
     check_lines(lines)
-    assert ORIGIN.fullmatch(origin) or origin.startswith("*Measured in November 2026, ")
+    assert ORIGIN.fullmatch(origin)
 
 
 def test_quick_run_writes_a_table_of_the_same_shape_into_a_copy(tmp_path):
