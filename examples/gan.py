@@ -48,9 +48,8 @@ def save_pictures(generator, noise, path):
     with torch.no_grad():
         pictures = F.pad(generator(noise).view(8, 8, 8, 8), (1, 1, 1, 1))  # with a black frame
     generator.train()
-    sheet = pictures.permute(0, 2, 1, 3).reshape(80, 80)
-    image = Image.fromarray((sheet * 255).byte().cpu().numpy())
-    image.resize((320, 320), Image.Resampling.NEAREST).save(path)
+    sheet = (pictures.permute(0, 2, 1, 3).reshape(80, 80) * 255).byte().cpu().numpy()
+    Image.fromarray(sheet).resize((320, 320), Image.Resampling.NEAREST).save(path)
 
 
 def make_trainer(output, *, cpu):

@@ -53,10 +53,9 @@ def make_net():
 def pretrain(net, accelerator):
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.002)
     data = DataLoader(five_digits(0, copies=4), 32, shuffle=True)
-    trainer = ih.create_supervised_trainer(
+    ih.create_supervised_trainer(
         net, optimizer, F.cross_entropy, data, accelerator=accelerator
-    )
-    trainer.run(max_epochs=5)
+    ).run(max_epochs=5)
 
 
 def train(name, net, args, accelerator, body_lr=0.003, frozen_epochs=0):
