@@ -110,7 +110,7 @@ def _global_batch(trainer: TrainingEngine, processes: int) -> int | None:
     try:
         return global_batch_size(trainer.feed.loader, processes)
     except Exception:
-        # A property of a user's loader or sampler may raise any error, and the save must go on.
+        # A property of a user's loader or sampler may raise any error, and the save must continue.
         return None
 
 

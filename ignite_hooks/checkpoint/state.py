@@ -193,7 +193,7 @@ class TrainingState:
         for name, each in self.handler_objects.held.items():
             try:
                 states |= _capture_states({name: each}, "{}", self.trainer)
-            # The run may never use the object, so the save goes on without the state of the object.
+            # The run may never use the object, so the checkpoint is made without its state.
             except Exception as error:
                 self._unsavable[name] = str(error)
         return states

@@ -289,7 +289,7 @@ def _finite_schedules(
 ) -> Iterator[tuple[Any, int]]:
     """Yields (schedule, moves left until its end) for each OneCycleLR in ``scheduler``.
 
-    If a SequentialLR goes on to its next part before a OneCycleLR ends, the OneCycleLR is left out.
+    If a SequentialLR moves to its next part before a OneCycleLR ends, the OneCycleLR is left out.
 
     Args:
         scheduler: a torch scheduler, which may be composed of others.

@@ -16,7 +16,7 @@ class StalledRanks:
     """Compares the places of ranks that make no progress.
 
     For example, a handler runs an evaluator of this package only on rank 0. The evaluator waits in
-    a collective for the other ranks. The other ranks have gone on, and wait for rank 0 in a later
+    a collective for the other ranks. The other ranks have continued, and wait for rank 0 in a later
     collective, such as that of the next backward pass.
 
     If a rank is at the same place and line of code in two successive checks, the rank writes the

@@ -39,7 +39,7 @@ TERMINATE_RUN, TERMINATE_EPOCH, INTERRUPT_RUN = (
 AT_LIMIT = "limit"
 """The value of ``should_terminate`` when a limit is reached.
 
-A handler may still write a higher limit to the state. The run then goes on.
+A handler may still write a higher limit to the state. The run then continues.
 """
 
 # The ``caller`` of a StopRequest if the flag was set without a call of ``terminate()``.

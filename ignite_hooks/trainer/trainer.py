@@ -543,7 +543,7 @@ class Trainer(TrainingLoop):
     def set_data(self, data: Iterable[Any]) -> None:
         """Makes training continue with the batches of ``data``.
 
-        If a run is in progress, its present epoch goes on with the batches of ``data``, and ends at
+        If a run is in progress, its epoch continues with the batches of ``data``, and ends at
         the end of the pass over ``data``. If the run has an ``epoch_length``, or a handler has
         written an epoch length to the state, the epoch keeps this length instead, as in Ignite.
         """
